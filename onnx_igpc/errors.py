@@ -1,0 +1,42 @@
+"""The errors a user can meet: one line that says what is wrong, where, and what to do.
+
+The exit code is part of each class, so that the command line maps an error to it in one place:
+1, a check did not hold (verification failed, a budget cannot be reached); 2, usage or unreadable
+input.
+"""
+
+from __future__ import annotations
+
+
+class IgpcError(Exception):
+    """Base of every error that is the user's to mend; ``str(error)`` is one line."""
+
+    exit_code = 2
+
+
+class UsageError(IgpcError):
+    """An option or argument that cannot be used as given."""
+
+
+class ModelError(IgpcError):
+    """A model file or graph that cannot be read, is broken, or is not supported."""
+
+
+class DataError(IgpcError):
+    """Calibration, verification or training data that cannot be used."""
+
+
+class MissingExtraError(IgpcError):
+    """An optional dependency that the requested command needs is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: "
+            f"pip install 'onnx-igpc[{extra}]' brings it"
+        )
+
+
+class CheckFailedError(IgpcError):
+    """A check on otherwise usable input did not hold."""
+
+    exit_code = 1
