@@ -1,0 +1,214 @@
+"""Tensor data that lies beside a model file: reading it safely, and writing it again.
+
+External data stays external while a model is edited: tensors are read one at a time when they are
+needed and copied from file to file when the model is written, so that memory does not grow with the
+model. The format is described in the ONNX documentation, "External Data".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnx_igpc.errors import ModelError
+
+# Names the file of newly made tensors of a model that has not been written yet. A NUL cannot be
+# part of a file's name, so that no model can refer to it.
+SCRATCH_LOCATION = "\0scratch"
+# Smaller tensors stay inside the model file, as torch and onnx themselves do it.
+MIN_EXTERNAL_BYTES = 1024
+# The runtime maps external data into memory; 4 KiB pages hold most tensors of a CNN several times,
+# so align to what vector instructions like instead.
+ALIGNMENT = 64
+_CHUNK = 1 << 24
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether the data of ``tensor`` lies outside the protobuf message."""
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def set_location(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Make ``tensor`` refer to ``length`` bytes at ``offset`` of the file ``location``."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def expected_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes that the raw data of ``tensor`` should have; ``None`` for strings and unknown types."""
+    bits = _BITS.get(tensor.data_type)
+    if bits is None:
+        return None
+    elements = 1
+    for dim in tensor.dims:
+        elements *= dim
+    return (elements * bits + 7) // 8
+
+
+def _bits_per_type() -> dict[int, int]:
+    packed = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
+    bits = {}
+    for name, number in onnx.TensorProto.DataType.items():
+        if name not in ("UNDEFINED", "STRING"):
+            itemsize = onnx.helper.tensor_dtype_to_np_dtype(number).itemsize
+            bits[number] = packed.get(name, itemsize * 8)
+    return bits
+
+
+_BITS = _bits_per_type()
+
+
+class ExternalData:
+    """Where the external tensors of one model lie, and the scratch file for new ones.
+
+    ``base_dir`` is the model file's folder; ``None`` for a model that exists only in memory, which
+    cannot have external data.
+    """
+
+    def __init__(self, base_dir: Path | None) -> None:
+        self.base_dir = base_dir
+        self._scratch: IO[bytes] | None = None
+
+    def check(self, tensor: onnx.TensorProto) -> None:
+        """Refuse a tensor whose data is not where it says or has the wrong length.
+
+        Raises:
+            ModelError: the file is missing, lies outside the model's folder, or is too short.
+        """
+        path, offset, length = self._place(tensor)
+        expected = expected_bytes(tensor)
+        if expected is not None and length != expected:
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} needs {expected} bytes, but its entry says {length}"
+            )
+        if offset + length > path.stat().st_size:
+            raise ModelError(
+                f"{path}: ends before tensor {tensor.name!r} (bytes {offset} to {offset + length}): "
+                "the file is truncated or belongs to another model"
+            )
+
+    def array(self, tensor: onnx.TensorProto) -> np.ndarray:
+        """The values of ``tensor``, external or not, with its dtype and shape.
+
+        Raises:
+            ModelError: as :meth:`check`, or the stored values do not fill the shape.
+        """
+        try:
+            if not is_external(tensor):
+                return numpy_helper.to_array(tensor)
+            inline = onnx.TensorProto(
+                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
+            )
+            inline.raw_data = self.read_bytes(tensor)
+            return numpy_helper.to_array(inline)
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+
+    def read_bytes(self, tensor: onnx.TensorProto) -> bytes:
+        """The raw bytes of an external tensor."""
+        if self._in_scratch(tensor):
+            assert self._scratch is not None
+            _, offset, length = _entries(tensor)
+            self._scratch.seek(offset)
+            return self._scratch.read(length or 0)
+        path, offset, length = self._place(tensor)
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def to_scratch(self, tensor: onnx.TensorProto) -> None:
+        """Move the raw data of a new tensor out of memory, until the model is written."""
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryFile(prefix="onnx-igpc-")  # noqa: SIM115
+        data = tensor.raw_data
+        offset = self._scratch.seek(0, 2)
+        self._scratch.write(data)
+        set_location(tensor, SCRATCH_LOCATION, offset, len(data))
+
+    def write(self, tensors: Iterable[onnx.TensorProto], file: IO[bytes]) -> dict[int, int]:
+        """Write the bytes of ``tensors`` to ``file``; returns the offset of each by its ``id``.
+
+        One tensor's bytes are in memory at a time. Offsets are multiples of 64 bytes.
+        """
+        offsets: dict[int, int] = {}
+        position = 0
+        for tensor in tensors:
+            padding = -position % ALIGNMENT
+            file.write(b"\0" * padding)
+            position += padding
+            data = self.read_bytes(tensor) if is_external(tensor) else tensor.raw_data
+            file.write(data)
+            offsets[id(tensor)] = position
+            position += len(data)
+        return offsets
+
+    def _in_scratch(self, tensor: onnx.TensorProto) -> bool:
+        return _entries(tensor)[0] == SCRATCH_LOCATION and self._scratch is not None
+
+    def _place(self, tensor: onnx.TensorProto) -> tuple[Path, int, int]:
+        """File, offset and length of an external tensor, checked to lie in the model's folder."""
+        location, offset, length = _entries(tensor)
+        if self.base_dir is None:
+            raise ModelError(
+                f"tensor {tensor.name!r} has external data ({location!r}), but the model was not "
+                "read from a file: pass its path instead"
+            )
+        path = self._resolve(tensor.name, location)
+        size = path.stat().st_size
+        return path, offset, size - offset if length is None else length
+
+    def _resolve(self, name: str, location: str) -> Path:
+        assert self.base_dir is not None
+        relative = Path(location)
+        inside = (
+            location
+            and "\0" not in location
+            and not relative.is_absolute()
+            and ".." not in relative.parts
+            and "\\" not in location
+        )
+        folder = self.base_dir.resolve()
+        if not inside or not (folder / relative).resolve().is_relative_to(folder):
+            raise ModelError(
+                f"tensor {name!r} refers to external data outside the model's folder "
+                f"({location!r}): refused"
+            )
+        path = folder / relative
+        if not path.is_file():
+            raise ModelError(
+                f"external data file {path} of tensor {name!r} is missing: "
+                "put it beside the model file"
+            )
+        return path
+
+
+def _entries(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
+    """Location, offset and length of an external tensor as written."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries["length"]) if "length" in entries else None
+    except ValueError as error:
+        raise ModelError(f"tensor {tensor.name!r} has unreadable external data: {error}") from error
+    if offset < 0 or (length is not None and length < 0):
+        raise ModelError(f"tensor {tensor.name!r} has a negative external data offset or length")
+    return entries.get("location", ""), offset, length
+
+
+def content_name(model_name: str, data: IO[bytes]) -> str:
+    """Name of the data file of the model file ``model_name``, derived from the data's content."""
+    digest = hashlib.sha256()
+    data.seek(0)
+    while chunk := data.read(_CHUNK):
+        digest.update(chunk)
+    return f"{model_name}.{digest.hexdigest()[:16]}.data"

@@ -1,0 +1,119 @@
+"""Walking everything in a ModelProto: graphs inside graphs, function bodies, tensors.
+
+All walks are iterative, so that nesting depth is limited by the file format, not by Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+
+NodeHolder = onnx.GraphProto | onnx.FunctionProto
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One list of nodes: the main graph, a sub-graph (If, Loop, Scan) or a function body.
+
+    ``parents`` are the enclosing graphs from the inside out, whose values this scope can see.
+    ``path`` says where the scope lies in words, empty for the main graph.
+    """
+
+    holder: NodeHolder
+    parents: tuple[NodeHolder, ...] = ()
+    path: str = ""
+
+    @property
+    def is_main(self) -> bool:
+        return isinstance(self.holder, onnx.GraphProto) and not self.parents
+
+    @property
+    def in_function(self) -> bool:
+        outermost = self.parents[-1] if self.parents else self.holder
+        return isinstance(outermost, onnx.FunctionProto)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs that ``node`` holds as attributes, with the attribute's name."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.name, attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            for index, graph in enumerate(attribute.graphs):
+                yield f"{attribute.name}[{index}]", graph
+
+
+def scopes(model: onnx.ModelProto) -> Iterator[Scope]:
+    """Every list of nodes in the model: the main graph first, then what it holds, then functions."""
+    pending = [Scope(model.graph)]
+    pending.extend(
+        Scope(function, path=f"function {function.name}") for function in model.functions
+    )
+    while pending:
+        scope = pending.pop(0)
+        yield scope
+        inner = []
+        for node in scope.holder.node:
+            for attribute, graph in subgraphs(node):
+                where = node.name or (node.output[0] if node.output else node.op_type)
+                path = f"{scope.path}/{where}.{attribute}".lstrip("/")
+                inner.append(Scope(graph, (scope.holder, *scope.parents), path))
+        pending[0:0] = inner
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that holds data: initializers, sparse initializers and node attributes."""
+    graphs = [scope.holder for scope in scopes(model)]
+    for training in model.training_info:
+        graphs += [training.initialization, training.algorithm]
+    for holder in graphs:
+        if isinstance(holder, onnx.GraphProto):
+            yield from holder.initializer
+            for sparse in holder.sparse_initializer:
+                yield sparse.values
+                yield sparse.indices
+        for node in holder.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("sparse_tensor"):
+                    yield attribute.sparse_tensor.values
+                    yield attribute.sparse_tensor.indices
+
+
+def all_names(model: onnx.ModelProto) -> set[str]:
+    """Every name of a node, value or initializer anywhere in the model."""
+    names: set[str] = set()
+    for scope in scopes(model):
+        holder = scope.holder
+        for node in holder.node:
+            names.add(node.name)
+            names.update(node.input)
+            names.update(node.output)
+        if isinstance(holder, onnx.GraphProto):
+            names.update(value.name for value in holder.input)
+            names.update(value.name for value in holder.output)
+            names.update(value.name for value in holder.value_info)
+            names.update(tensor.name for tensor in holder.initializer)
+            names.update(sparse.values.name for sparse in holder.sparse_initializer)
+        else:
+            names.update(holder.input)
+            names.update(holder.output)
+    names.discard("")
+    return names
+
+
+def opset_version(model: onnx.ModelProto, scope: Scope | None = None) -> int:
+    """The version of the default operator set that ``scope`` (the main graph if none) uses."""
+    imports = list(model.opset_import)
+    if scope is not None and scope.in_function:
+        outermost = scope.parents[-1] if scope.parents else scope.holder
+        assert isinstance(outermost, onnx.FunctionProto)
+        imports = list(outermost.opset_import) or imports
+    for entry in imports:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    return 1

@@ -1,0 +1,271 @@
+"""Reading and writing models without loss: one file or external data, whole or not at all.
+
+A model that is written appears under its name only when it is complete: everything goes to a
+temporary file first and is renamed into place. External data that is written has a name derived
+from its content and is renamed before the model is, so that a crash leaves either the old pair or
+the new pair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import numpy_helper
+
+from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.external_data import (
+    MIN_EXTERNAL_BYTES,
+    ExternalData,
+    content_name,
+    expected_bytes,
+    is_external,
+    set_location,
+)
+from onnx_igpc.graph_walk import tensors
+
+# A serialised protobuf message cannot be larger; leave room for what is not tensor data.
+_MAX_SINGLE_FILE = 2**31 - 2**24
+PathLike = str | os.PathLike[str]
+
+
+@dataclass
+class OpenModel:
+    """A model and the place of its external data, which stays on disk until it is needed."""
+
+    proto: onnx.ModelProto
+    data: ExternalData = field(default_factory=lambda: ExternalData(None))
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """How messages call the model."""
+        return str(self.path) if self.path else "the model"
+
+    @property
+    def has_external_data(self) -> bool:
+        return any(is_external(tensor) for tensor in tensors(self.proto))
+
+    def array(self, tensor: onnx.TensorProto) -> np.ndarray:
+        """The values of ``tensor``, read from disk if they are external."""
+        return self.data.array(tensor)
+
+    def new_tensor(self, name: str, values: np.ndarray) -> onnx.TensorProto:
+        """A tensor to put into this model; kept on disk if the model's large tensors are."""
+        tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        if self._keeps_data_outside and len(tensor.raw_data) >= MIN_EXTERNAL_BYTES:
+            self.data.to_scratch(tensor)
+        return tensor
+
+    @property
+    def _keeps_data_outside(self) -> bool:
+        if not hasattr(self, "_outside"):
+            self._outside = self.has_external_data
+        return self._outside
+
+    def materialized(self) -> onnx.ModelProto:
+        """A copy of the model with all data inside the message.
+
+        Raises:
+            ModelError: the result would not fit into one protobuf message (2 GiB).
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        external = [tensor for tensor in tensors(proto) if is_external(tensor)]
+        if sum(expected_bytes(tensor) or 0 for tensor in external) > _MAX_SINGLE_FILE:
+            raise ModelError(f"{self.name}: too large for one message; write it with save instead")
+        for tensor in external:
+            data = self.data.read_bytes(tensor)
+            tensor.ClearField("data_location")
+            del tensor.external_data[:]
+            tensor.raw_data = data
+        return proto
+
+
+def open_model(path: PathLike) -> OpenModel:
+    """Read a model file, leaving external data on disk but checking that it is there.
+
+    Raises:
+        ModelError: the file is missing, is not an ONNX model, is truncated, or its external data is
+            missing, too short or outside the model's folder.
+    """
+    file = Path(path)
+    proto = _parse(file)
+    model = OpenModel(proto, ExternalData(file.resolve().parent), file)
+    for tensor in tensors(proto):
+        if is_external(tensor):
+            model.data.check(tensor)
+        else:
+            _check_inline(file, tensor)
+    return model
+
+
+def load_model(path: PathLike) -> onnx.ModelProto:
+    """Read a model with all its data into memory.
+
+    Raises:
+        ModelError: as :func:`open_model`, or the model does not fit into one message (2 GiB).
+    """
+    model = open_model(path)
+    return model.materialized() if model.has_external_data else model.proto
+
+
+def save_model(model: onnx.ModelProto | OpenModel, path: PathLike) -> None:
+    """Write a model; the file appears whole or not at all.
+
+    Where the model has external data, or is too large for one file, its large tensors go to a file
+    ``<name>.<hash>.data`` beside it. ``model`` itself is not changed.
+
+    Raises:
+        UsageError: the folder does not exist or cannot be written to.
+        ModelError: the model cannot be serialised.
+    """
+    opened = model if isinstance(model, OpenModel) else OpenModel(model)
+    target = Path(path)
+    inline_bytes = sum(len(tensor.raw_data) for tensor in tensors(opened.proto))
+    if opened.has_external_data or inline_bytes > _MAX_SINGLE_FILE:
+        _save_with_data(opened, target)
+        return
+    try:
+        serialized = opened.proto.SerializeToString()
+    except (EncodeError, ValueError) as error:
+        raise ModelError(f"{opened.name} cannot be serialised: {error}") from error
+    write_atomically(target, lambda file: file.write(serialized))
+
+
+def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:
+    """Call ``write`` with a temporary file, then rename that file to ``path``.
+
+    Raises:
+        UsageError: the folder does not exist or the file cannot be written.
+    """
+    with temporary_file(Path(path)) as file:
+        write(file)
+        _publish(file, Path(path))
+
+
+@contextlib.contextmanager
+def temporary_file(target: Path) -> Iterator[IO[bytes]]:
+    """A temporary file in the folder of ``target``, removed unless it was renamed.
+
+    Raises:
+        UsageError: the folder does not exist or the file cannot be written.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".tmp", delete=False
+        ) as file:
+            try:
+                yield file
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot write {target}: {reason}") from error
+
+
+def _publish(file: IO[bytes], target: Path) -> None:
+    """Give a complete temporary file its name, with the permissions a new file would have."""
+    file.flush()
+    os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    Path(file.name).chmod(0o666 & ~umask)
+    Path(file.name).replace(target)
+
+
+def _save_with_data(model: OpenModel, target: Path) -> None:
+    """Write the large tensors to one data file and the rest to the model file."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    large = [
+        tensor
+        for tensor in tensors(proto)
+        if is_external(tensor) or len(tensor.raw_data) >= MIN_EXTERNAL_BYTES
+    ]
+    with temporary_file(target) as data, temporary_file(target) as file:
+        offsets = model.data.write(large, data)
+        location = content_name(target.name, data)
+        for tensor in large:
+            length = _length(tensor)
+            set_location(tensor, location, offsets[id(tensor)], length)
+        file.write(proto.SerializeToString())
+        replaced = _own_data_of(target)
+        _publish(data, target.with_name(location))
+        _publish(file, target)
+        for old in replaced - {location}:
+            target.with_name(old).unlink(missing_ok=True)
+
+
+def _length(tensor: onnx.TensorProto) -> int:
+    if not is_external(tensor):
+        return len(tensor.raw_data)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return int(entries["length"]) if "length" in entries else (expected_bytes(tensor) or 0)
+
+
+def _own_data_of(target: Path) -> set[str]:
+    """Data files that we wrote for the model that ``target`` is about to replace."""
+    if not target.is_file():
+        return set()
+    try:
+        old = _parse(target)
+    except ModelError:
+        return set()
+    locations = {
+        entry.value
+        for tensor in tensors(old)
+        if is_external(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return {name for name in locations if _is_own_name(name, target.name)}
+
+
+def _is_own_name(name: str, model_name: str) -> bool:
+    digest = name.removeprefix(f"{model_name}.").removesuffix(".data")
+    return name == f"{model_name}.{digest}.data" and len(digest) == 16 and digest.isalnum()
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    """The message in the file, without copying the file into memory first."""
+    proto = onnx.ModelProto()
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ModelError(f"{path} is empty: not an ONNX model")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                proto.ParseFromString(memoryview(mapped))
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise ModelError(f"{path} is a folder, not an ONNX model") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except DecodeError:
+        raise ModelError(f"{path} is not an ONNX model, or is truncated") from None
+    if not proto.HasField("graph") or not proto.ir_version or not proto.opset_import:
+        raise ModelError(f"{path} is not an ONNX model, or is truncated")
+    return proto
+
+
+def _check_inline(path: Path, tensor: onnx.TensorProto) -> None:
+    """Refuse raw data that does not fill the declared shape, before anything allocates for it."""
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"{path}: tensor {tensor.name!r} has a negative dimension")
+    if tensor.HasField("raw_data"):
+        expected = expected_bytes(tensor)
+        if expected is not None and expected != len(tensor.raw_data):
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} needs {expected} bytes but holds "
+                f"{len(tensor.raw_data)}: the file is damaged"
+            )
