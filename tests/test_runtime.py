@@ -1,0 +1,186 @@
+"""Sessions: providers, fallbacks, models too large for one protobuf, extra outputs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from onnx_igpc import runtime, session_source
+from onnx_igpc.errors import CheckFailedError, MissingExtraError, ModelError, UsageError
+from onnx_igpc.runtime import check_provider, make_session, provider_name, run_session
+from tests import runtime_graphs as graphs
+
+X = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+
+
+class FakeSession:
+    """A session that came up without the provider that was asked for."""
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def expected(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    w = onnx.numpy_helper.to_array(model.graph.initializer[0])[:, :, 0, 0]
+    return np.asarray(np.maximum(np.einsum("fc,bchw->bfhw", w, x), 0).mean(axis=(2, 3)))
+
+
+def test_session_from_model_and_from_path(tmp_path: Path) -> None:
+    model = graphs.classifier()
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    for source in (model, path, str(path)):
+        result = run_session(make_session(source, threads=1), {"x": X})
+        np.testing.assert_allclose(result["scores"], expected(model, X), rtol=1e-5, atol=1e-6)
+
+
+def test_extra_outputs_come_after_the_models_own(tmp_path: Path) -> None:
+    model = graphs.classifier()
+    before = model.SerializeToString()
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location="w.bin")
+    for source in (graphs.classifier(), path):
+        result = run_session(make_session(source, extra_outputs=["c", "c"]), {"x": X})
+        assert list(result) == ["scores", "c"]
+        assert result["c"].shape == (2, 5, 8, 8)
+        assert result["c"].min() < 0
+    assert graphs.classifier().SerializeToString() == before
+
+
+def test_model_with_external_data_needs_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(
+        graphs.classifier(), path, save_as_external_data=True, size_threshold=0, location="w.bin"
+    )
+    model = onnx.load(path, load_external_data=False)
+    with pytest.raises(ModelError, match="external files: pass its path"):
+        make_session(model)
+    session = make_session(model, base_dir=tmp_path)
+    want = expected(graphs.classifier(), X)
+    np.testing.assert_allclose(run_session(session, {"x": X})["scores"], want, rtol=1e-5)
+
+
+def test_model_too_large_to_serialize_goes_through_a_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(session_source, "_MAX_PROTO_BYTES", 100)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = graphs.classifier(classes=200)
+    model.doc_string = "kept"
+    before = model.SerializeToString()
+    session = make_session(model)
+    [folder] = tmp_path.iterdir()
+    assert (folder / "weights.bin").stat().st_size >= 200 * 3 * 4
+    assert (folder / "model.onnx").stat().st_size < 200 * 3 * 4
+    assert onnx.load(folder / "model.onnx").doc_string == "kept"
+    np.testing.assert_allclose(
+        run_session(session, {"x": X})["scores"], expected(model, X), rtol=1e-5, atol=1e-6
+    )
+    assert model.SerializeToString() == before
+    del session
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_unavailable_provider_says_how_to_get_it() -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(
+        UsageError, match=r"cuda is not in .* pip install 'onnx-igpc\[gpu\]'"
+    ) as raised:
+        make_session(graphs.classifier(), "cuda")
+    assert "\n" not in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
+def test_fallback_to_another_provider_is_a_failed_check() -> None:
+    log = ["noise", "2026 [E:onnxruntime:Default] Failed to load libcublas.so.12"]
+    with pytest.raises(CheckFailedError, match=r"asked for cuda but .* CPU: .*libcublas") as raised:
+        check_provider(FakeSession(), "cuda", log)  # type: ignore[arg-type]
+    assert raised.value.exit_code == 1
+    check_provider(FakeSession(), "cpu")  # type: ignore[arg-type]
+
+
+def test_fallback_inside_onnxruntime_is_caught_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The C++ side reports a provider that cannot be loaded on stderr only, and carries on."""
+    made = {}
+
+    def fall_back(*args: object, **options: object) -> FakeSession:
+        made.update(options)
+        os.write(2, b"[E:onnxruntime:Default] libcudnn.so.9: cannot open shared object file\n")
+        return FakeSession()
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: list(runtime.PROVIDERS.values())
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    monkeypatch.setattr(
+        onnxruntime, "preload_dlls", lambda: made.update(preloaded=True), raising=False
+    )
+    with pytest.raises(CheckFailedError, match=r"asked for cuda .* libcudnn.so.9: cannot open"):
+        make_session(graphs.classifier(), "cuda")
+    assert made["preloaded"]
+    assert made["enable_fallback"] == 0
+    assert made["providers"] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    with pytest.raises(CheckFailedError, match="asked for tensorrt"):
+        make_session(graphs.classifier(), "tensorrt")
+    assert made["providers"][1] == "CUDAExecutionProvider"
+
+
+def test_missing_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'onnx-igpc\[cpu\]'"):
+        make_session(graphs.classifier())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [(b"hello", "onnxruntime cannot load it"), (None, "no such model file")],
+)
+def test_unreadable_model_is_one_line(tmp_path: Path, source: bytes | None, message: str) -> None:
+    path = tmp_path / "bad.onnx"
+    if source is not None:
+        path.write_bytes(source)
+    with pytest.raises(ModelError, match=message) as raised:
+        make_session(path)
+    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_run_that_fails_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    session = make_session(graphs.classifier())
+    with pytest.raises(ModelError, match=r"cannot run on x \[2, 4, 8, 8\]") as raised:
+        run_session(session, {"x": np.zeros((2, 4, 8, 8), np.float32)})
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_session_is_quiet_about_weights_listed_as_inputs(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    model = graphs.classifier()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", 1, [5, 3, 1, 1]))
+    make_session(model)
+    assert capfd.readouterr().err == ""
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(UsageError, match="unknown execution provider 'gpu'"):
+        make_session(graphs.classifier(), "gpu")
+    with pytest.raises(UsageError, match="threads"):
+        make_session(graphs.classifier(), threads=0)
+    with pytest.raises(UsageError, match="optimization"):
+        make_session(graphs.classifier(), optimization="most")
+    with pytest.raises(ModelError, match="no node of the model computes 'nothing'"):
+        make_session(graphs.classifier(), extra_outputs=["nothing"])
+    assert provider_name("CUDA") == provider_name("CUDAExecutionProvider")
