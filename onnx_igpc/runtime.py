@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 
 from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, ModelError, UsageError
-from onnx_igpc.session_source import session_source
+from onnx_igpc.session_source import AnyModel, session_source
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",
@@ -106,20 +105,18 @@ def provider_label(name: str) -> str:
 
 
 def make_session(
-    model: onnx.ModelProto | str | os.PathLike[str],
+    model: AnyModel,
     provider: str = "cpu",
     *,
     threads: int | None = None,
     optimization: str = "all",
     profile: str | os.PathLike[str] | None = None,
     extra_outputs: Sequence[str] = (),
-    base_dir: str | os.PathLike[str] | None = None,
 ) -> Session:
     """An ``onnxruntime.InferenceSession`` that runs on the provider asked for.
 
-    model: a path, or a ModelProto (of any size: beyond protobuf's 2 GiB it goes through a temporary
-    folder that lives as long as the session). base_dir: the folder of a ModelProto's external data.
-    threads: intra-operator
+    model: a path, a ModelProto or an OpenModel, of any size: what does not fit into one protobuf
+    message goes through a temporary folder that lives as long as the session. threads: intra-operator
     threads, None for onnxruntime's choice. optimization: none, basic, extended or all. profile: the
     prefix of the profile file, which ``session.end_profiling()`` writes and names. extra_outputs:
     names of inner tensors that become graph outputs after the model's own.
@@ -132,8 +129,8 @@ def make_session(
     wanted = provider_name(provider)
     providers = _provider_chain(runtime, wanted)
     options = _session_options(runtime, threads, optimization, profile)
-    label = "the model" if isinstance(model, onnx.ModelProto) else str(model)
-    source = session_source(model, extra_outputs, base_dir)
+    label = str(model) if isinstance(model, (str, os.PathLike)) else "the model"
+    source = session_source(model, extra_outputs)
     if source.external_dir is not None:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(source.external_dir))

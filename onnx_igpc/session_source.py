@@ -1,7 +1,7 @@
-"""What a session is made from: a model file, or a ModelProto in a form that onnxruntime takes.
+"""What a session is made from: a model file, or a model in memory in a form that onnxruntime takes.
 
-Inner tensors can be made outputs on the way. A ModelProto beyond protobuf's limit of 2 GiB is written
-to a temporary folder with its weights in a file of their own.
+Inner tensors can be made outputs on the way. A model that does not fit into one protobuf message
+(2 GiB) is written to a temporary folder, with its weights in a file of their own.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.external_data import ALIGNMENT, MIN_EXTERNAL_BYTES, is_external, set_location
+from onnx_igpc.external_data import SCRATCH_LOCATION, is_external
+from onnx_igpc.graph_walk import tensors
+from onnx_igpc.model_io import OpenModel, open_model, save_model
 
 # protobuf stops at 2 GiB; what is not a weight needs room too
-_MAX_PROTO_BYTES = 2**31 - 2**22
-_DATA_FILE = "weights.bin"
+_MAX_PROTO_BYTES = 2**31 - 2**24
+
+AnyModel = onnx.ModelProto | OpenModel | str | os.PathLike[str]
+"""A model that a session can be made from: in memory, or a path."""
 
 
 @dataclass(frozen=True)
@@ -34,44 +37,37 @@ class SessionSource:
     folder: tempfile.TemporaryDirectory[str] | None = None
 
 
-def session_source(
-    model: onnx.ModelProto | str | os.PathLike[str],
-    extra_outputs: Sequence[str] = (),
-    base_dir: str | os.PathLike[str] | None = None,
-) -> SessionSource:
+def session_source(model: AnyModel, extra_outputs: Sequence[str] = ()) -> SessionSource:
     """A model as onnxruntime takes it, with the tensors ``extra_outputs`` as further graph outputs.
 
-    base_dir: the folder of a ModelProto's external data. The model is left as it is. Raises
-    ModelError for a file that is missing or not a model, an extra output that no node computes, and
-    a ModelProto with external data but no ``base_dir``.
+    The model is left as it is. Raises ModelError for a file that is missing or not a model, an extra
+    output that no node computes, and a ModelProto whose weights lie in files.
     """
-    if not isinstance(model, onnx.ModelProto):
-        path = Path(model)
-        if not path.is_file():
-            raise ModelError(f"{path}: no such model file")
-        if not extra_outputs:
-            return SessionSource(str(path))
-        base_dir = path.parent
-        model = _load_graph(path)
-    external = any(is_external(tensor) for tensor in model.graph.initializer)
-    if external and base_dir is None:
-        raise ModelError("the model's weights lie in external files: pass its path instead")
-    external_dir = Path(base_dir).resolve() if base_dir is not None else None
+    if isinstance(model, (str, os.PathLike)) and not extra_outputs:
+        if not Path(model).is_file():
+            raise ModelError(f"{model}: no such model file")
+        return SessionSource(os.fspath(model))
+    opened = _opened(model)
     if extra_outputs:
-        model = _with_outputs(model, extra_outputs)
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < _MAX_PROTO_BYTES:
-        return SessionSource(model.SerializeToString(), external_dir)
-    if external:
-        raise ModelError("the model is beyond 2 GiB, partly in external files: save it first")
+        proto = _with_outputs(opened.proto, extra_outputs)
+        opened = OpenModel(proto, opened.data, opened.path)
+    external = [tensor for tensor in tensors(opened.proto) if is_external(tensor)]
+    if external and opened.data.base_dir is None:
+        raise ModelError("the model's weights lie in external files: pass its path instead")
+    scratch = any(entry.value == SCRATCH_LOCATION for t in external for entry in t.external_data)
+    inline_bytes = sum(len(tensor.raw_data) for tensor in tensors(opened.proto))
+    if inline_bytes < _MAX_PROTO_BYTES and not scratch:
+        return SessionSource(opened.proto.SerializeToString(), opened.data.base_dir)
     folder = tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True)
-    return SessionSource(str(_spill(model, Path(folder.name))), folder=folder)
+    path = Path(folder.name) / "model.onnx"
+    save_model(opened, path)
+    return SessionSource(str(path), folder=folder)
 
 
-def _load_graph(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf raises several unrelated types
-        raise ModelError(f"{path}: not an ONNX model: {' '.join(str(error).split())}") from error
+def _opened(model: AnyModel) -> OpenModel:
+    if isinstance(model, OpenModel):
+        return model
+    return OpenModel(model) if isinstance(model, onnx.ModelProto) else open_model(model)
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -87,36 +83,3 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
             # Without a type: onnxruntime infers it, as it does for every inner tensor.
             copy.graph.output.add().name = name
     return copy
-
-
-def _spill(model: onnx.ModelProto, folder: Path) -> Path:
-    """Write a model whose large initializers lie in one external file; the model is unchanged."""
-    slim = onnx.ModelProto()
-    _copy_fields(model, slim, without="graph")
-    _copy_fields(model.graph, slim.graph, without="initializer")
-    with (folder / _DATA_FILE).open("wb") as weights:
-        for tensor in model.graph.initializer:
-            target = slim.graph.initializer.add()
-            if len(tensor.raw_data) < MIN_EXTERNAL_BYTES:
-                target.CopyFrom(tensor)
-                continue
-            target.name, target.data_type = tensor.name, tensor.data_type
-            target.dims.extend(tensor.dims)
-            weights.write(b"\0" * (-weights.tell() % ALIGNMENT))
-            set_location(target, _DATA_FILE, weights.tell(), len(tensor.raw_data))
-            weights.write(tensor.raw_data)
-    path = folder / "model.onnx"
-    path.write_bytes(slim.SerializeToString())
-    return path
-
-
-def _copy_fields(source: Any, target: Any, without: str) -> None:
-    for field, value in source.ListFields():
-        if field.name == without:
-            continue
-        if hasattr(value, "extend"):
-            getattr(target, field.name).extend(value)
-        elif hasattr(value, "CopyFrom"):
-            getattr(target, field.name).CopyFrom(value)
-        else:
-            setattr(target, field.name, value)
