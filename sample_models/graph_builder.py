@@ -54,7 +54,7 @@ class GraphBuilder:
         size: (height, width) of the input image; the batch dimension stays dynamic.
         channels: channels of the input image.
         seed: seed of the weights. Each tensor is drawn from the seed and its own name, so a layer
-            has the same weights in every variant of a network that has it.
+            has the same weights in every variant of a network that draws it by the same rule.
     """
 
     def __init__(self, name: str, size: tuple[int, int], *, channels: int = 3, seed: int = 0):
