@@ -1,0 +1,1 @@
+"""What measures the product against published numbers and other tools; never part of a test run."""
