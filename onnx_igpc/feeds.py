@@ -135,7 +135,11 @@ def resolve_shapes(
 
 
 def random_inputs(
-    inputs: Sequence[InputSpec], *, batch: int = 1, seed: int = 0, shapes: Shapes | None = None
+    inputs: Sequence[InputSpec],
+    *,
+    batch: int = 1,
+    seed: int | Sequence[int] = 0,
+    shapes: Shapes | None = None,
 ) -> dict[str, np.ndarray]:
     """Seeded random arrays for a model's inputs, by name, shaped as :func:`resolve_shapes` says.
 

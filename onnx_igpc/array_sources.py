@@ -1,0 +1,173 @@
+"""Arrays in .npy and .npz files, read row by row so that memory does not grow with the file.
+
+The arrays of an .npz are named as the model's inputs; ``labels`` is optional. Where the model has
+one input and the file one array besides the labels, the name need not match. Pickled objects are
+never loaded.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from onnx_igpc.errors import DataError
+from onnx_igpc.feeds import InputSpec
+
+LABELS = "labels"
+Row = tuple[dict[str, np.ndarray], int | None]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """shape and dtype of an array, and where it lies: a member of an .npz, or the .npy itself."""
+
+    file: Path
+    member: str | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran_order: bool
+
+
+class ArrayFile:
+    """The samples of one .npy or .npz file.
+
+    An array with as many dimensions as the input holds one sample a row; one with a dimension less is
+    a single sample. Raises DataError where arrays are missing, do not fit the inputs, or differ in
+    length.
+    """
+
+    def __init__(self, path: Path, inputs: Sequence[InputSpec]) -> None:
+        self._path = path
+        headers = _headers(path)
+        label_header = headers.pop(LABELS, None) if LABELS not in _names(inputs) else None
+        self._arrays = _by_input(path, headers, inputs)
+        self._dtypes = {spec.name: spec.dtype for spec in inputs}
+        lengths = {_check_fits(path, self._arrays[spec.name], spec) for spec in inputs}
+        self._single = lengths == {None}
+        counts = {1 if length is None else length for length in lengths}
+        if len(counts) != 1:
+            raise DataError(
+                f"{path}: the arrays hold different numbers of samples: {sorted(counts)}"
+            )
+        [self.count] = counts
+        self.labels = None if label_header is None else _labels(label_header, self.count)
+
+    def read(self, chosen: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """The samples at the chosen positions, ascending, without the batch dimension."""
+        rows = {
+            name: iter([_whole(header)]) if self._single else _rows(header)
+            for name, header in self._arrays.items()
+        }
+        wanted = set(chosen)
+        for position in range(max(wanted, default=-1) + 1):
+            values = {name: next(row) for name, row in rows.items()}
+            if position in wanted:
+                yield {name: v.astype(self._dtypes[name]) for name, v in values.items()}
+
+
+def _names(inputs: Sequence[InputSpec]) -> set[str]:
+    return {spec.name for spec in inputs}
+
+
+def _by_input(
+    path: Path, headers: Mapping[str, _Header], inputs: Sequence[InputSpec]
+) -> dict[str, _Header]:
+    if len(inputs) == 1 and len(headers) == 1:
+        return {inputs[0].name: next(iter(headers.values()))}
+    if missing := [spec.name for spec in inputs if spec.name not in headers]:
+        have = ", ".join(headers) or "none"
+        raise DataError(
+            f"{path}: no array named {missing[0]!r}, as the model's input; it has {have}"
+        )
+    return {spec.name: headers[spec.name] for spec in inputs}
+
+
+def _check_fits(path: Path, header: _Header, spec: InputSpec) -> int | None:
+    """The number of samples, None for a single one without a batch dimension."""
+    shape, single = header.shape, len(header.shape) == len(spec.shape) - 1
+    row = shape if single else shape[1:]
+    fits = len(row) == len(spec.shape) - 1 and all(
+        not isinstance(dim, int) or dim == size
+        for dim, size in zip(spec.shape[1:], row, strict=True)
+    )
+    if not fits or not spec.shape:
+        raise DataError(f"{path}: an array of shape {list(shape)} does not fit {spec.describe()}")
+    kinds = ("f", "iu", "b")
+    if not any(header.dtype.kind in kind and spec.dtype.kind in kind for kind in kinds):
+        raise DataError(
+            f"{path}: an array of {header.dtype} cannot be fed to {spec.describe()}: arrays are fed "
+            "as they are, so scale and convert it first"
+        )
+    return None if single else shape[0]
+
+
+def _labels(header: _Header, count: int) -> tuple[int, ...]:
+    values = _whole(header)
+    if values.dtype.kind not in "iu" or values.size != count:
+        raise DataError(
+            f"{header.file}: labels must be {count} integers, "
+            f"not {values.dtype} of shape {list(values.shape)}"
+        )
+    return tuple(int(value) for value in values.reshape(-1))
+
+
+def _headers(path: Path) -> dict[str, _Header]:
+    """The arrays of a file by name, without their data; an .npy has one named as the file."""
+    try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                return {path.stem: _header(path, None, file)}
+        found = {}
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                with archive.open(member) as stream:
+                    found[member.removesuffix(".npy")] = _header(path, member, stream)
+        return found
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a readable NumPy file: {error}") from error
+
+
+def _header(path: Path, member: str | None, file: IO[bytes]) -> _Header:
+    version = np.lib.format.read_magic(file)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran_order, dtype = read(file)
+    if dtype.hasobject:
+        raise DataError(
+            f"{path}: {member or 'the array'} holds Python objects, which are not loaded"
+        )
+    return _Header(path, member, shape, dtype, fortran_order)
+
+
+def _whole(header: _Header) -> np.ndarray:
+    values = np.load(header.file, allow_pickle=False)
+    return np.asarray(
+        values if header.member is None else values[header.member.removesuffix(".npy")]
+    )
+
+
+def _rows(header: _Header) -> Iterator[np.ndarray]:
+    """The rows of an array one after the other, from the open file."""
+    if header.member is None:
+        yield from np.load(header.file, mmap_mode="r", allow_pickle=False)
+        return
+    if header.fortran_order:  # rows are not contiguous in the file
+        yield from _whole(header)
+        return
+    row_bytes = int(np.prod(header.shape[1:], dtype=np.int64)) * header.dtype.itemsize
+    try:
+        with zipfile.ZipFile(header.file) as archive, archive.open(header.member) as stream:
+            _header(header.file, header.member, stream)  # leaves the stream at the data
+            for _ in range(header.shape[0]):
+                data = stream.read(row_bytes)
+                yield np.frombuffer(data, header.dtype).reshape(header.shape[1:])
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{header.file}: {header.member} is damaged: {error}") from error

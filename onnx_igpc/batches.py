@@ -1,0 +1,147 @@
+"""Batches of model inputs, and random ones for where there is no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from onnx_igpc.errors import UsageError
+from onnx_igpc.feeds import InputSpec, Shapes, random_inputs, resolve_shapes
+from onnx_igpc.preprocessing import Preprocessing
+
+Sample = tuple[dict[str, np.ndarray], int | None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """feeds: arrays by input name, the first dimension being the batch. labels: int64[count] or None.
+
+    count: the samples in it. Feeds have more rows only where the model's batch is fixed and the data
+    ran out: the last sample is repeated, and results beyond ``count`` mean nothing.
+    """
+
+    feeds: dict[str, np.ndarray]
+    labels: np.ndarray | None
+    count: int
+
+
+class Data(Protocol):
+    """What :func:`open_data` and :func:`random_data` give; iterate as often as needed.
+
+    size: number of samples. labelled: whether batches have labels. classes: names of the classes
+    that labels count; None where labels are indices by themselves. preprocessing: what was applied to
+    images, None for arrays. skipped: unreadable images of the latest iteration, with the reason.
+    """
+
+    size: int
+    labelled: bool
+    classes: tuple[str, ...] | None
+    preprocessing: Preprocessing | None
+    skipped: list[str]
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says about the data, as JSON values."""
+
+
+class BatchedData:
+    """What is the same for every source: batching and the description; a source gives samples."""
+
+    def __init__(self, source: str, inputs: Sequence[InputSpec], batch_size: int) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch size must be at least 1, not {batch_size}")
+        fixed = [spec.fixed_batch for spec in inputs if spec.fixed_batch is not None]
+        self._fixed = fixed[0] if fixed else None
+        self._batch_size = self._fixed or batch_size
+        self._source = source
+        self.size = 0
+        self.labelled = False
+        self.classes: tuple[str, ...] | None = None
+        self.preprocessing: Preprocessing | None = None
+        self.skipped: list[str] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.skipped = []
+        pending: list[Sample] = []
+        for sample in self._samples():
+            # Images of a network with a dynamic size can differ: those of one size run together.
+            if pending and (len(pending) == self._batch_size or not _stackable(pending[0], sample)):
+                yield self._batch(pending)
+                pending = []
+            pending.append(sample)
+        if pending:
+            yield self._batch(pending)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "source": self._source,
+            "samples": self.size,
+            "labelled": self.labelled,
+            "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
+            "skipped": list(self.skipped),
+        }
+
+    def _samples(self) -> Iterator[Sample]:
+        raise NotImplementedError
+
+    def _batch(self, samples: list[Sample]) -> Batch:
+        count = len(samples)
+        rows = samples + [samples[-1]] * ((self._fixed or count) - count)
+        feeds = {name: np.stack([row[0][name] for row in rows]) for name in rows[0][0]}
+        labels = np.array([label for _, label in samples], np.int64) if self.labelled else None
+        return Batch(feeds, labels, count)
+
+
+class _RandomData(BatchedData):
+    def __init__(
+        self,
+        inputs: Sequence[InputSpec],
+        samples: int,
+        batch_size: int,
+        seed: int,
+        shapes: Shapes | None,
+    ) -> None:
+        super().__init__("random", inputs, batch_size)
+        resolved = resolve_shapes(inputs, 1, shapes)
+        self._inputs = [InputSpec(spec.name, spec.dtype, resolved[spec.name]) for spec in inputs]
+        # Inputs without a dimension, or with different first ones, have no batch to stack.
+        self._stacked = len({spec.fixed_batch for spec in inputs if spec.shape}) == 1 and all(
+            spec.shape for spec in inputs
+        )
+        self._seed = seed
+        self.size = samples
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._stacked:
+            yield from super().__iter__()
+            return
+        for i in range(self.size):
+            feeds = random_inputs(self._inputs, seed=(self._seed, i))
+            yield Batch(feeds, None, max(len(v) if v.ndim else 1 for v in feeds.values()))
+
+    def _samples(self) -> Iterator[Sample]:
+        # One sample at a time, so that the same seed gives the same samples at every batch size.
+        single = [InputSpec(spec.name, spec.dtype, (1, *spec.shape[1:])) for spec in self._inputs]
+        for i in range(self.size):
+            feeds = random_inputs(single, seed=(self._seed, i))
+            yield {name: values[0] for name, values in feeds.items()}, None
+
+
+def random_data(
+    inputs: Sequence[InputSpec],
+    *,
+    samples: int = 8,
+    batch_size: int = 8,
+    seed: int = 0,
+    shapes: Shapes | None = None,
+) -> Data:
+    """Seeded random samples in the form of :func:`open_data`, without labels."""
+    return _RandomData(inputs, samples, batch_size, seed, shapes)
+
+
+def _stackable(first: Sample, second: Sample) -> bool:
+    return all(first[0][name].shape == second[0][name].shape for name in first[0])

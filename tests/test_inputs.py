@@ -1,0 +1,327 @@
+"""Data sources: order, labels, subsets, streaming, and what is refused before or during a run."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from onnx_igpc.batches import Data, random_data
+from onnx_igpc.errors import DataError, UsageError
+from onnx_igpc.feeds import InputSpec
+from onnx_igpc.image_sources import labelled_by_folder, spread
+from onnx_igpc.inputs import open_data
+from onnx_igpc.preprocessing import Preprocessing
+
+F32 = np.dtype(np.float32)
+SPEC = InputSpec("x", F32, ("n", 3, 4, 4))
+PLAIN = Preprocessing(scale=1.0)
+
+
+def png(value: int, size: int = 4) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_folder(root: Path, files: Mapping[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
+    mode = "w:gz" if path.suffix in (".gz", ".tgz") else "w"
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def values(data: Data) -> list[int]:
+    """The gray value of every sample: which image it was."""
+    return [int(v) for batch in data for v in batch.feeds["x"][: batch.count, 0, 0, 0]]
+
+
+def labels(data: Data) -> list[int]:
+    found: list[int] = []
+    for batch in data:
+        assert batch.labels is not None
+        assert batch.labels.dtype == np.int64
+        found += batch.labels.tolist()
+    return found
+
+
+CLASSES = {"cat/b.png": png(1), "cat/a.png": png(2), "ant/c.PNG": png(3), "ant/notes.txt": b"x"}
+
+
+def test_class_folders_are_counted_in_sorted_order(tmp_path: Path) -> None:
+    data = open_data(write_folder(tmp_path, CLASSES), [SPEC], PLAIN, batch_size=2)
+    assert values(data) == [3, 2, 1]
+    assert labels(data) == [0, 1, 1]
+    assert data.classes == ("ant", "cat")
+    assert [batch.count for batch in data] == [2, 1]
+    assert values(data) == [3, 2, 1]  # a second pass gives the same
+    assert data.preprocessing == Preprocessing(
+        resize=4, crop=4, scale=1.0, layout="nchw", color="rgb"
+    )
+
+
+def test_integer_folders_are_class_indices(tmp_path: Path) -> None:
+    files = {"0010/a.png": png(1), "0002/b.png": png(2), "0002/deep/c.png": png(3)}
+    data = open_data(write_folder(tmp_path, files), [SPEC], PLAIN)
+    assert (values(data), labels(data), data.classes) == ([2, 3, 1], [2, 2, 10], None)
+
+
+def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    data = open_data(write_folder(tmp_path, {"b.png": png(1), "a.png": png(2)}), [SPEC], PLAIN)
+    assert not data.labelled
+    assert values(data) == [2, 1]
+    assert next(iter(data)).labels is None
+
+
+def test_parts_of_a_data_set_are_not_classes(tmp_path: Path) -> None:
+    files = {"set/train/cat/a.png": png(1), "set/test/cat/b.png": png(2)}
+    with pytest.raises(
+        DataError, match=r"parts test, train of a data set: name one, as .*/set/train"
+    ):
+        open_data(write_folder(tmp_path, files), [SPEC])
+    assert values(open_data(tmp_path / "set/test", [SPEC], PLAIN)) == [2]
+
+
+@pytest.mark.parametrize("name", ["s.tar", "s.tar.gz", "s.tgz"])
+def test_tar_gives_what_the_folder_gives(tmp_path: Path, name: str) -> None:
+    files = {f"top/{key}": content for key, content in CLASSES.items()}
+    data = open_data(write_tar(tmp_path / name, files), [SPEC], PLAIN, batch_size=2)
+    assert (values(data), labels(data)) == ([1, 2, 3], [1, 1, 0])  # in archive order
+    inside = open_data(tmp_path / name / "top/cat", [SPEC], PLAIN)
+    assert values(inside) == [1, 2]
+    assert not inside.labelled
+
+
+def test_webdataset_shards(tmp_path: Path) -> None:
+    write_tar(tmp_path / "1.tar", {"00.png": png(3), "00.cls": b"7"})
+    write_tar(
+        tmp_path / "0.tar",
+        {"00.cls": b"5\n", "00.png": png(1), "01.jpg.png": png(2), "01.cls": b"6"},
+    )
+    data = open_data(tmp_path, [SPEC], PLAIN)
+    assert (values(data), labels(data)) == ([1, 2, 3], [5, 6, 7])
+    write_tar(tmp_path / "1.tar", {"00.png": png(3)})
+    with pytest.raises(DataError, match=r"00\.png has no .cls"):
+        open_data(tmp_path, [SPEC])
+    write_tar(tmp_path / "1.tar", {"00.png": png(3), "00.cls": b"cat"})
+    with pytest.raises(DataError, match=r"00\.cls holds no class index"):
+        open_data(tmp_path, [SPEC])
+
+
+def test_tar_stops_reading_after_the_last_chosen_image(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", {f"{i}.png": png(i) for i in range(8)})
+    assert values(open_data(path, [SPEC], PLAIN, samples=2)) == [0, 4]
+
+
+@pytest.mark.parametrize("keep", [700, 1300])
+def test_damaged_archive_is_one_line(tmp_path: Path, keep: int) -> None:
+    path = write_tar(tmp_path / "s.tar", {f"{i}.png": png(i) for i in range(8)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match="cannot be read as a tar archive"):
+        values(open_data(path, [SPEC]))
+    (tmp_path / "b.tar.gz").write_bytes(b"no")
+    with pytest.raises(DataError, match="cannot be read as a tar archive"):
+        open_data(tmp_path / "b.tar.gz", [SPEC])
+
+
+def test_few_corrupt_images_are_skipped_and_named(tmp_path: Path) -> None:
+    files = {f"{i:03}.png": png(i) for i in range(200)} | {"007.png": b"broken"}
+    data = open_data(write_folder(tmp_path, files), [SPEC], PLAIN)
+    for _ in range(2):
+        assert len(values(data)) == 199
+        [skipped] = data.skipped
+        assert skipped.startswith("007.png: ")
+    assert data.describe()["skipped"] == data.skipped
+
+
+def test_many_corrupt_images_are_refused(tmp_path: Path) -> None:
+    files = {f"{i:03}.png": png(i) for i in range(200)}
+    files |= {f"{i:03}.png": b"broken" for i in (3, 5, 9)}
+    data = open_data(write_folder(tmp_path, files), [SPEC])
+    with pytest.raises(DataError, match=r"more than 1% of 200 images cannot be read: 003.png"):
+        list(data)
+
+
+def test_samples_come_from_all_classes(tmp_path: Path) -> None:
+    files = {f"{c}/{i}.png": png(10 * c + i) for c in range(3) for i in range(6)}
+    root = write_folder(tmp_path, files)
+    assert labels(open_data(root, [SPEC], samples=6)) == [0, 0, 1, 1, 2, 2]
+    assert values(open_data(root, [SPEC], PLAIN, samples=3)) == [0, 10, 20]
+
+
+@given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8), samples=st.integers(1, 60))
+def test_spread_is_balanced(sizes: list[int], samples: int) -> None:
+    labelling = [c for c, size in enumerate(sizes) for _ in range(size)]
+    chosen = spread(labelling, len(labelling), samples)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(samples, len(labelling))
+    counts = Counter(labelling[i] for i in chosen)
+    unfinished = [counts[c] for c, size in enumerate(sizes) if counts[c] < size]
+    if unfinished:
+        assert max(counts.values()) - min(unfinished) <= 1
+    evenly = spread(None, len(labelling), samples)
+    assert len(evenly) == len(chosen)
+    gaps = np.diff(evenly)
+    assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_class_level_is_below_single_folders() -> None:
+    index = labelled_by_folder(["a/b/x/1.png", "a/b/y/2.png"], "s")
+    assert index.classes == ("x", "y")
+    assert labelled_by_folder(["0042/1.png"], "s").labels == (42,)
+    assert labelled_by_folder(["1.png", "x/2.png"], "s").labels is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "none", "no such file or folder"),
+        (lambda p: write_folder(p, {"a.txt": b""}), "no images"),
+        (lambda p: write_folder(p, {"a.txt": b""}) / "a.txt", "not a data source"),
+        (lambda p: write_tar(p / "a.tar", {"a.txt": b""}), "no images"),
+    ],
+)
+def test_missing_and_empty_data_is_refused(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        open_data(make(tmp_path), [SPEC])
+
+
+def test_images_that_the_model_cannot_take_are_refused_before_a_run(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"a.png": png(1)})
+    with pytest.raises(DataError, match="4 x 4 pixels"):
+        open_data(root, [SPEC], Preprocessing(resize=8, crop=8))
+    with pytest.raises(DataError, match="images feed one input"):
+        open_data(root, [SPEC, SPEC])
+    with pytest.raises(UsageError, match="samples"):
+        open_data(root, [SPEC], samples=0)
+
+
+def test_images_of_different_size_run_in_batches_of_one_size(tmp_path: Path) -> None:
+    files = {"a.png": png(1, 4), "b.png": png(2, 4), "c.png": png(3, 6)}
+    data = open_data(
+        write_folder(tmp_path, files), [InputSpec("x", F32, ("n", 3, "h", "w"))], PLAIN
+    )
+    assert [batch.feeds["x"].shape for batch in data] == [(2, 3, 4, 4), (1, 3, 6, 6)]
+
+
+def test_fixed_batch_is_filled_up_and_counted(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {f"{i}/{i}.png": png(i) for i in range(3)})
+    batches = list(open_data(root, [InputSpec("x", F32, (2, 3, 4, 4))], PLAIN, batch_size=8))
+    assert [(len(b.feeds["x"]), b.count) for b in batches] == [(2, 2), (2, 1)]
+    assert batches[1].labels is not None
+    assert batches[1].labels.tolist() == [2]
+
+
+def test_float16_model_gets_float16(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"a.png": png(1)})
+    [batch] = open_data(root, [InputSpec("x", np.dtype(np.float16), (1, 3, 4, 4))])
+    assert batch.feeds["x"].dtype == np.float16
+
+
+ARRAY = np.arange(5 * 3 * 4 * 4, dtype=np.float64).reshape(5, 3, 4, 4)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npz_rows_are_streamed(tmp_path: Path, compressed: bool, order: str) -> None:
+    save = np.savez_compressed if compressed else np.savez
+    arrays = {"x": np.asarray(ARRAY, order=order), "labels": np.arange(5)}  # type: ignore[call-overload]
+    save(tmp_path / "a.npz", **arrays)
+    data = open_data(tmp_path / "a.npz", [SPEC], batch_size=2)
+    batches = list(data)
+    assert [batch.count for batch in batches] == [2, 2, 1]
+    fed = np.concatenate([batch.feeds["x"] for batch in batches])
+    assert fed.dtype == np.float32
+    np.testing.assert_array_equal(fed, ARRAY)
+    assert labels(data) == [0, 1, 2, 3, 4]
+    assert data.preprocessing is None
+
+
+def test_npz_of_two_inputs_and_the_name_of_one(tmp_path: Path) -> None:
+    other = InputSpec("mask", np.dtype(bool), ("n", 2))
+    np.savez(tmp_path / "two.npz", x=ARRAY, mask=np.zeros((5, 2), bool))
+    [batch] = open_data(tmp_path / "two.npz", [SPEC, other])
+    assert batch.feeds["mask"].dtype == np.bool_
+    np.savez(tmp_path / "one.npz", anything=ARRAY, labels=np.arange(5))
+    assert open_data(tmp_path / "one.npz", [SPEC]).size == 5
+    with pytest.raises(DataError, match=r"no array named 'x'.* it has anything"):
+        open_data(tmp_path / "one.npz", [SPEC, other])
+
+
+def test_npy_and_folders_of_arrays(tmp_path: Path) -> None:
+    np.save(tmp_path / "b.npy", ARRAY)
+    np.save(tmp_path / "a.npy", ARRAY[0] + 1000)  # one sample, without a batch dimension
+    data = open_data(tmp_path, [SPEC], batch_size=4)
+    assert values(data) == [1000, 0, 48, 96, 144, 192]
+    assert values(open_data(tmp_path, [SPEC], samples=2)) == [1000, 96]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": ARRAY[:, :2]}, r"\[5, 2, 4, 4\] does not fit x float32\[n, 3, 4, 4\]"),
+        ({"x": ARRAY.astype(np.uint8)}, "uint8 cannot be fed"),
+        ({"x": ARRAY, "labels": np.arange(4)}, "labels must be 5 integers"),
+        ({"x": ARRAY, "labels": np.arange(5.0)}, "labels must be 5 integers"),
+        ({"x": ARRAY[:0]}, "no samples"),
+        ({"x": np.array([{}], dtype=object)}, "Python objects"),
+    ],
+)
+def test_unusable_arrays_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=message):
+        open_data(tmp_path / "a.npz", [SPEC])
+
+
+def test_damaged_array_files_are_one_line(tmp_path: Path) -> None:
+    for name in ("a.npz", "a.npy"):
+        (tmp_path / name).write_bytes(b"not numpy")
+        with pytest.raises(DataError, match="not a readable NumPy file"):
+            open_data(tmp_path / name, [SPEC])
+
+
+def test_preprocessing_of_arrays_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", ARRAY)
+    with pytest.raises(UsageError, match="preprocessing is for images"):
+        open_data(tmp_path / "a.npy", [SPEC], PLAIN)
+
+
+def test_random_samples_do_not_depend_on_the_batch_size() -> None:
+    one, four = (
+        np.concatenate([b.feeds["x"] for b in random_data([SPEC], samples=6, batch_size=size)])
+        for size in (1, 4)
+    )
+    np.testing.assert_array_equal(one, four)
+    assert one.shape == (6, 3, 4, 4)
+    assert not np.array_equal(one[0], one[1])
+
+
+def test_random_data_for_inputs_without_a_common_batch() -> None:
+    inputs = [InputSpec("x", F32, (1, 3)), InputSpec("size", F32, (2,)), InputSpec("s", F32, ())]
+    batches = list(random_data(inputs, samples=2))
+    assert [{k: v.shape for k, v in b.feeds.items()} for b in batches] == [
+        {"x": (1, 3), "size": (2,), "s": ()}
+    ] * 2
