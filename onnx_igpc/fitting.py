@@ -1,0 +1,211 @@
+"""Fitting K and L to the dense weight that they replace, in closed form and then to convergence.
+
+A linear IGPC is a matrix: M = A K with A = L P + I where L's output is added to K's, A = L P where
+it is not, and M = K where there is no L. K and L P have one dense block per group and are zero
+elsewhere; a replicated channel merely lies in two blocks. The fit minimises
+
+    sum_f  d_f^2  (W - M)_f  S  (W - M)_f^T
+
+over the blocks, where S is the second moment of the layer's input (the identity without
+calibration data) and d_f the scale that a following BatchNorm gives to filter f. All arithmetic is
+in float64 and deterministic.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from onnx_igpc.fitting_problem import FittingProblem
+from onnx_igpc.layout import GroupedStage, GroupLayout, invert_permutation
+
+# A fit ends when a sweep improves the objective by less than this part of it.
+_TOLERANCE = 1e-4
+_MAX_SWEEPS = 200
+
+
+@dataclass(frozen=True)
+class IgpcWeights:
+    """Weights of a rewritten layer, one array per path of K and of L, float64.
+
+    Each array has shape (filters of the path, channels per group). ``l`` is ``None`` where the
+    layout has no L.
+    """
+
+    k: tuple[np.ndarray, ...]
+    l: tuple[np.ndarray, ...] | None = None  # noqa: E741 - the paper's name
+
+
+def fit_layout(
+    layout: GroupLayout,
+    weight: np.ndarray,
+    moments: np.ndarray | None = None,
+    filter_scale: np.ndarray | None = None,
+) -> IgpcWeights:
+    """Weights of K and L whose matrix M is nearest to the dense ``weight``.
+
+    Args:
+        layout: a layout that replaces the layer.
+        weight: W, shape (F, C).
+        moments: S, shape (C, C), symmetric and positive semi-definite; the identity if ``None``.
+        filter_scale: d, shape (F,), how much an error in each filter counts; ones if ``None``.
+
+    Raises:
+        ValueError: shapes that do not match the layout.
+    """
+    target, scale = _as_seen_by_stages(layout, weight, filter_scale)
+    if moments is not None and moments.shape != (layout.in_channels, layout.in_channels):
+        raise ValueError(f"moments have shape {moments.shape}, not (C, C)")
+    k_groups = stage_groups(layout.k)
+    if layout.l is None:
+        return IgpcWeights(_paths(layout.k, _project(target, k_groups, moments)))
+    problem = FittingProblem(
+        target, scale, moments, k_groups, stage_groups(layout.l, layout.interleave)
+    )
+    with threadpool_limits(1):
+        # The blocks are small: more threads make it slower, and results depend on their number.
+        problem.start()
+        problem.solve(_TOLERANCE, _MAX_SWEEPS)
+    return IgpcWeights(
+        _paths(layout.k, problem.K), _paths(layout.l, problem.l_matrix(), layout.interleave)
+    )
+
+
+def random_weights(layout: GroupLayout, seed: int, name: str, activated: bool) -> IgpcWeights:
+    """Normally distributed weights for training from scratch.
+
+    The variance keeps a ReLU network's signal (He et al., "Delving Deep into Rectifiers", ICCV
+    2015, eq. 10): 2 / channels per group for a stage whose output is ``activated`` or the layer's
+    own; half of it for K and L whose outputs are added. ``name`` makes each site's draw its own.
+    """
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    variance = 2.0 if activated or layout.l is None else 1.0
+
+    def draw(stage: GroupedStage) -> tuple[np.ndarray, ...]:
+        return tuple(
+            generator.normal(0.0, np.sqrt(variance / path.channels_per_group), path.weight_shape)
+            for path in stage.paths
+        )
+
+    return IgpcWeights(draw(layout.k), draw(layout.l) if layout.l else None)
+
+
+def igpc_matrix(layout: GroupLayout, weights: IgpcWeights) -> np.ndarray:
+    """The matrix M, shape (F, C), that a linear IGPC applies to its input channels."""
+    K = stage_matrix(layout.k, weights.k)
+    M = K
+    if layout.l is not None:
+        assert weights.l is not None
+        interleaved = K if layout.interleave is None else K[list(layout.interleave)]
+        M = K + stage_matrix(layout.l, weights.l) @ interleaved
+    return M if layout.output_interleave is None else M[list(layout.output_interleave)]
+
+
+def stage_matrix(stage: GroupedStage, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """A grouped convolution as a matrix of shape (out channels, in channels)."""
+    matrix = np.zeros((stage.out_channels, stage.in_channels))
+    first = 0
+    for path, values in zip(stage.paths, weights, strict=True):
+        for group in range(path.groups):
+            rows = slice(group * path.filters_per_group, (group + 1) * path.filters_per_group)
+            columns = list(path.group_inputs(group))
+            matrix[first + rows.start : first + rows.stop, columns] = values[rows]
+        first += path.filters
+    return matrix
+
+
+def relative_error(
+    weight: np.ndarray, matrix: np.ndarray, moments: np.ndarray | None = None
+) -> float:
+    """E|(W - M)x|^2 / E|Wx|^2 for inputs x with the given second moments (identity if ``None``)."""
+    difference = weight - matrix
+    if moments is None:
+        error, total = np.sum(difference**2), np.sum(weight**2)
+    else:
+        error = np.sum((difference @ moments) * difference)
+        total = np.sum((weight @ moments) * weight)
+    if total <= 0:
+        return 0.0 if error <= 0 else float("inf")
+    return float(max(error, 0.0) / total)
+
+
+def stage_groups(
+    stage: GroupedStage, interleave: Sequence[int] | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(filters, input channels) of every group; a group that two paths share appears once.
+
+    Input channels are seen from before ``interleave``, where one is given.
+    """
+    filters: dict[tuple[int, ...], list[int]] = {}
+    first = 0
+    for path in stage.paths:
+        for group in range(path.groups):
+            made = range(group * path.filters_per_group, (group + 1) * path.filters_per_group)
+            filters.setdefault(path.group_inputs(group), []).extend(first + f for f in made)
+        first += path.filters
+    order = np.arange(stage.in_channels) if interleave is None else np.asarray(interleave)
+    return [(np.asarray(rows), order[list(columns)]) for columns, rows in filters.items()]
+
+
+def _as_seen_by_stages(
+    layout: GroupLayout, weight: np.ndarray, filter_scale: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """W and d in float64, their rows in the order in which K and L make the filters."""
+    if weight.shape != (layout.out_channels, layout.in_channels):
+        raise ValueError(f"weight has shape {weight.shape}, not (F, C) of the layout")
+    target = np.asarray(weight, dtype=np.float64)
+    scale = np.ones(layout.out_channels)
+    if filter_scale is not None:
+        scale = np.abs(np.asarray(filter_scale, dtype=np.float64))
+        # A filter that BatchNorm switches off must not make the equations singular.
+        scale = np.maximum(scale / max(scale.max(), 1e-300), 1e-4)
+    if layout.output_interleave is None:
+        return target, scale
+    order = list(invert_permutation(layout.output_interleave))
+    return target[order], scale[order]
+
+
+def _project(
+    target: np.ndarray,
+    groups: Sequence[tuple[np.ndarray, np.ndarray]],
+    moments: np.ndarray | None,
+) -> np.ndarray:
+    """The nearest matrix with the groups' blocks: each row by least squares on its own columns."""
+    K = np.zeros_like(target)
+    for rows, columns in groups:
+        if moments is None:
+            K[np.ix_(rows, columns)] = target[np.ix_(rows, columns)]
+            continue
+        inner = moments[np.ix_(columns, columns)]
+        outer = target[rows] @ moments[:, columns]
+        K[np.ix_(rows, columns)] = solve_right(outer, inner)
+    return K
+
+
+def solve_right(outer: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """``X`` with ``X gram = outer`` for a symmetric positive semi-definite ``gram``."""
+    from onnx_igpc.fitting_problem import solve_gram
+
+    return solve_gram(gram, outer.T).T
+
+
+def _paths(
+    stage: GroupedStage, matrix: np.ndarray, interleave: Sequence[int] | None = None
+) -> tuple[np.ndarray, ...]:
+    """The blocks of ``matrix`` as one weight array per path."""
+    seen = matrix if interleave is None else matrix[:, list(interleave)]
+    arrays = []
+    first = 0
+    for path in stage.paths:
+        values = np.empty(path.weight_shape)
+        for group in range(path.groups):
+            rows = slice(group * path.filters_per_group, (group + 1) * path.filters_per_group)
+            columns = list(path.group_inputs(group))
+            values[rows] = seen[first + rows.start : first + rows.stop, columns]
+        arrays.append(values)
+        first += path.filters
+    return tuple(arrays)
