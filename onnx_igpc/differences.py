@@ -1,0 +1,173 @@
+"""How far two models' outputs are apart, accumulated batch by batch with constant memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output of the candidate against the original's, over all samples.
+
+    max_abs, mean_abs: of ``|a - b|``, in the output's unit. relative: ``max|a - b| / max|b|`` with b
+    the original; None where the original is all zero. cosine: of both outputs as long vectors, None
+    where one of them is all zero. Elements that are not finite in both are left out of these and
+    counted in nonfinite_original and nonfinite_candidate (in one model) instead; new_nonfinite counts
+    those that only the candidate has. beyond_tolerance: elements with ``|a - b| > atol + rtol |b|``.
+    """
+
+    name: str
+    elements: int
+    max_abs: float
+    mean_abs: float
+    relative: float | None
+    cosine: float | None
+    max_original: float
+    nonfinite_original: int
+    nonfinite_candidate: int
+    new_nonfinite: int
+
+    def within(self, atol: float, rtol: float) -> bool:
+        """Whether ``max|a - b| <= atol + rtol max|b|``."""
+        return self.max_abs <= atol + rtol * self.max_original
+
+
+class DifferenceAccumulator:
+    """Adds up :class:`OutputDifference` for one output."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._elements = self._compared = 0
+        self._nonfinite = [0, 0, 0]
+        self._max_abs = self._sum_abs = self._max_original = 0.0
+        self._dot = self._original_square = self._candidate_square = 0.0
+
+    def add(self, original: np.ndarray, candidate: np.ndarray) -> None:
+        """Add one batch; both arrays have the same shape. Integers and booleans count as numbers."""
+        b = np.asarray(original, np.float64).reshape(-1)
+        a = np.asarray(candidate, np.float64).reshape(-1)
+        self._elements += b.size
+        finite_b, finite_a = np.isfinite(b), np.isfinite(a)
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        for i, mask in enumerate((~finite_b, ~finite_a, ~finite_a & ~same)):
+            self._nonfinite[i] += int(np.count_nonzero(mask))
+        both = finite_a & finite_b
+        if not both.all():
+            a, b = a[both], b[both]
+        if not a.size:
+            return
+        difference = np.abs(a - b)
+        self._compared += a.size
+        self._max_abs = max(self._max_abs, float(difference.max()))
+        self._sum_abs += float(difference.sum())
+        self._max_original = max(self._max_original, float(np.abs(b).max()))
+        self._dot += float(a @ b)
+        self._original_square += float(b @ b)
+        self._candidate_square += float(a @ a)
+
+    def result(self) -> OutputDifference:
+        """What was added so far."""
+        norms = math.sqrt(self._original_square) * math.sqrt(self._candidate_square)
+        return OutputDifference(
+            name=self._name,
+            elements=self._elements,
+            max_abs=self._max_abs,
+            mean_abs=self._sum_abs / self._compared if self._compared else 0.0,
+            relative=self._max_abs / self._max_original if self._max_original else None,
+            max_original=self._max_original,
+            cosine=min(1.0, max(-1.0, self._dot / norms)) if norms else None,
+            nonfinite_original=self._nonfinite[0],
+            nonfinite_candidate=self._nonfinite[1],
+            new_nonfinite=self._nonfinite[2],
+        )
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of the samples, in [0, 1]; top5 is None with five classes or fewer."""
+
+    top1: float
+    top5: float | None
+
+
+@dataclass(frozen=True)
+class ClassifierResult:
+    """agreement: share of samples where both models' highest score is the same class.
+
+    original, candidate: accuracy against the labels, None without labels.
+    """
+
+    scores: str
+    classes: int
+    samples: int
+    agreement: float
+    original: Accuracy | None
+    candidate: Accuracy | None
+
+
+class ClassifierAccumulator:
+    """Counts agreement and hits over class scores of shape [samples, classes]."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._samples = self._agree = self._labelled = self._classes = 0
+        self._hits = np.zeros((2, 2), np.int64)  # original, candidate x top-1, top-5
+
+    def add(self, original: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None) -> None:
+        """Add one batch of scores; labels int[samples] in [0, classes) or None."""
+        self._samples += len(original)
+        self._classes = original.shape[1]
+        self._agree += int(np.count_nonzero(original.argmax(axis=1) == candidate.argmax(axis=1)))
+        if labels is None:
+            return
+        self._labelled += len(labels)
+        for i, scores in enumerate((original, candidate)):
+            ranks = label_ranks(scores, labels)
+            self._hits[i] += (np.count_nonzero(ranks < 1), np.count_nonzero(ranks < TOP))
+
+    def result(self) -> ClassifierResult:
+        """What was added so far; at least one sample."""
+        accuracies = [
+            Accuracy(
+                int(top1) / self._labelled,
+                int(top5) / self._labelled if self._classes > TOP else None,
+            )
+            if self._labelled
+            else None
+            for top1, top5 in self._hits
+        ]
+        return ClassifierResult(
+            scores=self._name,
+            classes=self._classes,
+            samples=self._samples,
+            agreement=self._agree / self._samples,
+            original=accuracies[0],
+            candidate=accuracies[1],
+        )
+
+
+def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The rank of each label's score among its sample's, 0 for the highest; int[samples].
+
+    Among equal scores the lower class comes first, as argmax has it; a score that is NaN comes last.
+    """
+    scores = np.where(np.isnan(scores), -np.inf, scores.astype(np.float64))
+    own = scores[np.arange(len(labels)), labels][:, np.newaxis]
+    before = np.arange(scores.shape[1])[np.newaxis] < labels[:, np.newaxis]
+    return np.asarray(np.count_nonzero((scores > own) | ((scores == own) & before), axis=1))
+
+
+def class_scores(values: np.ndarray) -> np.ndarray | None:
+    """An output as [samples, classes], all other dimensions being 1; None where it is not that.
+
+    The batch dimension stays, also where it is 1.
+    """
+    if values.ndim < 2:
+        return None
+    wide = [size for size in values.shape[1:] if size != 1]
+    return values.reshape(len(values), -1) if len(wide) == 1 else None

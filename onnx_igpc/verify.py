@@ -1,0 +1,213 @@
+"""Does a rewritten model still do what the original did? Both run in onnxruntime on the same inputs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx_igpc.batches import Data, random_data
+from onnx_igpc.comparison import Comparison
+from onnx_igpc.differences import ClassifierResult, OutputDifference
+from onnx_igpc.errors import DataError, ModelError, UsageError
+from onnx_igpc.feeds import InputSpec, Shapes, session_inputs, session_outputs
+from onnx_igpc.inputs import open_data
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.profile import ExecutionProfile, misplaced_message
+from onnx_igpc.runtime import Session, make_session, provider_label, provider_name
+from onnx_igpc.session_source import AnyModel
+
+RANDOM_SAMPLES = 8
+"""Random inputs that are compared where there is no data."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification found; :meth:`to_dict` is its JSON form.
+
+    random: the inputs were random numbers, on which agreement says little about real data. data: the
+    description of the data. classifier: None where no output holds class scores. executed: one line
+    for each model on which execution provider ran its nodes. failures: thresholds that did not hold
+    and other faults, one line each; none means that the verification passed.
+    """
+
+    original: str
+    candidate: str
+    provider: str
+    samples: int
+    random: bool
+    data: dict[str, Any]
+    outputs: tuple[OutputDifference, ...]
+    classifier: ClassifierResult | None
+    metric: dict[str, float] | None
+    executed: dict[str, str]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self) | {"passed": self.passed}
+
+
+def verify(
+    original: AnyModel,
+    candidate: AnyModel,
+    *,
+    data: str | os.PathLike[str] | Data | None = None,
+    preprocessing: Preprocessing | None = None,
+    samples: int | None = None,
+    batch_size: int = 16,
+    shapes: Shapes | None = None,
+    seed: int = 0,
+    provider: str = "cpu",
+    threads: int | None = None,
+    scores: str | None = None,
+    metric: str | None = None,
+    min_agreement: float | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Run both models on the same inputs and compare every output.
+
+    data: as :func:`open_data` takes it, or its result; None compares on seeded random inputs (8 unless
+    ``samples`` says otherwise). shapes: sizes of dynamic dimensions for random inputs. scores: the
+    output with class scores; without it, the only output that is [batch, classes] once dimensions of 1
+    other than the batch are dropped. metric: ``module:function``, see :class:`Metric`. min_agreement in
+    [0, 1]; atol and rtol bound ``max|a - b| <= atol + rtol max|b|`` for every output, b being the
+    original's. progress is called with samples done and in all.
+
+    What does not hold is listed in the report's failures. Raises ModelError where the models' inputs or
+    outputs differ or one cannot run, DataError, UsageError, and CheckFailedError where the execution
+    provider asked for is not the one that onnxruntime uses.
+    """
+    _check_options(min_agreement, atol, rtol)
+    with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
+        models = {"original": original, "candidate": candidate}
+        sessions = {
+            role: make_session(model, provider, threads=threads, profile=Path(folder) / role)
+            for role, model in models.items()
+        }
+        inputs = check_same_interface(sessions["original"], sessions["candidate"])
+        source = _data(data, inputs, preprocessing, samples, batch_size, seed, shapes)
+        run = Comparison(sessions, source, scores, metric)
+        for batch in source:
+            run.add(batch)
+            if progress is not None:
+                progress(run.samples, source.size)
+    if not run.samples:
+        raise DataError(f"{source.describe()['source']}: no sample could be read")
+    if min_agreement is not None and run.classifier is None:
+        raise UsageError(
+            "no output holds class scores, so there is no agreement: name it with scores"
+        )
+    failures = run.failures(min_agreement, atol, rtol)
+    for role, profile in run.profiles.items():
+        failures += _misplacements(role, profile, provider)
+    return VerifyReport(
+        original=_label(original),
+        candidate=_label(candidate),
+        provider=provider_label(provider_name(provider)),
+        samples=run.samples,
+        random=data is None,
+        data=source.describe(),
+        outputs=tuple(run.differences()),
+        classifier=run.classifier.result() if run.classifier else None,
+        metric=run.metric.result() if run.metric else None,
+        executed={role: profile.describe() for role, profile in run.profiles.items()},
+        failures=tuple(failures),
+    )
+
+
+def check_same_interface(original: Session, candidate: Session) -> list[InputSpec]:
+    """The inputs of both models; ModelError where inputs or outputs differ in name, type or shape.
+
+    Names of dynamic dimensions do not matter, nor whether an output's dimension is declared as fixed
+    or left dynamic.
+    """
+    inputs = session_inputs(original)
+    _check_same("input", inputs, session_inputs(candidate), strict=True)
+    _check_same("output", session_outputs(original), session_outputs(candidate), strict=False)
+    return inputs
+
+
+def _check_same(
+    kind: str, ours: Sequence[InputSpec], theirs: Sequence[InputSpec], *, strict: bool
+) -> None:
+    by_name = {spec.name: spec for spec in theirs}
+    ours_names = {spec.name for spec in ours}
+    if ours_names != set(by_name):
+        odd = min(ours_names ^ set(by_name))
+        has, lacks = ("original", "candidate") if odd in ours_names else ("candidate", "original")
+        raise ModelError(f"the models differ: {kind} {odd!r} of the {has} is not in the {lacks}")
+    for spec in ours:
+        other = by_name[spec.name]
+        if spec.dtype != other.dtype or not _same_shape(spec.shape, other.shape, strict):
+            raise ModelError(
+                f"the models differ: {kind} {spec.describe()} of the original is "
+                f"{other.describe()} in the candidate"
+            )
+
+
+def _same_shape(
+    a: tuple[int | str | None, ...], b: tuple[int | str | None, ...], strict: bool
+) -> bool:
+    if not strict and not (a and b):
+        return True  # an output that is declared without a shape
+    return len(a) == len(b) and all(
+        x == y if isinstance(x, int) and isinstance(y, int) else _both_dynamic(x, y) or not strict
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _both_dynamic(x: int | str | None, y: int | str | None) -> bool:
+    return not isinstance(x, int) and not isinstance(y, int)
+
+
+def _data(
+    data: str | os.PathLike[str] | Data | None,
+    inputs: Sequence[InputSpec],
+    preprocessing: Preprocessing | None,
+    samples: int | None,
+    batch_size: int,
+    seed: int,
+    shapes: Shapes | None,
+) -> Data:
+    if data is None:
+        count = RANDOM_SAMPLES if samples is None else samples
+        return random_data(inputs, samples=count, batch_size=batch_size, seed=seed, shapes=shapes)
+    if isinstance(data, (str, os.PathLike)):
+        return open_data(data, inputs, preprocessing, samples=samples, batch_size=batch_size)
+    return data
+
+
+def _misplacements(role: str, profile: ExecutionProfile, provider: str) -> list[str]:
+    """Failures where the provider asked for did not run the model's arithmetic."""
+    if not profile.ran_on(provider):
+        label = provider_label(provider_name(provider))
+        return [f"{role}: {label} ran none of the nodes; {profile.describe()}"]
+    misplaced = profile.misplaced(provider)
+    if not misplaced:
+        return []
+    return [f"{role}: {misplaced_message(misplaced, provider)}"]
+
+
+def _check_options(min_agreement: float | None, atol: float | None, rtol: float | None) -> None:
+    if min_agreement is not None and not 0 <= min_agreement <= 1:
+        raise UsageError(f"min_agreement must lie between 0 and 1, not {min_agreement}")
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if value is not None and not value >= 0:
+            raise UsageError(f"{name} must not be negative, not {value}")
+
+
+def _label(model: AnyModel) -> str:
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    return model.name if isinstance(model, OpenModel) else "the model"
