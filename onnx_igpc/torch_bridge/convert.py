@@ -1,0 +1,56 @@
+"""ONNX model -> module."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import ModelProto
+
+import onnx_igpc.torch_bridge.operators  # noqa: F401  (registers the operators)
+from onnx_igpc.torch_bridge.codegen import compile_program
+from onnx_igpc.torch_bridge.fusion import fuse
+from onnx_igpc.torch_bridge.graph import Graph, read_graph
+from onnx_igpc.torch_bridge.lowering import lower
+from onnx_igpc.torch_bridge.module import OnnxModule
+from onnx_igpc.torch_bridge.names import torch_names
+from onnx_igpc.torch_bridge.tensors import HALF_TYPES, compute_type
+from onnx_igpc.torch_bridge.weights import assign_roles
+
+
+def convert(model: ModelProto) -> OnnxModule:
+    """See :func:`onnx_igpc.torch_bridge.to_torch`."""
+    graph = read_graph(model)
+    half_inputs = _half_inputs(graph)
+    roles = assign_roles(graph)
+    program = lower(graph, roles)
+    program.steps = fuse(program)
+    names = torch_names(program.stored)
+    forward, code = compile_program(program, names, half_inputs)
+    written = (roles.trained | roles.statistics) & set(program.stored)
+    module = OnnxModule(
+        forward,
+        code,
+        program.inputs,
+        graph.outputs,
+        bindings={names[name]: name for name in sorted(written)},
+        untied={name: entry for name, entry in roles.untied.items() if name in written},
+    )
+    for name, tensor in program.stored.items():
+        module.add_tensor(
+            names[name],
+            # Constants may share memory with each other; what is registered may not.
+            tensor.clone(),
+            trained=name in program.trained,
+            kept=name in program.kept,
+        )
+    return module.train()
+
+
+def _half_inputs(graph: Graph) -> set[str]:
+    half = set()
+    for value in graph.inputs:
+        onnx_type = value.type.tensor_type.elem_type
+        if onnx_type != onnx.TensorProto.UNDEFINED:
+            compute_type(onnx_type, f"input {value.name!r}")
+        if onnx_type in HALF_TYPES:
+            half.add(value.name)
+    return half
