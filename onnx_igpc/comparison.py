@@ -72,15 +72,18 @@ class Comparison:
         batch: Batch,
     ) -> None:
         if not self.samples:
-            self._scores = self._scores or _only_scores(original)
-            if self._scores is not None:
-                self.classifier = ClassifierAccumulator(self._scores)
-        if self.classifier is None or self._scores is None:
+            name = self._scores or _only_scores(original, batch.count)
+            self.classifier = None if name is None else ClassifierAccumulator(name)
+        if self.classifier is None:
             return
-        ours, theirs = class_scores(original[self._scores]), class_scores(candidate[self._scores])
+        name = self.classifier.name
+        ours, theirs = class_scores(original[name]), class_scores(candidate[name])
         if ours is None or theirs is None or len(ours) != batch.count:
-            shape = list(original[self._scores].shape)
-            raise UsageError(f"output {self._scores!r} of shape {shape} holds no class scores")
+            if self._scores is None:  # what looked like class scores in an earlier batch was not
+                self.classifier = None
+                return
+            shape = list(original[name].shape)
+            raise UsageError(f"output {name!r} of shape {shape} holds no class scores")
         if batch.labels is not None:
             self._check_labels(batch.labels, ours.shape[1])
         self.classifier.add(ours, theirs, batch.labels)
@@ -137,6 +140,10 @@ def _valid(value: np.ndarray, batch: Batch) -> np.ndarray:
     return value[: batch.count] if is_batched else value
 
 
-def _only_scores(outputs: dict[str, np.ndarray]) -> str | None:
-    found = [name for name, value in outputs.items() if class_scores(value) is not None]
+def _only_scores(outputs: dict[str, np.ndarray], count: int) -> str | None:
+    found = [
+        name
+        for name, value in outputs.items()
+        if class_scores(value) is not None and len(value) == count
+    ]
     return found[0] if len(found) == 1 else None

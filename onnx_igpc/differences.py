@@ -114,7 +114,7 @@ class ClassifierAccumulator:
     """Counts agreement and hits over class scores of shape [samples, classes]."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
         self._samples = self._agree = self._labelled = self._classes = 0
         self._hits = np.zeros((2, 2), np.int64)  # original, candidate x top-1, top-5
 
@@ -142,7 +142,7 @@ class ClassifierAccumulator:
             for top1, top5 in self._hits
         ]
         return ClassifierResult(
-            scores=self._name,
+            scores=self.name,
             classes=self._classes,
             samples=self._samples,
             agreement=self._agree / self._samples,

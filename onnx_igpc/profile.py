@@ -131,19 +131,27 @@ class ExecutionProfile:
 
 
 def read_profile(
-    path: str | os.PathLike[str], model: onnx.ModelProto | None = None
+    path: str | os.PathLike[str],
+    model: onnx.ModelProto | None = None,
+    *,
+    skip_first: bool = False,
 ) -> ExecutionProfile:
     """Read the JSON file that ``session.end_profiling()`` names.
 
     With the model that the session was made from, each executed node also names the model's node.
+    skip_first leaves out the first run, in which memory is allocated and kernels are chosen.
     Raises ModelError where the file is not a profile or lists no node.
     """
     try:
         events = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not an onnxruntime profile: {error}") from error
+    ends = [e["ts"] + e["dur"] for e in events if skip_first and e.get("name") == "model_run"]
+    start = min(ends, default=0)
     runs: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for event in events:
+        if event.get("ts", start) < start:
+            continue
         args = event.get("args", {})
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX) and "provider" in args:
             key = (event["name"].removesuffix(_SUFFIX), args["op_name"], args["provider"])

@@ -73,6 +73,15 @@ def test_float16_convolution_is_found_behind_the_inserted_casts(tmp_path: Path) 
     assert [run.node for run in profile.nodes if "Conv" in run.op_type] == ["conv"]
 
 
+def test_first_run_can_be_left_out(tmp_path: Path) -> None:
+    session = make_session(residual(True), profile=tmp_path / "p")
+    for _ in range(3):
+        session.run(None, {"x": np.ones((1, 16, 6, 6), np.float32)})
+    path = session.end_profiling()
+    assert {run.calls for run in read_profile(path).nodes} == {3}
+    assert {run.calls for run in read_profile(path, skip_first=True).nodes} == {2}
+
+
 def test_shares_sum_to_one(tmp_path: Path) -> None:
     profile = run_profiled(residual(True), tmp_path, "none")
     [share] = profile.shares()

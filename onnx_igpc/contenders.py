@@ -1,0 +1,138 @@
+"""One model of a benchmark: its size, its weights, and which provider runs its nodes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx_igpc.errors import CheckFailedError, UsageError
+from onnx_igpc.external_data import is_external
+from onnx_igpc.feeds import InputSpec, Shapes, random_inputs, resolve_shapes, session_inputs
+from onnx_igpc.footprint import Footprint, measure
+from onnx_igpc.graph_walk import tensors
+from onnx_igpc.model_io import OpenModel, open_model
+from onnx_igpc.profile import ExecutionProfile, NodeRun, misplaced_message, read_profile
+from onnx_igpc.runtime import Session, make_session, provider_label, provider_name, run_session
+
+_PROFILED_RUNS = 6
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model apart from its speed.
+
+    file_bytes: the model file and its external data. footprint: None where it was not asked for.
+    constant_weights: weights that the model lists as inputs and that were made constant for the race.
+    executed: which provider ran which share of the nodes. operators: the profile of the nodes, over
+    ``runs`` runs, where it was asked for. notes: what a reader must know about this model's times.
+    """
+
+    path: str
+    file_bytes: int
+    footprint: Footprint | None
+    constant_weights: int
+    executed: str
+    operators: tuple[NodeRun, ...] | None
+    notes: tuple[str, ...]
+
+
+class Contender:
+    """One model of a race; weights that it lists as inputs are made constant."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        opened = open_model(path)
+        weights = {tensor.name for tensor in opened.proto.graph.initializer}
+        kept = [value for value in opened.proto.graph.input if value.name not in weights]
+        self.constant_weights = len(opened.proto.graph.input) - len(kept)
+        self.file_bytes = _file_bytes(opened)
+        # As a path where nothing changes, which spares memory.
+        self.model: OpenModel | str = path
+        if self.constant_weights:
+            # Otherwise onnxruntime may not fold BatchNorm into them, and the race would be about that.
+            del opened.proto.graph.input[:]
+            opened.proto.graph.input.extend(kept)
+            self.model = opened
+        self._proto = opened.proto
+
+    def facts(
+        self,
+        provider: str,
+        threads: int | None,
+        shapes: Shapes | None,
+        batches: Sequence[int],
+        footprint: bool,
+        per_operator: bool,
+    ) -> ModelFacts:
+        """Profile the model and measure its footprint. Raises as benchmark() says."""
+        profile, inputs, batch = self._profile(provider, threads, shapes, batches)
+        notes = []
+        if misplaced := profile.misplaced(provider):
+            notes.append(misplaced_message(misplaced, provider))
+        if self.constant_weights:
+            notes.append(
+                f"{self.constant_weights} weights that the model lists as inputs were made constant"
+            )
+        resolved = resolve_shapes(inputs, batch, batched(shapes, batch))
+        return ModelFacts(
+            path=self.path,
+            file_bytes=self.file_bytes,
+            footprint=measure(self.path, provider=provider, threads=threads, shapes=dict(resolved))
+            if footprint
+            else None,
+            constant_weights=self.constant_weights,
+            executed=profile.describe(),
+            operators=profile.nodes if per_operator else None,
+            notes=tuple(notes),
+        )
+
+    def _profile(
+        self, provider: str, threads: int | None, shapes: Shapes | None, batches: Sequence[int]
+    ) -> tuple[ExecutionProfile, list[InputSpec], int]:
+        with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
+            session = make_session(
+                self.model, provider, threads=threads, profile=Path(folder) / "profile"
+            )
+            batch = batches[0] if batches else natural_batch([session], shapes)
+            inputs = session_inputs(session)
+            feeds = random_inputs(inputs, batch=batch, shapes=batched(shapes, batch))
+            for _ in range(_PROFILED_RUNS):
+                run_session(session, feeds)
+            profile = read_profile(session.end_profiling(), self._proto, skip_first=True)
+        if not profile.ran_on(provider):
+            raise CheckFailedError(
+                f"{self.path}: {provider_label(provider_name(provider))} ran none of the nodes; "
+                f"{profile.describe()}"
+            )
+        return profile, inputs, batch
+
+
+def natural_batch(sessions: Sequence[Session], shapes: Shapes | None) -> int:
+    """The batch that the models or the given shapes fix, or 1; UsageError where they disagree."""
+    first = [spec for session in sessions for spec in session_inputs(session)[:1]]
+    given = {shape[0] for name, shape in (shapes or {}).items() if name in {s.name for s in first}}
+    fixed = {spec.fixed_batch for spec in first if spec.fixed_batch is not None}
+    if len(fixed) > 1:
+        raise UsageError(f"the models have different fixed batch sizes: {sorted(fixed)}")
+    return min(fixed or given or {1})
+
+
+def batched(shapes: Shapes | None, batch: int) -> dict[str, tuple[int, ...]]:
+    """Given shapes with another first dimension."""
+    return {name: (batch, *shape[1:]) for name, shape in (shapes or {}).items()}
+
+
+def _file_bytes(model: OpenModel) -> int:
+    """The size of a model file and of the files with its external data."""
+    assert model.path is not None
+    names = {
+        entry.value
+        for tensor in tensors(model.proto)
+        if is_external(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = [model.path, *(model.path.parent / name for name in names)]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,72 @@
+"""Timing several things against each other in one process, and what the times say.
+
+They take turns in every round (A B A B), so that whatever slows the machine down for a while slows
+all of them down, and a ratio is taken between times of the same rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_TURN_SECONDS = 0.01
+"""A turn runs the same thing so often that it takes this long: below, caches decide and timers."""
+MAX_RUNS_A_TURN = 200
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def race(
+    runs: Sequence[Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> np.ndarray:
+    """Seconds for one call of each run in each round: float64[rounds, runs].
+
+    Each is first called ``warmup`` times, from which the number of calls a turn is taken.
+    """
+    calls = [_calls_a_turn(run, warmup, clock) for run in runs]
+    seconds = np.empty((rounds, len(runs)))
+    for row in seconds:
+        for i, run in enumerate(runs):
+            start = clock()
+            for _ in range(calls[i]):
+                run()
+            row[i] = (clock() - start) / calls[i]
+    return seconds
+
+
+def speedup(baseline: np.ndarray, seconds: np.ndarray, seed: int = 0) -> Interval:
+    """How many times faster than the baseline: the ratio of the medians over the same rounds.
+
+    baseline, seconds: float[rounds]. The interval comes from a seeded bootstrap that draws whole
+    rounds, so that what slowed both down in a round cancels out.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, len(seconds), (_RESAMPLES, len(seconds)))
+    ratios = np.median(baseline[drawn], axis=1) / np.median(seconds[drawn], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    value = float(np.median(baseline) / np.median(seconds))
+    return Interval(value, float(low), float(high))
+
+
+def _calls_a_turn(run: Callable[[], object], warmup: int, clock: Callable[[], float]) -> int:
+    run()  # the first call allocates and, on a GPU, chooses kernels
+    start = clock()
+    for _ in range(max(1, warmup)):
+        run()
+    once = (clock() - start) / max(1, warmup)
+    return int(min(MAX_RUNS_A_TURN, max(1, np.ceil(MIN_TURN_SECONDS / max(once, 1e-9)))))
