@@ -113,8 +113,7 @@ def _shape(view: GraphView, ref: NodeRef) -> tuple[int, ...] | None:
     declared = ref.node.inputs[1].shape
     if declared and all(isinstance(dim, int) for dim in declared):
         return tuple(declared)
-    quantized = _dequantized_shape(view, ref)
-    return quantized
+    return _dequantized_shape(view, ref)
 
 
 def _dequantized_shape(view: GraphView, ref: NodeRef) -> tuple[int, ...] | None:

@@ -1,0 +1,74 @@
+"""Merging a Gather of channels with the Gather of channels before it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+
+from onnx_igpc.edit import GraphEdit
+from onnx_igpc.graph_view import GraphView, NodeRef
+from onnx_igpc.layout import compose_gathers
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.passes.base import Pass, PassResult
+
+
+class MergeGathers(Pass):
+    """Let a Gather read what the Gather before it reads.
+
+    Rules:
+
+    * Both gather along axis 1 with constant, one-dimensional, non-negative indices.
+    * Only nodes named in ``nodes`` are rewritten (all, where it is ``None``); the Gather before is
+      left to the dead-code pass, which removes it if nothing else reads it.
+    """
+
+    def __init__(self, nodes: Collection[str] | None = None) -> None:
+        self.nodes = nodes
+
+    def run(self, model: OpenModel) -> PassResult:
+        result = PassResult()
+        # A chain of three becomes one in two rounds, because each round reads a fresh view.
+        while self._merge_once(model, result):
+            pass
+        return result
+
+    def _merge_once(self, model: OpenModel, result: PassResult) -> bool:
+        view, edit = GraphView(model), GraphEdit(model)
+        merged = False
+        for ref in view.nodes:
+            if self.nodes is not None and ref.proto.name not in self.nodes:
+                continue
+            outer = channel_gather(view, ref)
+            before = view.producer(ref.node.inputs[0]) if outer else None
+            inner = channel_gather(view, before) if before else None
+            if outer is None or before is None or inner is None:
+                continue
+            if before.scope.holder is not ref.scope.holder:
+                continue
+            indices = np.asarray(compose_gathers(inner, outer), dtype=np.int64)
+            base = ref.proto.name or ref.proto.output[0]
+            node = onnx.NodeProto()
+            node.CopyFrom(ref.proto)
+            node.input[0] = before.proto.input[0]
+            node.input[1] = edit.constant(ref.scope.holder, f"{base}/merged_indices", indices)
+            edit.replace(ref, [node])
+            result.changed.append(base)
+            result.orphans.update([*ref.proto.input])
+            merged = True
+        edit.apply()
+        return merged
+
+
+def channel_gather(view: GraphView, ref: NodeRef) -> list[int] | None:
+    """The channels that a node gathers along axis 1, if it is such a Gather with constant indices."""
+    if ref.op_type != "Gather" or not ref.is_standard or ref.attribute("axis", 0) != 1:
+        return None
+    constant = view.constant(ref.node.inputs[1], ref.scope)
+    if constant is None:
+        return None
+    indices = constant.values()
+    if indices.ndim != 1 or (indices < 0).any():
+        return None
+    return [int(index) for index in indices]
