@@ -1,7 +1,8 @@
 """Timing several things against each other in one process, and what the times say.
 
-They take turns in every round (A B A B), so that whatever slows the machine down for a while slows
-all of them down, and a ratio is taken between times of the same rounds.
+They take turns in every round, so that whatever slows the machine down for a while slows all of them
+down, and a ratio is taken between times of the same rounds. The order moves on by one from round to
+round (A B, B A), because the place in a round matters too.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ def race(
     """
     calls = [_calls_a_turn(run, warmup, clock) for run in runs]
     seconds = np.empty((rounds, len(runs)))
-    for row in seconds:
-        for i, run in enumerate(runs):
+    for turn, row in enumerate(seconds):
+        for place in range(len(runs)):
+            i = (turn + place) % len(runs)
             start = clock()
             for _ in range(calls[i]):
-                run()
+                runs[i]()
             row[i] = (clock() - start) / calls[i]
     return seconds
 

@@ -186,6 +186,22 @@ def test_session_is_quiet_about_weights_listed_as_inputs(
     assert capfd.readouterr().err == ""
 
 
+def test_threads_of_a_session_stop_spinning_when_its_run_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise sessions that take turns, as in a benchmark, slow each other down."""
+    made = []
+
+    def spy(source: object, options: onnxruntime.SessionOptions, **rest: object) -> object:
+        made.append(options.get_session_config_entry("session.force_spinning_stop"))
+        return real(source, options, **rest)
+
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    make_session(graphs.classifier(), threads=2)
+    assert made == ["1"]
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="unknown execution provider 'gpu'"):
         make_session(graphs.classifier(), "gpu")
