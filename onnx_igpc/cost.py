@@ -8,7 +8,7 @@ steer an operator (scales of Resize, bounds of Clip, scales of quantization, ...
 initializers that the model's metadata lists as a JSON array under ``onnx_igpc.fixed_tensors``.
 
 *MACs* are the multiplications of convolutions and matrix products for the assumed input shapes.
-Of an If whose condition is not constant the branch with more MACs counts, the body of a Loop or
+Of an If whose condition is not known the branch with more MACs counts, the body of a Loop or
 Scan counts once; ``notes`` says where. What depends on no input is computed once and costs nothing.
 """
 
@@ -25,35 +25,38 @@ from onnx import TensorProto
 
 from onnx_igpc.errors import ModelError
 from onnx_igpc.model_io import OpenModel
-from onnx_igpc.shapes import Root, ShapeTracer, Trace, TracedNode, Value
+from onnx_igpc.shape_values import Root, Value
+from onnx_igpc.shapes import ShapeTracer, Trace, TracedNode
 
 FIXED_TENSORS_KEY = "onnx_igpc.fixed_tensors"
 
 _FLOAT_TYPES = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 )
-# Inputs by operator, from this index on, that steer it or hold statistics.
-_NOT_PARAMETERS_FROM = {
-    "BatchNormalization": 3,
-    "Clip": 1,
-    "DequantizeLinear": 1,
-    "Dropout": 1,
-    "NonMaxSuppression": 2,
-    "OneHot": 1,
-    "Pad": 1,
-    "QuantizeLinear": 1,
-    "Resize": 1,
-    "Shape": 0,
-    "Size": 0,
-    "Upsample": 1,
+# Inputs by operator that steer it or hold statistics.
+_NOT_PARAMETERS: Mapping[str, Sequence[int]] = {
+    "BatchNormalization": (3, 4),
+    "Clip": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "Dropout": (1, 2),
+    "NonMaxSuppression": (2, 3, 4),
+    "OneHot": (1, 2),
+    "Pad": (1, 2, 3),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QuantizeLinear": (1, 2),
+    "Resize": (1, 2, 3),
+    "Shape": (0,),
+    "Size": (0,),
+    "Upsample": (1,),
 }
 # Integer weights by operator and index of the input.
-_INTEGER_WEIGHTS = {
-    "DequantizeLinear": {0},
-    "ConvInteger": {1},
-    "MatMulInteger": {1},
-    "QLinearConv": {3, 8},
-    "QLinearMatMul": {0, 3},
+_INTEGER_WEIGHTS: Mapping[str, Sequence[int]] = {
+    "ConvInteger": (1,),
+    "DequantizeLinear": (0,),
+    "MatMulInteger": (1,),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (3,),
 }
 # Index of the weight, or of the second factor, of what is counted.
 _WEIGHT_INDEX = {
@@ -157,6 +160,7 @@ class _Counter:
         self.nodes: dict[tuple[str, str], NodeCost] = {}
         self.notes: list[str] = []
         self._fixed = fixed
+        self._read: dict[tuple[str, str], set[Root]] = {}
         self._integer_weights: set[Root] = set()
         # Which stored tensors a constant was computed from.
         self._carried: dict[Value, frozenset[Root]] = {}
@@ -182,11 +186,10 @@ class _Counter:
 
     def _node(self, traced: TracedNode) -> int:
         if traced.bodies:
-            self._note_body(traced)
-            return max([self.add(body, traced.outputs) for body in traced.bodies])
+            return self._bodies(traced)
         op_type = traced.op_type
-        steering_from = _NOT_PARAMETERS_FROM.get(op_type, len(traced.inputs))
-        read = [value for value in traced.inputs[:steering_from] if value is not None]
+        left_out = _NOT_PARAMETERS.get(op_type, ())
+        read = [v for index, v in enumerate(traced.inputs) if v and index not in left_out]
         for index in _INTEGER_WEIGHTS.get(op_type, ()):
             if index < len(traced.inputs) and (value := traced.inputs[index]):
                 self._integer_weights |= self._roots(value)
@@ -196,27 +199,40 @@ class _Counter:
             return 0
         weights = set[Root]().union(*(self._weights(value) for value in read))
         self.parameters |= weights
-        return self._record(traced, sum(root.elements for root in weights))
+        return self._record(traced, weights)
 
-    def _record(self, traced: TracedNode, weights: int) -> int:
+    def _record(self, traced: TracedNode, weights: set[Root]) -> int:
         if not traced.op_type or traced.op_type in _NOT_COUNTED:
             self.notes.append(f"MACs of {traced.node.op_type} are not counted")
         macs = node_macs(traced)
         if weights or traced.op_type in _WEIGHT_INDEX:
             key = traced.path, traced.node.output[0]
-            before = self.nodes.get(key)
-            known = macs is not None and (before is None or before.macs is not None)
-            earlier = before.macs or 0 if before else 0
-            total = earlier + (macs or 0) if known else None
-            self.nodes[key] = NodeCost(traced.node.op_type, weights, total)
+            read = self._read.setdefault(key, set())
+            read |= weights
+            earlier = self.nodes[key].macs if key in self.nodes else 0
+            total = None if macs is None or earlier is None else earlier + macs
+            elements = sum(root.elements for root in read)
+            self.nodes[key] = NodeCost(traced.node.op_type, elements, total)
         return macs or 0
 
-    def _note_body(self, traced: TracedNode) -> None:
+    def _bodies(self, traced: TracedNode) -> int:
+        """MACs of what a node runs; parameters are counted in an If's other branch too."""
         name = traced.node.output[0]
         if traced.op_type in ("Loop", "Scan"):
             self.notes.append(f"the body of {traced.op_type} {name!r} is counted once")
-        elif len(traced.bodies) > 1:
+        elif len(traced.bodies) > 1 and traced.taken is None:
             self.notes.append(f"of If {name!r} the branch with more MACs is counted")
+        macs = []
+        for index, body in enumerate(traced.bodies):
+            if traced.taken in (None, index):
+                macs.append(self.add(body, traced.outputs))
+            else:
+                aside = _Counter(self._fixed)
+                aside._carried = self._carried
+                aside._integer_weights = self._integer_weights
+                aside.add(body)
+                self.parameters |= aside.parameters
+        return max(macs)
 
     def _roots(self, value: Value) -> frozenset[Root]:
         if value.root is not None:

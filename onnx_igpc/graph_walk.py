@@ -5,7 +5,7 @@ All walks are iterative, so that nesting depth is limited by the file format, no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -61,6 +61,56 @@ def scopes(model: onnx.ModelProto) -> Iterator[Scope]:
                 path = f"{scope.path}/{where}.{attribute}".lstrip("/")
                 inner.append(Scope(graph, (scope.holder, *scope.parents), path))
         pending[0:0] = inner
+
+
+def live_nodes(holder: NodeHolder) -> list[onnx.NodeProto]:
+    """The nodes of a graph or function body that its outputs need, in order."""
+    return _live(holder)[0]
+
+
+def _live(holder: NodeHolder) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The needed nodes, and every name that they read, those of enclosing graphs among them."""
+    if isinstance(holder, onnx.GraphProto):
+        needed = {output.name for output in holder.output}
+    else:
+        needed = set(holder.output)
+    live = []
+    for node in reversed(holder.node):
+        if needed.isdisjoint(node.output):
+            continue
+        live.append(node)
+        needed.update(node.input)
+        for _, graph in subgraphs(node):
+            needed |= _live(graph)[1]
+    needed.discard("")
+    return live[::-1], needed
+
+
+def bind_attributes(
+    function: onnx.FunctionProto, attributes: Mapping[str, onnx.AttributeProto]
+) -> onnx.FunctionProto:
+    """The body for one call: references to the function's attributes replaced by their values."""
+    body = onnx.FunctionProto()
+    body.CopyFrom(function)
+    pending = list(body.node)
+    while pending:
+        node = pending.pop()
+        for _, graph in subgraphs(node):
+            pending.extend(graph.node)
+        if not any(attribute.ref_attr_name for attribute in node.attribute):
+            continue
+        bound_attributes = []
+        for attribute in node.attribute:
+            source = attributes.get(attribute.ref_attr_name, attribute)
+            if source is attribute and attribute.ref_attr_name:
+                continue  # left out by the caller and without a default
+            value = onnx.AttributeProto()
+            value.CopyFrom(source)
+            value.name = attribute.name
+            bound_attributes.append(value)
+        del node.attribute[:]
+        node.attribute.extend(bound_attributes)
+    return body
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
