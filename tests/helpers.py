@@ -134,7 +134,7 @@ class GraphBuilder:
         return helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.initializers)
 
     def model(self, *, check: bool = True, ir_version: int | None = None) -> onnx.ModelProto:
-        """The model; ``check`` runs onnx.checker with full shape inference."""
+        """The model, its outputs' shapes inferred where not given; ``check`` runs onnx.checker with full shape inference."""
         domains = sorted({function.domain for function in self.functions})
         model = helper.make_model(
             self.graph(),
@@ -146,6 +146,10 @@ class GraphBuilder:
             ir_version=ir_version or (8 if self.functions else _IR_VERSION.get(self.opset, 10)),
         )
         if check:
+            known = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
+            for output, inferred in zip(model.graph.output, known, strict=True):
+                if not output.type.tensor_type.HasField("shape"):
+                    output.CopyFrom(inferred)
             onnx.checker.check_model(model, full_check=True)
         return model
 
