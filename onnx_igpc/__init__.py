@@ -1,5 +1,31 @@
 """onnx-igpc: make the pointwise convolutions of a trained CNN cheap; ONNX in, ONNX out."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from onnx_igpc._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from onnx_igpc.layout import plan_layout
+    from onnx_igpc.pipeline import CompressResult, compress, inspect
+    from onnx_igpc.verify import verify
+
+_HOME = {
+    "CompressResult": "onnx_igpc.pipeline",
+    "compress": "onnx_igpc.pipeline",
+    "inspect": "onnx_igpc.pipeline",
+    "plan_layout": "onnx_igpc.layout",
+    "verify": "onnx_igpc.verify",
+}
+
+__all__ = ["CompressResult", "__version__", "compress", "inspect", "plan_layout", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for, so that ``import onnx_igpc`` stays fast."""
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

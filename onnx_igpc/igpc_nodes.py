@@ -59,6 +59,7 @@ class IgpcNodes:
     own_biases: bool = False
     unit: Unit | None = None
     stages: dict[str, StageIo] = field(default_factory=dict)
+    convolutions: list[str] = field(default_factory=list)
 
     def write(self, x: str, bias: str | None, bias_values: np.ndarray | None, output: str) -> str:
         """Write all nodes; ``bias`` is used as it is where one convolution makes all filters."""
@@ -115,6 +116,7 @@ class IgpcNodes:
                     kernel_shape=[1] * self.spatial_rank,
                 )
             )
+            self.convolutions.append(made[-1])
         if len(made) > 1:
             self.builder.add("Concat", made, final, self._name(f"{label}/concat"), axis=1)
         self.stages[label] = StageIo(x, final)

@@ -9,8 +9,11 @@ the new pair.
 from __future__ import annotations
 
 import contextlib
+import filecmp
+import functools
 import mmap
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -71,6 +74,11 @@ class OpenModel:
         if not hasattr(self, "_outside"):
             self._outside = self.has_external_data
         return self._outside
+
+    def total_bytes(self) -> int:
+        """Size of the message and of the external data together."""
+        outside = [tensor for tensor in tensors(self.proto) if is_external(tensor)]
+        return int(self.proto.ByteSize()) + sum(_length(tensor) for tensor in outside)
 
     def materialized(self) -> onnx.ModelProto:
         """A copy of the model with all data inside the message.
@@ -140,6 +148,54 @@ def save_model(model: onnx.ModelProto | OpenModel, path: PathLike) -> None:
     except (EncodeError, ValueError) as error:
         raise ModelError(f"{opened.name} cannot be serialised: {error}") from error
     write_atomically(target, lambda file: file.write(serialized))
+
+
+def copy_model(model: OpenModel, path: PathLike) -> None:
+    """Copy the file that ``model`` was read from, with its external data, byte for byte.
+
+    Raises:
+        UsageError: a file cannot be written, or another file of that name is in the way.
+    """
+    assert model.path is not None
+    target = Path(path)
+    for location in sorted(external_locations(model.proto)):
+        source = model.path.resolve().parent / location
+        beside = target.parent / location
+        if beside.exists():
+            if not beside.samefile(source) and not filecmp.cmp(source, beside, shallow=False):
+                raise UsageError(
+                    f"{beside} already exists and belongs to another model: choose another folder"
+                )
+            continue
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as data:
+            write_atomically(beside, functools.partial(shutil.copyfileobj, data))
+    with model.path.open("rb") as file:
+        write_atomically(target, functools.partial(shutil.copyfileobj, file))
+
+
+def file_bytes(path: PathLike) -> int:
+    """Size of a model file and its external data together, in bytes."""
+    file = Path(path)
+    locations = external_locations(_parse(file))
+    return file.stat().st_size + sum((file.parent / each).stat().st_size for each in locations)
+
+
+def external_locations(proto: onnx.ModelProto) -> set[str]:
+    """The external data files that a model refers to, relative to its folder."""
+    return {
+        entry.value
+        for tensor in tensors(proto)
+        if is_external(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def refuse_same_file(source: Path | None, target: Path) -> None:
+    """Raise UsageError where ``target`` is the model that is being read."""
+    if source is not None and target.exists() and target.samefile(source):
+        raise UsageError(f"{target} is the input itself: choose another output")
 
 
 def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:
@@ -221,13 +277,7 @@ def _own_data_of(target: Path) -> set[str]:
         old = _parse(target)
     except ModelError:
         return set()
-    locations = {
-        entry.value
-        for tensor in tensors(old)
-        if is_external(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    locations = external_locations(old)
     return {name for name in locations if _is_own_name(name, target.name)}
 
 

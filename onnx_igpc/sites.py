@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_igpc.errors import UsageError
@@ -53,7 +54,8 @@ class SiteFilter:
 class PointwiseSite:
     """A pointwise convolution; ``kept_reason`` says why it cannot or must not be rewritten.
 
-    The weight has shape (F, C, 1, ...), the bias (F,).
+    The weight has shape (F, C, 1, ...) with ``spatial_rank`` ones and the given dtype, the bias
+    (F,). Weight and bias can be read until the model is edited.
     """
 
     name: str
@@ -62,6 +64,8 @@ class PointwiseSite:
     out_channels: int | None
     weight: ConstantRef | None
     bias: ConstantRef | None
+    dtype: np.dtype | None = None
+    spatial_rank: int = 2
     kept_reason: str | None = None
 
     @property
@@ -169,6 +173,8 @@ def _describe(
         out_channels=shape[0] if shape else None,
         weight=weight,
         bias=bias,
+        dtype=_dtype(weight) if weight else None,
+        spatial_rank=len(shape) - 2 if shape else len(ref.attribute("kernel_shape", [1, 1])),
     )
     checks: tuple[Callable[[], str | None], ...] = (
         lambda: _reason_taken(ref, chosen),
@@ -198,17 +204,15 @@ def _reason_weight(view: GraphView, site: PointwiseSite) -> str | None:
         return "weight is computed at run time"
     if site.has_bias and site.bias is None:
         return "bias is computed at run time"
-    dtype = _dtype(site.weight)
-    if dtype not in _SUPPORTED_DTYPES:
-        return f"{dtype} weights are not supported"
+    if site.dtype not in _SUPPORTED_DTYPES:
+        return f"{site.dtype} weights are not supported"
     return None
 
 
 def _dtype(constant: ConstantRef) -> np.dtype:
-    declared = constant.tensor.dtype
-    if not constant.chain or declared is None or isinstance(declared, int):
+    if constant.chain:
         return np.dtype(constant.values().dtype)
-    return np.dtype(declared)
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(constant.root.data_type))
 
 
 def _reason_globs(name: str, chosen: SiteFilter) -> str | None:

@@ -65,6 +65,10 @@ class FoldBatchNorm(Pass):
       have the dtype of the old ones. Values that would overflow it are not folded.
     """
 
+    def __init__(self) -> None:
+        self.renamed: dict[str, str] = {}
+        """The former output of each folded Conv, by the one it makes now."""
+
     def run(self, model: OpenModel) -> PassResult:
         view, edit, result = GraphView(model), GraphEdit(model), PassResult()
         for ref in view.nodes:
@@ -79,6 +83,7 @@ class FoldBatchNorm(Pass):
                 result.kept[label] = reason
             else:
                 result.changed.append(label)
+                self.renamed[norm.ref.proto.output[0]] = ref.proto.output[0]
                 result.orphans.update([*ref.proto.input[1:], *norm.ref.proto.input[1:]])
         edit.apply()
         return result

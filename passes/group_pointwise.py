@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from onnx_igpc.activations import Activation, match_activation
+from onnx_igpc.cost import FIXED_TENSORS_KEY, fixed_tensors
 from onnx_igpc.edit import GraphEdit, SubgraphBuilder
 from onnx_igpc.fitting import IgpcWeights
 from onnx_igpc.graph_view import GraphView, NodeRef
@@ -28,8 +29,9 @@ Planner = Callable[[PointwiseSite], GroupLayout]
 Weigher = Callable[
     [PointwiseSite, GroupLayout, np.ndarray | None], tuple[IgpcWeights, float | None]
 ]
-# Names of tensors that a model's builder does not mean to be trained (BatchNorm without gamma).
-FIXED_TENSORS_KEY = "onnx_igpc.fixed_tensors"
+
+# By weight and layout: the new tensors, their error and the first site that has them.
+Shared = dict[tuple[object, ...], tuple[SiteTensors, float | None, str | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,18 +39,24 @@ class SiteRewrite:
     """What became of one site: kept with a reason, or rewritten, and then where everything is.
 
     ``stages`` has what K and L read and make; ``input`` and ``output`` are the tensors that the
-    whole site reads and makes.
+    whole site reads and makes; ``convolutions`` are the first outputs of the grouped convolutions,
+    ``bias`` the values that are added once (linear form), shape (F,).
     """
 
     site: PointwiseSite
     kept_reason: str | None = None
     layout: GroupLayout | None = None
+    form: Form = "linear"
     error: float | None = None
     tensors: SiteTensors | None = None
     stages: dict[str, StageIo] = field(default_factory=dict)
+    bias: np.ndarray | None = None
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
     input: str = ""
     output: str = ""
     nodes: tuple[str, ...] = ()
+    convolutions: tuple[str, ...] = ()
     shares_weight_with: str | None = None
     activation: str | None = None
     orphans: tuple[str, ...] = ()
@@ -76,21 +84,22 @@ class GroupPointwise(Pass):
         weigh: Weigher,
         form: Form = "linear",
         site_filter: SiteFilter | None = None,
-        on_site: Callable[[PointwiseSite], None] | None = None,
+        on_site: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self.plan = plan
         self.weigh = weigh
         self.form = form
         self.site_filter = site_filter or SiteFilter()
-        self.on_site = on_site or (lambda site: None)
+        self.on_site = on_site or (lambda done, total, name: None)
         self.rewrites: list[SiteRewrite] = []
 
     def run(self, model: OpenModel) -> PassResult:
         view, edit, result = GraphView(model), GraphEdit(model), PassResult()
-        shared: dict[tuple[object, ...], SiteRewrite] = {}
-        fixed = _fixed_tensors(model.proto)
-        for site in find_sites(view, self.site_filter):
-            self.on_site(site)
+        shared: Shared = {}
+        fixed = sorted(fixed_tensors(model.proto))
+        sites = find_sites(view, self.site_filter)
+        for done, site in enumerate(sites):
+            self.on_site(done, len(sites), site.name)
             rewrite = self._rewrite(view, edit, site, shared, fixed)
             self.rewrites.append(rewrite)
             if rewrite.kept_reason is not None:
@@ -107,7 +116,7 @@ class GroupPointwise(Pass):
         view: GraphView,
         edit: GraphEdit,
         site: PointwiseSite,
-        shared: dict[tuple[object, ...], SiteRewrite],
+        shared: Shared,
         fixed: list[str],
     ) -> SiteRewrite:
         if site.kept_reason is not None:
@@ -118,47 +127,59 @@ class GroupPointwise(Pass):
         if self.form == "linear" and layout.weights >= layout.dense_weights:
             return SiteRewrite(site, "would not be smaller")
         region = _Region.around(view, site, with_unit=self.form == "paper")
+        tensors, error, first = self._weights(edit, site, layout, shared, view)
         base = site.ref.proto.name or site.ref.proto.output[0]
-        assert site.weight is not None
-        rank = len(site.weight.values().shape) - 2
-        key = (id(site.weight.root), tuple(id(link) for link in site.weight.chain), layout)
-        first = shared.get(key)
-        if first is not None:
-            assert first.tensors is not None
-            tensors, error = first.tensors, first.error
-        else:
-            norm = following_batch_norm(view, site.ref)
-            scale = norm.factor if norm is not None else None
-            weights, error = self.weigh(site, layout, scale)
-            tensors = SiteTensors(site.weight.holder)
-            add_weights(edit, tensors, base, weights, site.weight_matrix().dtype, rank)
         builder = SubgraphBuilder(edit.names, site.ref.proto)
-        nodes = IgpcNodes(
-            edit, builder, layout, tensors, base, list(site.ref.proto.attribute), rank
-        )
+        attributes = list(site.ref.proto.attribute)
+        nodes = IgpcNodes(edit, builder, layout, tensors, base, attributes, site.spatial_rank)
         if self.form == "paper":
             nodes.own_biases = True
             if region.norm or region.activation:
                 nodes.unit = _PaperUnit(edit, builder, region, base, tensors, fixed).after
-        bias = site.ref.proto.input[2] if site.has_bias else None
-        bias_values = site.bias.values() if site.bias is not None else None
-        nodes.write(site.ref.proto.input[0], bias, bias_values, region.output)
+        bias = site.bias.values() if site.bias is not None else None
+        source = site.ref.proto.input[0]
+        nodes.write(source, site.ref.proto.input[2] if site.has_bias else None, bias, region.output)
         region.splice(edit, builder.build(opset_version(view.model.proto, site.ref.scope)))
-        rewrite = SiteRewrite(
+        return SiteRewrite(
             site,
             layout=layout,
+            form=self.form,
             error=error,
             tensors=tensors,
             stages=nodes.stages,
-            input=site.ref.proto.input[0],
+            bias=bias,
+            strides=tuple(site.ref.attribute("strides", ())),
+            pads=tuple(site.ref.attribute("pads", ())),
+            input=source,
             output=region.output,
             nodes=tuple(builder.node_names),
-            shares_weight_with=first.site.name if first else None,
+            convolutions=tuple(nodes.convolutions),
+            shares_weight_with=first,
             activation=region.activation.name if region.activation else None,
             orphans=tuple(name for ref in region.refs for name in ref.proto.input if name),
         )
-        shared.setdefault(key, rewrite)
-        return rewrite
+
+    def _weights(
+        self,
+        edit: GraphEdit,
+        site: PointwiseSite,
+        layout: GroupLayout,
+        shared: Shared,
+        view: GraphView,
+    ) -> tuple[SiteTensors, float | None, str | None]:
+        """The tensors of K and L, their error, and the site that they were first made for."""
+        assert site.weight is not None
+        assert site.dtype is not None
+        key = (id(site.weight.root), tuple(id(link) for link in site.weight.chain), layout)
+        if key in shared:
+            return shared[key]
+        norm = following_batch_norm(view, site.ref)
+        weights, error = self.weigh(site, layout, norm.factor if norm is not None else None)
+        tensors = SiteTensors(site.weight.holder)
+        base = site.ref.proto.name or site.ref.proto.output[0]
+        add_weights(edit, tensors, base, weights, site.dtype, site.spatial_rank)
+        shared[key] = (tensors, error, site.name)
+        return tensors, error, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,18 +283,11 @@ class _PaperUnit:
         return renamed[activation.output.name]
 
 
-def _fixed_tensors(proto: onnx.ModelProto) -> list[str]:
+def _write_fixed_tensors(proto: onnx.ModelProto, names: list[str]) -> None:
+    """Add the new tensors among ``names`` to the model's list, if it has one."""
     for entry in proto.metadata_props:
         if entry.key == FIXED_TENSORS_KEY:
-            try:
-                names = json.loads(entry.value)
-            except ValueError:
-                return []
-            return [name for name in names if isinstance(name, str)]
-    return []
-
-
-def _write_fixed_tensors(proto: onnx.ModelProto, names: list[str]) -> None:
-    for entry in proto.metadata_props:
-        if entry.key == FIXED_TENSORS_KEY and names != _fixed_tensors(proto):
-            entry.value = json.dumps(names)
+            listed = json.loads(entry.value)
+            new = [name for name in names if name not in listed]
+            if new:
+                entry.value = json.dumps(listed + new)

@@ -1,0 +1,253 @@
+"""Checking a written graph: valid, same interface, and every rewritten site computing its matrix."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnx_igpc.errors import CheckFailedError, MissingExtraError, ModelError
+from onnx_igpc.external_data import is_external
+from onnx_igpc.fitting import IgpcWeights, igpc_matrix, stage_matrix
+from onnx_igpc.graph_view import GraphView
+from onnx_igpc.graph_walk import opset_version
+from onnx_igpc.layout import invert_permutation
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.passes.group_pointwise import SiteRewrite
+from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
+
+# Largest deviation from the predicted output, relative to its largest value.
+TOLERANCE = {np.dtype(np.float16): 5e-3}
+DEFAULT_TOLERANCE = 1e-4
+_SPATIAL = 5
+
+
+def check_original(model: OpenModel) -> None:
+    """Refuse a model that is not valid ONNX before anything is done to it.
+
+    Raises:
+        ModelError: onnx.checker does not accept the model; the message quotes why.
+    """
+    try:
+        if model.path is not None:
+            onnx.checker.check_model(str(model.path))
+        else:
+            onnx.checker.check_model(model.proto)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{model.name} is not valid ONNX: {_first_line(error)}") from error
+
+
+def check_graph(original: onnx.ModelProto, model: OpenModel) -> dict[str, str]:
+    """Check that the written graph is valid and its interface unchanged; says so in words.
+
+    ``original`` is the model before the rewrite; only its inputs and outputs are read.
+
+    Raises:
+        CheckFailedError: it is not. That is a defect of this tool, never of the user's model.
+    """
+    return {"onnx.checker": _check_valid(model), "interface": _check_interface(original, model)}
+
+
+def check_sites(model: OpenModel, rewrites: Sequence[SiteRewrite]) -> str:
+    """Run each rewritten site alone in onnxruntime against the matrix of its weights.
+
+    In the linear form a site computes x -> M x + b; in the paper's form BatchNorm and activation
+    lie between K and L, so that each of them is checked alone.
+
+    Raises:
+        CheckFailedError: a site deviates by more than 1e-4 of its largest value (fp16: 5e-3).
+    """
+    rewritten = [rewrite for rewrite in rewrites if rewrite.layout is not None]
+    if not rewritten:
+        return "nothing was rewritten"
+    try:
+        import_onnxruntime("checking the rewritten sites")
+    except MissingExtraError:
+        return "not run: onnxruntime is not installed"
+    graph = _WrittenGraph(model)
+    worst = 0.0
+    for rewrite in rewritten:
+        error = max(graph.deviation(rewrite, part) for part in graph.parts(rewrite))
+        assert rewrite.site.dtype is not None
+        if not error <= TOLERANCE.get(rewrite.site.dtype, DEFAULT_TOLERANCE):
+            raise CheckFailedError(
+                f"site {rewrite.site.name!r} deviates by {error:.1e} from what its weights say: "
+                "please report this"
+            )
+        worst = max(worst, error)
+    what = "M x + b" if rewritten[0].form == "linear" else "K x and L x"
+    return f"{len(rewritten)} of {len(rewritten)} compute {what} (largest deviation {worst:.1e})"
+
+
+def _check_valid(model: OpenModel) -> str:
+    try:
+        onnx.checker.check_model(_without_external(model), full_check=True)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise CheckFailedError(
+            f"the rewritten graph is not valid ONNX ({_first_line(error)}): please report this"
+        ) from error
+    return "passed"
+
+
+def _without_external(model: OpenModel) -> onnx.ModelProto:
+    """The model with inputs in the place of initializers whose data is not in memory."""
+    if not model.has_external_data:
+        return model.proto
+    light = onnx.ModelProto()
+    light.CopyFrom(model.proto)
+    graph = light.graph
+    listed = {entry.name for entry in graph.input}
+    for index in range(len(graph.initializer) - 1, -1, -1):
+        tensor = graph.initializer[index]
+        if is_external(tensor):
+            if tensor.name not in listed:
+                graph.input.append(
+                    onnx.helper.make_tensor_value_info(
+                        tensor.name, tensor.data_type, list(tensor.dims)
+                    )
+                )
+            del graph.initializer[index]
+    return light
+
+
+def _check_interface(original: onnx.ModelProto, model: OpenModel) -> str:
+    weights = {tensor.name for tensor in original.graph.initializer}
+    for kind in ("input", "output"):
+        before = [entry for entry in getattr(original.graph, kind) if entry.name not in weights]
+        after = [entry for entry in getattr(model.proto.graph, kind) if entry.name not in weights]
+        if before != after:
+            raise CheckFailedError(f"the rewrite changed the graph's {kind}s: please report this")
+    return "inputs and outputs unchanged"
+
+
+@dataclass(frozen=True)
+class _LinearPart:
+    """A part of a site that is a matrix: ``target = matrix @ source + bias``, strided like K."""
+
+    source: str
+    target: str
+    matrix: np.ndarray
+    bias: np.ndarray | None
+    with_strides: bool
+
+
+class _WrittenGraph:
+    """The written graph, seen as the nodes that make each tensor and the constants they read."""
+
+    def __init__(self, model: OpenModel) -> None:
+        self.model = model
+        self.view = GraphView(model)
+        nodes = self.view.nodes
+        self._made = {(ref.scope.path, name): ref for ref in nodes for name in ref.proto.output}
+        self._read = {
+            (ref.scope.path, tensor.name): (tensor, ref)
+            for ref in nodes
+            for tensor in ref.node.inputs
+        }
+
+    def constant(self, path: str, name: str) -> np.ndarray | None:
+        """The values of a constant that a node in the scope ``path`` reads; ``None`` if computed."""
+        if (path, name) not in self._read:
+            return None
+        tensor, ref = self._read[path, name]
+        found = self.view.constant(tensor, ref.scope)
+        return found.values() if found else None
+
+    def parts(self, rewrite: SiteRewrite) -> list[_LinearPart]:
+        """The whole site in the linear form, K and L apart in the paper's."""
+        layout, tensors = rewrite.layout, rewrite.tensors
+        assert layout is not None
+        assert tensors is not None
+        path = rewrite.site.ref.scope.path
+        weights = IgpcWeights(
+            tuple(self._matrix(path, name) for name in tensors.k),
+            tuple(self._matrix(path, name) for name in tensors.l) if layout.l else None,
+        )
+        if rewrite.form == "linear":
+            matrix = igpc_matrix(layout, weights)
+            return [_LinearPart(rewrite.input, rewrite.output, matrix, rewrite.bias, True)]
+        k = rewrite.stages["K"]
+        parts = [_LinearPart(k.input, k.output, stage_matrix(layout.k, weights.k), None, True)]
+        if layout.l is not None and weights.l is not None:
+            matrix = stage_matrix(layout.l, weights.l)
+            if layout.interleave is not None:
+                matrix = matrix[:, list(invert_permutation(layout.interleave))]
+            stage = rewrite.stages["L"]
+            parts.append(_LinearPart(stage.input, stage.output, matrix, None, False))
+        return parts
+
+    def _matrix(self, path: str, name: str) -> np.ndarray:
+        kernel = self.constant(path, name)
+        assert kernel is not None
+        return kernel.astype(np.float64).reshape(kernel.shape[:2])
+
+    def deviation(self, rewrite: SiteRewrite, part: _LinearPart) -> float:
+        """max |computed - predicted| / max |predicted| on random input."""
+        rank, dtype = rewrite.site.spatial_rank, rewrite.site.dtype
+        assert dtype is not None
+        generator = np.random.default_rng(zlib.crc32(rewrite.site.name.encode()))
+        size = (2, part.matrix.shape[1], *[_SPATIAL] * rank)
+        x = generator.standard_normal(size).astype(dtype)
+        session = make_session(self._extract(rewrite, part, x), threads=1)
+        y = run_session(session, {part.source: x})[part.target].astype(np.float64)
+        seen = _strided(x.astype(np.float64), rewrite) if part.with_strides else x
+        expected = np.einsum("fc,nc...->nf...", part.matrix, seen.astype(np.float64))
+        if part.bias is not None:
+            expected += part.bias.astype(np.float64).reshape(1, -1, *[1] * rank)
+        if y.shape != expected.shape:
+            return float("inf")
+        scale = float(np.abs(expected).max()) or 1.0
+        return float(np.abs(y - expected).max()) / scale
+
+    def _extract(self, rewrite: SiteRewrite, part: _LinearPart, x: np.ndarray) -> onnx.ModelProto:
+        """The nodes between the part's source and target as a model of their own."""
+        path = rewrite.site.ref.scope.path
+        nodes: dict[str, onnx.NodeProto] = {}
+        constants: dict[str, np.ndarray] = {}
+        pending = [part.target]
+        while pending:
+            name = pending.pop()
+            if name == part.source or name in nodes or name in constants:
+                continue
+            values = self.constant(path, name)
+            if values is not None:
+                constants[name] = values
+                continue
+            node = self._made[path, name].proto
+            nodes[name] = node
+            pending.extend(each for each in node.input if each)
+        ordered = sorted(nodes.values(), key=lambda node: self._made[path, node.output[0]].index)
+        elem = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
+        graph = onnx.helper.make_graph(
+            ordered,
+            "site",
+            [onnx.helper.make_tensor_value_info(part.source, elem, x.shape)],
+            [onnx.helper.make_tensor_value_info(part.target, elem, None)],
+            [onnx.numpy_helper.from_array(each, name) for name, each in constants.items()],
+        )
+        if rewrite.form == "paper":
+            # Starting biases are zero: they are left out of what is predicted, not of the graph.
+            assert all(not each.any() for name, each in constants.items() if ".bias" in name)
+        version = opset_version(self.model.proto, rewrite.site.ref.scope)
+        return onnx.helper.make_model(
+            graph,
+            opset_imports=[onnx.helper.make_opsetid("", version)],
+            ir_version=max(4, int(self.model.proto.ir_version)),
+        )
+
+
+def _strided(x: np.ndarray, rewrite: SiteRewrite) -> np.ndarray:
+    """What a kernel of 1 reads: the input with its padding, at every stride."""
+    rank = rewrite.site.spatial_rank
+    pads = rewrite.pads or (0,) * (2 * rank)
+    strides = rewrite.strides or (1,) * rank
+    around = [(0, 0), (0, 0), *((pads[i], pads[rank + i]) for i in range(rank))]
+    steps = (slice(None), slice(None), *(slice(None, None, stride) for stride in strides))
+    return np.pad(x, around)[steps]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,223 @@
+"""RewriteReport: what was done to a model and what it brought, as one tree and as JSON.
+
+The same tree, less file sizes, goes into the written model's metadata_props as its digest. From it
+the report can be shown again from the file alone, and the later commands (finetune, lower) learn
+what they work on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import onnx
+
+from onnx_igpc._version import __version__
+from onnx_igpc.errors import ModelError
+from onnx_igpc.layout import GroupedStage, GroupLayout
+
+REPORT_VERSION = 1
+DIGEST_KEY = "onnx_igpc.report"
+
+
+@dataclass
+class Change:
+    """A count before and after; ``None`` where it is not known."""
+
+    before: int | None = None
+    after: int | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """After as a share of before."""
+        if not self.before or self.after is None:
+            return None
+        return self.after / self.before
+
+
+@dataclass
+class StageReport:
+    """K or L: its groups, input channels per group, weights, and replicated input channels."""
+
+    groups: int
+    channels_per_group: int
+    weights: int
+    replicated: int = 0
+    uneven: bool = False
+
+    @classmethod
+    def of(cls, stage: GroupedStage | None) -> StageReport | None:
+        if stage is None:
+            return None
+        return cls(
+            stage.groups,
+            stage.channels_per_group,
+            stage.weights,
+            len(stage.replicated),
+            len(stage.paths) > 1,
+        )
+
+
+@dataclass
+class SiteReport:
+    """One pointwise convolution, rewritten or kept.
+
+    Parameters are the weights and biases of the convolutions; ``error`` is E|(W-M)x|^2 / E|Wx|^2.
+    ``nodes`` are the inserted nodes, ``input`` and ``output`` the tensors the site reads and makes.
+    """
+
+    name: str
+    in_channels: int | None
+    out_channels: int | None
+    status: str
+    reason: str | None = None
+    scheme: str | None = None
+    channels_per_group: int | None = None
+    k: StageReport | None = None
+    l: StageReport | None = None  # noqa: E741 - the paper's name
+    parameters: Change = field(default_factory=Change)
+    macs: Change = field(default_factory=Change)
+    error: float | None = None
+    interleave: str | None = None
+    activation: str | None = None
+    shares_weight_with: str | None = None
+    input: str = ""
+    output: str = ""
+    nodes: list[str] = field(default_factory=list)
+
+    @property
+    def rewritten(self) -> bool:
+        return self.status == "rewritten"
+
+
+@dataclass
+class Totals:
+    """Counts of the whole model; ``pointwise_parameters`` of all pointwise convolutions."""
+
+    parameters: Change = field(default_factory=Change)
+    macs: Change = field(default_factory=Change)
+    pointwise_parameters: Change = field(default_factory=Change)
+    file_bytes: Change = field(default_factory=Change)
+
+
+@dataclass
+class RewriteReport:
+    """Everything that a rewrite has to say; see the fields.
+
+    ``folded``, ``merged``, ``removed``, ``inputs_removed`` and ``permuted`` list what was changed
+    outside the sites themselves. ``calibration``, ``preprocessing``, ``damage`` and ``lowering``
+    belong to steps that a plain compress does not take, and are ``None`` then.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals)
+    sites: list[SiteReport] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    checks: dict[str, str] = field(default_factory=dict)
+    input_shapes: dict[str, list[int]] = field(default_factory=dict)
+    folded: list[str] = field(default_factory=list)
+    merged: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    inputs_removed: list[str] = field(default_factory=list)
+    permuted: list[str] = field(default_factory=list)
+    permutations: dict[str, list[int]] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    preprocessing: dict[str, Any] | None = None
+    damage: dict[str, Any] | None = None
+    lowering: dict[str, Any] | None = None
+    tool: str = f"onnx-igpc {__version__}"
+    version: int = REPORT_VERSION
+
+    @property
+    def rewritten(self) -> list[SiteReport]:
+        return [site for site in self.sites if site.rewritten]
+
+    @property
+    def kept(self) -> list[SiteReport]:
+        return [site for site in self.sites if not site.rewritten]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dictionaries, strings and numbers."""
+        return asdict(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RewriteReport:
+        """The report that :meth:`to_dict` was made from.
+
+        Raises:
+            ModelError: a version that this release does not know, or a field of the wrong kind.
+        """
+        if not isinstance(data, Mapping) or data.get("version") != REPORT_VERSION:
+            found = data.get("version") if isinstance(data, Mapping) else None
+            raise ModelError(
+                f"the report has version {found!r}, but this release reads version "
+                f"{REPORT_VERSION}: use the release of onnx-igpc that wrote it"
+            )
+        try:
+            values = dict(data)
+            totals = {key: Change(**change) for key, change in values.pop("totals").items()}
+            sites = [_site(entry) for entry in values.pop("sites")]
+            return cls(totals=Totals(**totals), sites=sites, **values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ModelError(f"the report is damaged: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> RewriteReport:
+        """The report in ``text``.
+
+        Raises:
+            ModelError: not JSON, or as :meth:`from_dict`.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ModelError(f"the report is not JSON: {error}") from error
+        return cls.from_dict(data)
+
+
+def _site(data: Mapping[str, Any]) -> SiteReport:
+    values = dict(data)
+    for key in ("k", "l"):
+        values[key] = StageReport(**values[key]) if values.get(key) else None
+    for key in ("parameters", "macs"):
+        values[key] = Change(**values[key])
+    return SiteReport(**values)
+
+
+def describe_interleave(layout: GroupLayout) -> str | None:
+    """Where the layout interleaves channels, in words."""
+    if layout.interleave is not None:
+        return "between K and L"
+    if layout.output_interleave is not None:
+        return "after K"
+    return None
+
+
+def read_digest(model: onnx.ModelProto) -> RewriteReport | None:
+    """The report inside a model that this tool wrote; ``None`` for any other model.
+
+    Raises:
+        ModelError: as :meth:`RewriteReport.from_json`.
+    """
+    for entry in model.metadata_props:
+        if entry.key == DIGEST_KEY:
+            return RewriteReport.from_json(entry.value)
+    return None
+
+
+def write_digest(model: onnx.ModelProto, report: RewriteReport) -> None:
+    """Store the report in the model's metadata, without file sizes: those depend on it."""
+    data = report.to_dict()
+    data["totals"]["file_bytes"] = asdict(Change())
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for entry in model.metadata_props:
+        if entry.key == DIGEST_KEY:
+            entry.value = text
+            return
+    model.metadata_props.add(key=DIGEST_KEY, value=text)
