@@ -115,7 +115,11 @@ class ExternalData:
             raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
 
     def read_bytes(self, tensor: onnx.TensorProto) -> bytes:
-        """The raw bytes of an external tensor."""
+        """The raw bytes of an external tensor.
+
+        Raises:
+            ModelError: as :meth:`check`.
+        """
         if self._in_scratch(tensor):
             assert self._scratch is not None
             _, offset, length = _entries(tensor)
@@ -124,7 +128,10 @@ class ExternalData:
         path, offset, length = self._place(tensor)
         with path.open("rb") as file:
             file.seek(offset)
-            return file.read(length)
+            data = file.read(length)
+        if len(data) != length:
+            raise ModelError(f"{path}: ends before tensor {tensor.name!r}: the file is truncated")
+        return data
 
     def to_scratch(self, tensor: onnx.TensorProto) -> None:
         """Move the raw data of a new tensor out of memory, until the model is written."""
@@ -164,8 +171,11 @@ class ExternalData:
                 "read from a file: pass its path instead"
             )
         path = self._resolve(tensor.name, location)
-        size = path.stat().st_size
-        return path, offset, size - offset if length is None else length
+        if length is None:
+            length = expected_bytes(tensor)
+        if length is None:
+            length = max(path.stat().st_size - offset, 0)
+        return path, offset, length
 
     def _resolve(self, name: str, location: str) -> Path:
         assert self.base_dir is not None
