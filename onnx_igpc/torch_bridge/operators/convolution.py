@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -23,13 +24,24 @@ _TRANSPOSE: dict[int, Run] = {
 }
 
 
-def _kernel(node: Node) -> list[int]:
-    """Kernel sizes, from the weight where the attribute is left out."""
+def _build(node: Node, build: Callable[[Node, list[int]], Run]) -> Run:
+    """Build for the kernel of the node, once it is known."""
     if "kernel_shape" in node.attributes:
-        return node.get_ints("kernel_shape")
+        return build(node, node.get_ints("kernel_shape"))
     if 1 in node.shapes:
-        return list(node.shapes[1][2:])
-    raise node.refuse("kernel_shape is missing and the weight is computed at run time")
+        return build(node, list(node.shapes[1][2:]))
+    built: dict[tuple[int, ...], Run] = {}
+
+    def late(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        kernel = tuple(weight.shape[2:])
+        if kernel not in built:
+            built[kernel] = build(node, list(kernel))
+        result: torch.Tensor = built[kernel](x, weight, bias)
+        return result
+
+    return late
 
 
 def _function(node: Node, functions: dict[int, Run], rank: int) -> Run:
@@ -40,7 +52,10 @@ def _function(node: Node, functions: dict[int, Run], rank: int) -> Run:
 
 @register_operator("Conv", weights=(1, 2))
 def conv(node: Node) -> Run:
-    kernel = _kernel(node)
+    return _build(node, _conv)
+
+
+def _conv(node: Node, kernel: list[int]) -> Run:
     window = Window(node, kernel)
     convolve = partial(
         _function(node, _CONV, len(kernel)),
@@ -67,7 +82,10 @@ def conv(node: Node) -> Run:
 
 @register_operator("ConvTranspose", weights=(1, 2))
 def conv_transpose(node: Node) -> Run:
-    kernel = _kernel(node)
+    return _build(node, _conv_transpose)
+
+
+def _conv_transpose(node: Node, kernel: list[int]) -> Run:
     window = Window(node, kernel)
     rank = len(kernel)
     extra = node.get_ints("output_padding", [0] * rank)

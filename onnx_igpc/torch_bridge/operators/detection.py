@@ -122,7 +122,7 @@ def _max_of_samples(
     image: torch.Tensor, weight_y: torch.Tensor, weight_x: torch.Tensor, rows: int, columns: int
 ) -> torch.Tensor:
     """ONNX takes the maximum over the four weighted neighbours of all samples of a bin."""
-    values = image[:, None, :, None, :] * weight_y[:, None, :, None] * weight_x[None, :, None, :]
+    values = image[:, None, None] * weight_y[:, None, :, None] * weight_x[None, :, None, :]
     largest = values.amax((3, 4))  # [channels, samples y, samples x]
     shape = (len(image), largest.shape[1] // rows, rows, largest.shape[2] // columns, columns)
     return largest.reshape(shape).amax((2, 4))

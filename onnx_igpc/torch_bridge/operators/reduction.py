@@ -46,9 +46,9 @@ def _log_sum(x: torch.Tensor, dims: list[int], keep: bool) -> torch.Tensor:
 
 def _l2(x: torch.Tensor, dims: list[int], keep: bool) -> torch.Tensor:
     if x.is_floating_point():
-        return torch.linalg.vector_norm(x, dim=dims, keepdim=keep)
-    root: torch.Tensor = _total(x * x, dims, keep).double().sqrt()
-    return root.to(x.dtype)
+        norm: torch.Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=keep)
+        return norm
+    return _total(x * x, dims, keep).double().sqrt().to(x.dtype)
 
 
 REDUCTIONS: dict[str, Run] = {

@@ -82,7 +82,10 @@ class Method:
         if self.mode == "nearest":
             # Whole factors repeat elements, however positions are rounded within one.
             whole = all(a.scale == a.target / a.size and a.target % a.size == 0 for a in axes)
-            corner = self.coordinates == "asymmetric" and self.rounding == "floor"
+            corner = self.coordinates == "asymmetric" and self.rounding in (
+                "floor",
+                "away_if_smaller",
+            )
             centre = self.coordinates in ("half_pixel", "pytorch_half_pixel")
             if whole and (corner or (centre and self.rounding.startswith("round"))):
                 return functional.interpolate(x, sizes, mode="nearest")
@@ -103,15 +106,18 @@ class Method:
     def _resize_axis(self, x: torch.Tensor, axis: Axis) -> torch.Tensor:
         position = self._positions(axis)
         if self.mode == "nearest":
-            index = _ROUNDING[self.rounding](position).clamp(0, axis.size - 1).long()
+            rounding = self.rounding
+            if rounding == "away_if_smaller":
+                rounding = "ceil" if axis.scale < 1 else "floor"
+            index = _ROUNDING[rounding](position).clamp(0, axis.size - 1).long()
             return x.index_select(axis.index, index.to(x.device))
         matrix = self._matrix(axis, position).to(x.device, x.dtype)
         return (x.movedim(axis.index, -1) @ matrix.T).movedim(-1, axis.index)
 
     def _positions(self, axis: Axis) -> torch.Tensor:
         """Where in the input each output element lies."""
-        out = torch.arange(axis.target, dtype=torch.float64)
-        length = axis.scale * axis.size
+        out = torch.arange(axis.target, dtype=torch.float32)  # as onnxruntime: ties decide nearest
+        length = axis.target
         match self.coordinates:
             case "asymmetric":
                 return out / axis.scale
@@ -122,7 +128,7 @@ class Method:
             case "tf_half_pixel_for_nn":
                 return (out + 0.5) / axis.scale
             case "half_pixel_symmetric":
-                shift = axis.size / 2 * (1 - axis.target / length)
+                shift = axis.size / 2 * (1 - length / (axis.scale * axis.size))
                 return shift + (out + 0.5) / axis.scale - 0.5
             case "tf_crop_and_resize":
                 start, end = axis.roi
@@ -149,10 +155,11 @@ class Method:
         distance = (position.unsqueeze(1) - index).abs() * shrink
         weight = self._kernel(distance)
         inside = (index >= 0) & (index < axis.size)
-        if self.exclude_outside or self.antialias:
+        if self.exclude_outside:
             weight = weight * inside
+        if self.exclude_outside or self.antialias:
             weight = weight / weight.sum(1, keepdim=True)
-        matrix = torch.zeros(axis.target, axis.size, dtype=torch.float64)
+        matrix = torch.zeros(axis.target, axis.size)
         return matrix.scatter_add(1, index.clamp(0, axis.size - 1), weight)
 
     def _kernel(self, distance: torch.Tensor) -> torch.Tensor:
@@ -221,9 +228,17 @@ def _plan(
 
 @register_operator("Upsample", host=(1,))
 def _upsample(node: Node) -> Run:
-    """Upsample, and Resize as it was in opset 10: positions are asymmetric, rounded down."""
+    """Upsample, and Resize as it was in opset 10.
+
+    Positions are asymmetric and rounded down, but up on axes that shrink: onnxruntime does that,
+    where the text of the standard leaves it open.
+    """
     mode = node.get_string("mode", "nearest")
-    method = Method("linear" if mode in ("linear", "bilinear") else mode, "asymmetric", "floor")
+    method = Method(
+        mode="linear" if mode == "bilinear" else mode,
+        coordinates="asymmetric",
+        rounding="away_if_smaller",
+    )
     if node.version < 7:
         known: list[float] | None = [
             1.0, 1.0, node.get_float("height_scale"), node.get_float("width_scale")
