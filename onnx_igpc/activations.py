@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -194,7 +195,7 @@ def _evaluate(view: GraphView, tensor: gs.Tensor, inside: list[NodeRef]) -> np.n
     """What the nodes make of the grid; ``None`` if a constant among them is no scalar."""
     constants: dict[str, np.ndarray] = {}
     members = {id(ref.node.outputs[0]) for ref in inside} | {id(tensor)}
-    dtype = np.dtype(np.float32)
+    dtype: np.dtype = np.dtype(np.float32)
     for ref in inside:
         for each in ref.node.inputs:
             if id(each) in members or not each.name:
@@ -220,7 +221,7 @@ def _evaluate(view: GraphView, tensor: gs.Tensor, inside: list[NodeRef]) -> np.n
     version = opset_version(view.model.proto, inside[0].scope)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:
-        outputs = ReferenceEvaluator(model).run(None, {tensor.name: _GRID.astype(dtype)})
+        outputs: Any = ReferenceEvaluator(model).run(None, {tensor.name: _GRID.astype(dtype)})
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         return None
     return np.asarray(outputs[0], dtype=np.float64)

@@ -30,7 +30,7 @@ def solve_gram(gram: np.ndarray, right: np.ndarray) -> np.ndarray:
     try:
         return np.linalg.solve(gram + ridge * np.eye(size), right)
     except LinAlgError:
-        return np.linalg.pinv(gram, hermitian=True) @ right
+        return np.asarray(np.linalg.pinv(gram, hermitian=True) @ right)
 
 
 class FittingProblem:
@@ -154,7 +154,7 @@ class FittingProblem:
             _, values, right = np.linalg.svd((block @ vectors) * root, full_matrices=False)
             basis = (right * values[:, None] / root) @ vectors.T
         # More rows than the block has rank: spread the rest over the same directions.
-        return basis[np.arange(count) % basis.shape[0]]
+        return np.asarray(basis[np.arange(count) % basis.shape[0]])
 
     def sweep(self) -> None:
         """Each block of L, then each block of K, to its optimum given all others."""
@@ -264,4 +264,4 @@ def _accelerated(history: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray
     moves = np.stack([new[0] - old[0] for old, new in pairwise(history)], axis=1)
     swept, residual = history[-1]
     gram = changes.T @ changes
-    return swept - moves @ solve_gram(gram, changes.T @ residual)
+    return np.asarray(swept - moves @ solve_gram(gram, changes.T @ residual))

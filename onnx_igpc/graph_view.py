@@ -241,4 +241,5 @@ class GraphView:
             graph, opset_imports=[onnx.helper.make_opsetid("", version)]
         )
         feeds = dict(zip(names, values, strict=True))
-        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+        outputs: Any = ReferenceEvaluator(model).run(None, feeds)
+        return np.asarray(outputs[0])

@@ -1,0 +1,48 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint typecheck check clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Running and compressing needs no torch, so that the demo installs in seconds.
+$(VENV)/.runtime: setup.cfg constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[cpu]'
+	touch $@
+
+$(VENV)/.development: setup.cfg constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[cpu,torch,images,dev]'
+	touch $@ $(VENV)/.runtime
+
+demo: $(VENV)/.runtime
+	mkdir -p $(DEMO)
+	$(BIN)/onnx-igpc compress sample_models/digits_net.onnx -o $(DEMO)/digits_small.onnx \
+		--ch 32 --report $(DEMO)/digits_small.json
+	$(BIN)/onnx-igpc verify sample_models/digits_net.onnx $(DEMO)/digits_small.onnx \
+		--data sample_models/digits_test.npz
+	$(BIN)/onnx-igpc report $(DEMO)/digits_small.onnx
+
+test: $(VENV)/.development
+	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
+
+lint: $(VENV)/.development
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# Type checkers do not see that passes/ is installed as onnx_igpc.passes: check the built package.
+typecheck: $(VENV)/.development
+	rm -rf build/typecheck
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/typecheck/wheel .
+	$(BIN)/python -m zipfile -e build/typecheck/wheel/*.whl build/typecheck/package
+	cd build/typecheck/package && MYPYPATH=. $(abspath $(BIN))/mypy \
+		--config-file $(abspath pyproject.toml) -p onnx_igpc
+
+check: lint typecheck test
+
+clean:
+	rm -rf build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache

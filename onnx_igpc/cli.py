@@ -1,0 +1,301 @@
+"""The commands: parse, call the API, show. No logic lives here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_igpc._version import __version__
+from onnx_igpc.cli_support import (
+    IgpcGroup,
+    ProgressLine,
+    check_output,
+    console,
+    preprocessing_options,
+    read_preprocessing,
+    write_text,
+)
+
+_MODEL = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path)
+
+
+def _show_versions(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    click.echo(f"onnx-igpc {__version__}")
+    for package in ("onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-gpu", "torch"):
+        try:
+            click.echo(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    ctx.exit()
+
+
+@click.group(
+    cls=IgpcGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: onnx-igpc inspect model.onnx",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of onnx-igpc and what it works with.",
+)
+def main() -> None:
+    """Make the pointwise convolutions of a trained CNN cheap: ONNX in, ONNX out."""
+
+
+def _site_options(command: Any) -> Any:
+    options = (
+        click.option(
+            "--ch",
+            "channels_per_group",
+            type=int,
+            default=16,
+            show_default=True,
+            help="Channels per group, the schemes' parameter.",
+        ),
+        click.option(
+            "--scheme",
+            type=click.Choice(["v1", "v2"]),
+            default="v2",
+            show_default=True,
+            help="v2: without divisibility constraints; v1: with.",
+        ),
+        click.option(
+            "--include",
+            metavar="GLOB",
+            multiple=True,
+            help="Only sites whose name matches. Repeatable.",
+        ),
+        click.option(
+            "--exclude",
+            metavar="GLOB",
+            multiple=True,
+            help="No site whose name matches. Repeatable.",
+        ),
+        click.option(
+            "--include-heads", is_flag=True, help="Rewrite convolutions that make an output, too."
+        ),
+        click.option("-v", "--verbose", is_flag=True, help="Every name and note in full."),
+        click.option("-q", "--quiet", is_flag=True, help="Errors only."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command(epilog="Example: onnx-igpc inspect model.onnx --ch 32")
+@click.argument("model", type=_MODEL)
+@_site_options
+@click.option(
+    "--json", "json_file", type=_FILE, metavar="FILE", help="Write the plan as JSON; - for stdout."
+)
+def inspect(
+    model: Path, json_file: Path | None, verbose: bool, quiet: bool, **options: Any
+) -> None:
+    """List every pointwise convolution of MODEL and what rewriting it would save."""
+    from onnx_igpc.pipeline import inspect as run
+    from onnx_igpc.render import show_rewrite
+
+    check_output(json_file, model)
+    report = run(model, **options)
+    if json_file is not None:
+        write_text(json_file, report.to_json())
+    show_rewrite(console(quiet or str(json_file) == "-"), report, planned=True, verbose=verbose)
+
+
+@main.command(epilog="Example: onnx-igpc compress model.onnx -o small.onnx --ch 32")
+@click.argument("model", type=_MODEL)
+@click.option("-o", "--output", type=_FILE, help="The model to write.")
+@_site_options
+@click.option(
+    "--form",
+    type=click.Choice(["linear", "paper"]),
+    default="linear",
+    show_default=True,
+    help="linear: replace only the convolution; paper: BatchNorm and activation after K "
+    "and after L, for training from scratch.",
+)
+@click.option(
+    "--init",
+    type=click.Choice(["fitted", "random"]),
+    help="Weights of K and L [fitted; random in the paper's form].",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="For random weights.")
+@click.option("--fold-batch-norm", is_flag=True, help="Fold BatchNormalization first.")
+@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@click.option(
+    "--report",
+    "report_file",
+    type=_FILE,
+    metavar="FILE.json",
+    help="Write the report as JSON; - for stdout.",
+)
+def compress(
+    model: Path,
+    output: Path | None,
+    dry_run: bool,
+    report_file: Path | None,
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Rewrite the pointwise convolutions of MODEL into interleaved grouped ones."""
+    from onnx_igpc.pipeline import compress as run
+    from onnx_igpc.render import show_rewrite
+
+    if output is None and not dry_run:
+        raise click.UsageError("say where to write the model with -o FILE, or use --dry-run")
+    check_output(output, model)
+    check_output(report_file, model)
+    with ProgressLine("fitting", quiet) as line:
+        result = run(model, progress=line.update, **options)
+    if not dry_run and output is not None:
+        result.save(output)
+    if report_file is not None:
+        write_text(report_file, result.report.to_json())
+    out = console(quiet or str(report_file) == "-")
+    show_rewrite(out, result.report, verbose=verbose)
+    if not result.changed:
+        click.echo("warning: nothing to rewrite", err=True)
+    if not dry_run:
+        out.print(f"wrote {output}", markup=False)
+
+
+@main.command(epilog="Example: onnx-igpc report small.onnx")
+@click.argument("model", type=_MODEL)
+@click.option(
+    "--json",
+    "json_file",
+    type=_FILE,
+    metavar="FILE",
+    help="Write the report as JSON; - for stdout.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Every name and note in full.")
+def report(model: Path, json_file: Path | None, verbose: bool) -> None:
+    """Show the report that a compressed MODEL carries."""
+    from onnx_igpc.errors import ModelError
+    from onnx_igpc.model_io import file_bytes, open_model
+    from onnx_igpc.render import show_rewrite
+    from onnx_igpc.report import read_digest
+
+    check_output(json_file, model)
+    digest = read_digest(open_model(model).proto)
+    if digest is None:
+        raise ModelError(f"{model} carries no report: it was not written by onnx-igpc compress")
+    digest.totals.file_bytes.after = file_bytes(model)
+    if json_file is not None:
+        write_text(json_file, digest.to_json())
+    show_rewrite(console(str(json_file) == "-"), digest, verbose=verbose)
+
+
+@main.command(epilog="Example: onnx-igpc verify model.onnx small.onnx --data images/")
+@click.argument("original", type=_MODEL)
+@click.argument("candidate", type=_MODEL)
+@click.option(
+    "--data", type=_FILE, help="Images (folder, .tar) or arrays (.npz); random if left out."
+)
+@click.option("--samples", type=int, help="At most so many samples.")
+@click.option("--batch-size", type=int, default=16, show_default=True)
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME:DIMS",
+    help="Size of a dynamic input, as x:1,3,224,224.",
+)
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
+)
+@click.option("--scores", metavar="NAME", help="The output with class scores.")
+@click.option("--metric", metavar="MODULE:FUNCTION", help="A measure of your own.")
+@click.option("--min-agreement", type=float, help="Fail below this top-1 agreement (0 to 1).")
+@click.option("--atol", type=float, help="Fail where max|a-b| > atol + rtol max|b|.")
+@click.option("--rtol", type=float, help="See --atol.")
+@preprocessing_options
+@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def verify(
+    original: Path,
+    candidate: Path,
+    shapes: tuple[str, ...],
+    json_file: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Run ORIGINAL and CANDIDATE on the same inputs and compare what they make.
+
+    Exit code 1 if a given threshold does not hold, or nodes ran elsewhere than asked.
+    """
+    from onnx_igpc.feeds import parse_shapes
+    from onnx_igpc.render import show_verify
+    from onnx_igpc.verify import verify as run
+
+    check_output(json_file, original, candidate)
+    options["preprocessing"] = read_preprocessing(options)
+    with ProgressLine("verifying", quiet) as line:
+        result = run(
+            original, candidate, shapes=parse_shapes(shapes), progress=line.update, **options
+        )
+    if json_file is not None:
+        write_text(json_file, json.dumps(result.to_dict(), indent=2))
+    show_verify(console(quiet or str(json_file) == "-"), result)
+    if not result.passed:
+        raise SystemExit(1)
+
+
+@main.command(epilog="Example: onnx-igpc benchmark model.onnx small.onnx --batch 1 --batch 8")
+@click.argument("models", type=_MODEL, nargs=-1, required=True)
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
+)
+@click.option("--batch", "batches", type=int, multiple=True, help="Batch size. Repeatable.")
+@click.option("--threads", type=int, multiple=True, help="Threads of a run. Repeatable.")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME:DIMS",
+    help="Size of a dynamic input, as x:1,3,224,224.",
+)
+@click.option("--data", type=_FILE, help="Images or arrays; random if left out.")
+@click.option("--rounds", type=int, default=30, show_default=True, help="Turns of each model.")
+@click.option("--warmup", type=int, default=3, show_default=True, help="Turns that do not count.")
+@click.option("--per-operator", is_flag=True, help="Profile every node, too.")
+@preprocessing_options
+@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def benchmark(
+    models: tuple[Path, ...],
+    threads: tuple[int, ...],
+    shapes: tuple[str, ...],
+    json_file: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Race MODELS in one process, in turns; the first is the baseline."""
+    from onnx_igpc.benchmark import benchmark as run
+    from onnx_igpc.feeds import parse_shapes
+    from onnx_igpc.render import show_benchmark
+
+    check_output(json_file, *models)
+    options["preprocessing"] = read_preprocessing(options)
+    result = run(models, threads=threads or (None,), shapes=parse_shapes(shapes), **options)
+    if json_file is not None:
+        write_text(json_file, json.dumps(result.to_dict(), indent=2))
+    show_benchmark(console(quiet or str(json_file) == "-"), result)

@@ -1,0 +1,168 @@
+"""What every command shares: errors as one line and an exit code, progress, data options."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnx_igpc.errors import IgpcError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnx_igpc.preprocessing import Preprocessing
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+# A command that takes no longer than this shows no progress.
+_PROGRESS_AFTER_SECONDS = 1.0
+
+
+class IgpcGroup(click.Group):
+    """A group that turns the user's mistakes into one line on stderr and the right exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except IgpcError as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(error.exit_code)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+def console(quiet: bool = False) -> Console:
+    """Where reports go: stdout, plain when piped, nothing when quiet."""
+    from rich.console import Console
+
+    return Console(quiet=quiet, highlight=False, soft_wrap=False)
+
+
+class ProgressLine:
+    """A progress bar on stderr for what takes longer than a second, on terminals only."""
+
+    def __init__(self, what: str, quiet: bool = False) -> None:
+        self._what = what
+        self._enabled = not quiet and sys.stderr.isatty()
+        self._start = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, total: int, label: str = "") -> None:
+        """``done`` of ``total``; ``label`` is what is being worked on."""
+        if not self._enabled or time.monotonic() - self._start < _PROGRESS_AFTER_SECONDS:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self._what, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total, description=self._what)
+
+
+def check_output(path: Path | None, *inputs: Path) -> None:
+    """Refuse an output that cannot be written, before any work is done for it.
+
+    Raises:
+        UsageError: the folder is missing or read-only, it is a folder, or it is one of the inputs.
+    """
+    if path is None or str(path) == "-":
+        return
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {folder} does not exist")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write {path}: the folder {folder} is read-only")
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(f"{path} is the input itself: choose another output")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write to a file, whole or not at all, or to stdout for ``-``."""
+    if str(path) == "-":
+        click.echo(text)
+        return
+    from onnx_igpc.model_io import write_atomically
+
+    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+
+
+def preprocessing_options(command: Command) -> Command:
+    """Options that say how images become model inputs."""
+    options = (
+        click.option(
+            "--preprocess", type=click.Path(path_type=Path), help="JSON with all of these."
+        ),
+        click.option("--resize", type=int, help="Short side in pixels."),
+        click.option("--crop", type=int, help="Side of the centre crop."),
+        click.option("--scale", type=float, help="What pixels 0-255 are multiplied by [1/255]."),
+        click.option(
+            "--mean", type=str, help="Subtracted after scaling: one value or one a channel."
+        ),
+        click.option("--std", type=str, help="Divided by after that: one value or one a channel."),
+        click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout of the input."),
+        click.option(
+            "--color", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of channels."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_preprocessing(values: dict[str, Any]) -> Preprocessing | None:
+    """Take the options of :func:`preprocessing_options` out of ``values``; ``None`` if not given.
+
+    Raises:
+        UsageError: a file that is not JSON, or values that cannot be used.
+    """
+    from onnx_igpc.preprocessing import Preprocessing
+
+    file = values.pop("preprocess")
+    names = ("resize", "crop", "scale", "mean", "std", "layout", "color")
+    given = {name: values.pop(name) for name in names}
+    chosen: dict[str, Any] = {}
+    if file is not None:
+        try:
+            chosen = json.loads(Path(file).read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--preprocess {file} cannot be read: {error}") from error
+        if not isinstance(chosen, dict):
+            raise UsageError(f"--preprocess {file} holds no JSON object")
+    for name, value in given.items():
+        if value is not None:
+            chosen[name] = _floats(name, value) if name in ("mean", "std") else value
+    return Preprocessing.from_dict(chosen) if chosen else None
+
+
+def _floats(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise UsageError(f"--{name} takes numbers separated by commas, not {text!r}") from None

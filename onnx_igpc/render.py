@@ -1,0 +1,239 @@
+"""Console views of reports: tables a person can read. No numbers are made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from onnx_igpc.report import Change, RewriteReport, SiteReport, StageReport
+
+if TYPE_CHECKING:
+    from onnx_igpc.benchmark import BenchmarkReport
+    from onnx_igpc.verify import VerifyReport
+
+# Columns that stand beside a site's name, and the least that is left for the name.
+_BESIDE_NAME = 56
+_MIN_NAME = 16
+
+
+def show_rewrite(
+    console: Console, report: RewriteReport, *, planned: bool = False, verbose: bool = False
+) -> None:
+    """Warnings first, then the sites with the longest gains on top, what was kept, and totals."""
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+    show_damage(console, report)
+    if report.rewritten:
+        console.print(_sites_table(report.rewritten, verbose, console.width - _BESIDE_NAME))
+    _show_kept(console, report.kept, verbose)
+    console.print(_totals_table(report, planned))
+    if report.rewritten and not verbose:
+        console.print(
+            "K, L: groups x input channels per group; error: E|(W-M)x|^2 / E|Wx|^2", style="dim"
+        )
+    shapes = "; ".join(
+        f"{name} {'x'.join(map(str, shape))}" for name, shape in report.input_shapes.items()
+    )
+    if shapes:
+        console.print(f"MACs are for {escape(shapes)}", style="dim")
+    for name, result in report.checks.items():
+        console.print(f"check {name}: {escape(result)}", style="dim")
+    for note in report.notes:
+        console.print(f"note: {escape(note)}", style="dim")
+    if verbose:
+        for label, names in (
+            ("folded", report.folded),
+            ("merged", report.merged),
+            ("permuted", report.permuted),
+            ("removed", report.removed),
+            ("no longer inputs", report.inputs_removed),
+        ):
+            if names:
+                console.print(f"{label}: {escape(', '.join(names))}", style="dim")
+
+
+def show_damage(console: Console, report: RewriteReport) -> None:
+    """What the rewrite did to the outputs on calibration data, where that was measured."""
+    if not report.damage:
+        return
+    for key, value in report.damage.items():
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        console.print(f"damage: {escape(str(key))} {escape(text)}")
+
+
+def _sites_table(sites: list[SiteReport], verbose: bool, width: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("rewritten", overflow="fold")
+    for title in ("channels", "K", "L"):
+        table.add_column(title, no_wrap=True, min_width=5)
+    for title in ("params", "left", "MACs", "left", "error"):
+        table.add_column(title, justify="right", no_wrap=True, min_width=5)
+    for site in sorted(sites, key=lambda each: -_gain(each)):
+        table.add_row(
+            escape(site.name if verbose else shorten(site.name, max(width, _MIN_NAME))),
+            f"{site.in_channels}>{site.out_channels}",
+            _stage(site.k),
+            _stage(site.l),
+            count_text(site.parameters.after),
+            percent(site.parameters),
+            count_text(site.macs.after),
+            percent(site.macs),
+            "" if site.error is None else f"{site.error:.3f}",
+        )
+    return table
+
+
+def _gain(site: SiteReport) -> int:
+    return (site.parameters.before or 0) - (site.parameters.after or 0)
+
+
+def _stage(stage: StageReport | None) -> str:
+    return f"{stage.groups}x{stage.channels_per_group}" if stage else "-"
+
+
+def _show_kept(console: Console, kept: list[SiteReport], verbose: bool) -> None:
+    by_reason: dict[str, list[SiteReport]] = {}
+    for site in kept:
+        by_reason.setdefault(site.reason or "", []).append(site)
+    for reason, sites in by_reason.items():
+        names = [site.name if verbose else shorten(site.name, 32) for site in sites]
+        shown = names if verbose or len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+        console.print(f"kept {len(sites)}: {escape(reason)} ({escape(', '.join(shown))})")
+
+
+def _totals_table(report: RewriteReport, planned: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    sites = report.sites
+    verb = "to rewrite" if planned else "rewritten"
+    table.add_column(f"{len(report.rewritten)} of {len(sites)} pointwise {verb}", no_wrap=True)
+    for title in ("before", "after", "left"):
+        table.add_column(title, justify="right", no_wrap=True)
+    totals = report.totals
+    rows: Iterable[tuple[str, Change]] = (
+        ("parameters", totals.parameters),
+        ("  in pointwise convolutions", totals.pointwise_parameters),
+        ("MACs", totals.macs),
+        ("file, bytes", totals.file_bytes),
+    )
+    for label, change in rows:
+        if change.before is None and change.after is None:
+            continue
+        table.add_row(label, exact(change.before), exact(change.after), percent(change))
+    return table
+
+
+def show_verify(console: Console, report: VerifyReport) -> None:
+    """Each output's difference, agreement and accuracy, where the nodes ran, and what failed."""
+    if report.random:
+        console.print(
+            "[yellow]warning:[/] compared on random inputs: give --data for figures that mean "
+            "something for your use"
+        )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("output", overflow="fold")
+    for title in ("max |a-b|", "mean |a-b|", "relative", "cosine"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for output in report.outputs:
+        table.add_row(
+            escape(output.name),
+            f"{output.max_abs:.3g}",
+            f"{output.mean_abs:.3g}",
+            "-" if output.relative is None else f"{output.relative:.3g}",
+            "-" if output.cosine is None else f"{output.cosine:.6f}",
+        )
+    console.print(table)
+    if report.classifier is not None:
+        result = report.classifier
+        console.print(
+            f"top-1 agreement {result.agreement:.1%} on {result.samples} samples "
+            f"({result.classes} classes in {escape(result.scores)})"
+        )
+        if result.original is not None and result.candidate is not None:
+            before, after = result.original, result.candidate
+            console.print(f"top-1 accuracy {before.top1:.1%} -> {after.top1:.1%}")
+            if before.top5 is not None and after.top5 is not None:
+                console.print(f"top-5 accuracy {before.top5:.1%} -> {after.top5:.1%}")
+    if report.metric:
+        for name, value in report.metric.items():
+            console.print(f"{escape(name)}: {value:.6g}")
+    for role, text in report.executed.items():
+        console.print(f"{role}: {escape(text)}", style="dim")
+    for failure in report.failures:
+        console.print(f"[red]failed:[/] {escape(failure)}")
+
+
+def show_benchmark(console: Console, report: BenchmarkReport) -> None:
+    """Every race: medians, ratios with their interval, throughput; then the models' facts."""
+    console.print(
+        f"onnxruntime {escape(report.onnxruntime)}, {escape(report.provider)}, "
+        f"{escape(report.machine)}; {report.rounds} interleaved rounds; {escape(report.inputs)}",
+        style="dim",
+    )
+    for race in report.races:
+        threads = "all" if race.threads is None else race.threads
+        table = Table(
+            title=f"batch {race.batch}, threads {threads}",
+            box=None,
+            header_style="bold",
+            title_justify="left",
+        )
+        table.add_column("model", overflow="fold")
+        for title in ("median ms", "quartiles", "samples/s", "speed-up (95 %)"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for timing in race.timings:
+            low, high = timing.quartiles_ms
+            speed = timing.speedup
+            table.add_row(
+                escape(timing.path),
+                f"{timing.median_ms:.3f}",
+                f"{low:.3f}-{high:.3f}",
+                f"{timing.samples_per_second:.1f}",
+                "" if speed is None else f"{speed.value:.2f} ({speed.low:.2f}-{speed.high:.2f})",
+            )
+        console.print(table)
+    for facts in report.models:
+        memory = ""
+        if facts.footprint is not None:
+            memory = f", loads in {facts.footprint.load_seconds * 1000:.0f} ms"
+            if facts.footprint.peak_bytes is not None:
+                memory += f", peak {facts.footprint.peak_bytes / 2**20:.0f} MiB"
+        console.print(f"{escape(facts.path)}: {exact(facts.file_bytes)} bytes{memory}")
+        console.print(f"  {escape(facts.executed)}", style="dim")
+        for note in facts.notes:
+            console.print(f"  note: {escape(note)}", style="dim")
+
+
+def shorten(name: str, width: int) -> str:
+    """``name`` with its middle left out where it is too long for a column."""
+    if len(name) <= width:
+        return name
+    tail = (width - 1) * 2 // 3
+    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
+
+
+def count_text(value: int | None) -> str:
+    """A count in three digits and a unit: 12.3k, 4.56M."""
+    if value is None:
+        return "?"
+    number = float(value)
+    for unit in ("", "k", "M", "G"):
+        if number < 999.5:
+            digits = 0 if unit == "" or number >= 99.95 else 1 if number >= 9.995 else 2
+            return f"{number:.{digits}f}{unit}"
+        number /= 1000.0
+    return f"{number:.3g}T"
+
+
+def exact(value: int | None) -> str:
+    """A count with thousands separated."""
+    return "?" if value is None else f"{value:,}"
+
+
+def percent(change: Change) -> str:
+    """What is left, in per cent."""
+    ratio = change.ratio
+    return "" if ratio is None else f"{100 * ratio:.1f}%"
