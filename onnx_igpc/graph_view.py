@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnx_igpc.graph_walk import NodeHolder, Scope, opset_version
+from onnx_igpc.graph_walk import NodeHolder, Scope, function_path, opset_version, subgraph_path
 from onnx_igpc.model_io import OpenModel
 
 # Operators through which a constant is still the same constant, only seen differently.
@@ -109,7 +109,7 @@ class GraphView:
         self._calls: dict[tuple[str, str], list[NodeRef]] = {}
         self._add_scope(graph, Scope(model.proto.graph))
         for gs_function, function in zip(graph.functions, model.proto.functions, strict=True):
-            self._add_scope(gs_function, Scope(function, path=f"function {function.name}"))
+            self._add_scope(gs_function, Scope(function, path=function_path(function)))
         self._initializers = {
             id(scope.holder): {tensor.name: tensor for tensor in scope.holder.initializer}
             for scope in self._scopes
@@ -129,8 +129,7 @@ class GraphView:
             for attribute in proto.attribute:
                 inner = node.attrs.get(attribute.name)
                 if isinstance(inner, gs.Graph):
-                    where = proto.name or (proto.output[0] if proto.output else proto.op_type)
-                    path = f"{scope.path}/{where}.{attribute.name}".lstrip("/")
+                    path = subgraph_path(scope.path, proto, attribute.name)
                     self._owners[id(attribute.g)] = ref
                     self._add_scope(inner, Scope(attribute.g, (scope.holder, *scope.parents), path))
 
@@ -237,9 +236,7 @@ class GraphView:
             [onnx.ValueInfoProto(name=node.output[0])],
         )
         version = opset_version(self.model.proto, link.scope)
-        model = onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", version)]
-        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
         feeds = dict(zip(names, values, strict=True))
         outputs: Any = ReferenceEvaluator(model).run(None, feeds)
         return np.asarray(outputs[0])
