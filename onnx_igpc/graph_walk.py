@@ -18,7 +18,7 @@ class Scope:
     """One list of nodes: the main graph, a sub-graph (If, Loop, Scan) or a function body.
 
     ``parents`` are the enclosing graphs from the inside out, whose values this scope can see.
-    ``path`` says where the scope lies in words, empty for the main graph.
+    ``path`` says where the scope lies in words, empty for the main graph; no two scopes share one.
     """
 
     holder: NodeHolder
@@ -35,6 +35,18 @@ class Scope:
         return isinstance(outermost, onnx.FunctionProto)
 
 
+def subgraph_path(outer: str, node: onnx.NodeProto, attribute: str) -> str:
+    """The path of a sub-graph: by the node's first output, since names of nodes may repeat."""
+    where = next((name for name in node.output if name), node.name or node.op_type)
+    return f"{outer}/{where}.{attribute}".lstrip("/")
+
+
+def function_path(function: onnx.FunctionProto) -> str:
+    """The path of a function body: functions of one name may lie in several domains."""
+    parts = (function.domain, function.name, function.overload)
+    return f"function {'.'.join(part for part in parts if part)}"
+
+
 def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
     """The graphs that ``node`` holds as attributes, with the attribute's name."""
     for attribute in node.attribute:
@@ -48,17 +60,14 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 def scopes(model: onnx.ModelProto) -> Iterator[Scope]:
     """Every list of nodes in the model: the main graph first, then what it holds, then functions."""
     pending = [Scope(model.graph)]
-    pending.extend(
-        Scope(function, path=f"function {function.name}") for function in model.functions
-    )
+    pending.extend(Scope(function, path=function_path(function)) for function in model.functions)
     while pending:
         scope = pending.pop(0)
         yield scope
         inner = []
         for node in scope.holder.node:
             for attribute, graph in subgraphs(node):
-                where = node.name or (node.output[0] if node.output else node.op_type)
-                path = f"{scope.path}/{where}.{attribute}".lstrip("/")
+                path = subgraph_path(scope.path, node, attribute)
                 inner.append(Scope(graph, (scope.holder, *scope.parents), path))
         pending[0:0] = inner
 

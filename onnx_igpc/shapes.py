@@ -17,7 +17,14 @@ from onnx import TensorProto, TypeProto, helper, numpy_helper
 
 from onnx_igpc.external_data import is_external
 from onnx_igpc.feeds import InputSpec, resolve_shapes
-from onnx_igpc.graph_walk import NodeHolder, bind_attributes, live_nodes, subgraphs
+from onnx_igpc.graph_walk import (
+    NodeHolder,
+    bind_attributes,
+    function_path,
+    live_nodes,
+    subgraph_path,
+    subgraphs,
+)
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.operator_inference import OperatorInference
 from onnx_igpc.shape_values import (
@@ -194,7 +201,7 @@ class ShapeTracer:
             ir_version = self._model.proto.ir_version
             self._operators = OperatorInference(function.opset_import, ir_version)
         body = bind_attributes(function, attributes)
-        trace = self._scope(body, given, f"function {function.domain}.{function.name}")
+        trace = self._scope(body, given, function_path(function))
         self._operators = outside
         return list(trace.outputs), (trace,)
 
@@ -207,7 +214,8 @@ class ShapeTracer:
     ) -> tuple[list[Value], tuple[Trace, ...], int | None]:
         graphs = list(subgraphs(node))
         traces = tuple(
-            self._scope(graph, environment, _inner(path, node, name)) for name, graph in graphs
+            self._scope(graph, environment, subgraph_path(path, node, name))
+            for name, graph in graphs
         )
         condition = inputs[0].tensor if inputs[0] else None
         if condition is not None:
@@ -238,7 +246,7 @@ class ShapeTracer:
         trace = Trace()
         for _ in range(2):
             given = {info.name: state for info, state in zip(body.input, states, strict=False)}
-            trace = self._scope(body, {**environment, **given}, _inner(path, node, name))
+            trace = self._scope(body, {**environment, **given}, subgraph_path(path, node, name))
             results = trace.outputs[1 if is_loop else 0 :]
             before = states[first : first + carried]
             after = [merged(pair) for pair in zip(before, results, strict=False)]
@@ -281,10 +289,6 @@ def _symbols(graph: onnx.GraphProto, input_shapes: Mapping[str, Sequence[int]]) 
         )
         if dim.dim_param
     }
-
-
-def _inner(path: str, node: onnx.NodeProto, attribute: str) -> str:
-    return f"{path}/{node.output[0]}.{attribute}".lstrip("/")
 
 
 def _element(known: TypeProto) -> int:

@@ -50,7 +50,7 @@ def test_every_node_is_paired_with_its_proto() -> None:
     assert [ref.scope.is_main for ref in view.nodes] == [True, True, False, False, True, False]
     assert view.nodes[-1].scope.in_function
     assert not view.nodes[2].scope.in_function
-    assert view.nodes[2].scope.path == "chosen_node.else_branch"  # attributes are sorted
+    assert view.nodes[2].scope.path == "chosen.else_branch"  # attributes are sorted
     assert not named(view, "y").is_standard
 
 
@@ -266,9 +266,9 @@ def test_scopes_are_walked_in_order_with_their_parents() -> None:
     found = list(scopes(model))
     assert [scope.path for scope in found] == [
         "",
-        "chosen_node.else_branch",
-        "chosen_node.then_branch",
-        "function Scale",
+        "chosen.else_branch",
+        "chosen.then_branch",
+        "function local.Scale",
     ]
     assert found[0].is_main
     assert found[1].parents == (model.graph,)
