@@ -194,7 +194,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
     lines = [
         "# The published tables, row by row",
         "",
-        "Written by `python benchmarks/paper_tables.py ROWS.json --markdown docs/paper-tables.md`.",
+        "Written by `python benchmarks/paper_tables.py benchmarks/paper_rows.json --markdown docs/paper-tables.md`.",
         "For each row of the result tables of Schwarz Schuler et al. (V1: CCIA 2021, Mendel 2022;",
         "V2: Entropy 2022) the network is built by `sample_models`, compressed by",
         "`onnx-igpc compress --form paper` and counted on the graph that was written. Parameters",

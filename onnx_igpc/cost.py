@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import onnx
 from onnx import TensorProto
@@ -49,6 +49,13 @@ _NOT_PARAMETERS: Mapping[str, Sequence[int]] = {
     "Shape": (0,),
     "Size": (0,),
     "Upsample": (1,),
+}
+# Inputs that are learned even where they hold a single element (a layer of one filter).
+_LEARNED: Mapping[str, Sequence[int]] = {
+    "BatchNormalization": (1, 2),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
 }
 # Integer weights by operator and index of the input.
 _INTEGER_WEIGHTS: Mapping[str, Sequence[int]] = {
@@ -104,6 +111,18 @@ class ModelCost:
     input_shapes: Mapping[str, tuple[int, ...]]
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    _keys: Mapping[tuple[str, str], str] = field(default_factory=dict, repr=False)
+    _read: Mapping[tuple[str, str], set[Root]] = field(default_factory=dict, repr=False)
+
+    def node(self, path: str, output: str) -> NodeCost | None:
+        """The node in the scope ``path`` that makes ``output``; ``None`` if no output needs it."""
+        key = self._keys.get((path, output))
+        return self.nodes[key] if key is not None else None
+
+    def parameters_of(self, nodes: Iterable[tuple[str, str]]) -> int:
+        """Parameters that the nodes (scope, first output) read together, each tensor once."""
+        read = set[Root]().union(*(self._read.get(node, set()) for node in nodes))
+        return sum(root.elements for root in read)
 
 
 def count(
@@ -133,6 +152,8 @@ def count(
         input_shapes=tracer.input_shapes,
         unknown=tuple(names[key] for key, node in counter.nodes.items() if node.macs is None),
         notes=tuple(dict.fromkeys(counter.notes)),
+        _keys=names,
+        _read=counter.read,
     )
 
 
@@ -160,8 +181,9 @@ class _Counter:
         self.nodes: dict[tuple[str, str], NodeCost] = {}
         self.notes: list[str] = []
         self._fixed = fixed
-        self._read: dict[tuple[str, str], set[Root]] = {}
+        self.read: dict[tuple[str, str], set[Root]] = {}
         self._integer_weights: set[Root] = set()
+        self._learned: set[Root] = set()
         # Which stored tensors a constant was computed from.
         self._carried: dict[Value, frozenset[Root]] = {}
 
@@ -193,6 +215,9 @@ class _Counter:
         for index in _INTEGER_WEIGHTS.get(op_type, ()):
             if index < len(traced.inputs) and (value := traced.inputs[index]):
                 self._integer_weights |= self._roots(value)
+        for index in _LEARNED.get(op_type, ()):
+            if index < len(traced.inputs) and (value := traced.inputs[index]):
+                self._learned |= self._roots(value)
         if traced.is_constant:
             carried = frozenset[Root]().union(*(self._roots(value) for value in read))
             self._carried.update((output, carried) for output in traced.outputs)
@@ -207,7 +232,7 @@ class _Counter:
         macs = node_macs(traced)
         if weights or traced.op_type in _WEIGHT_INDEX:
             key = traced.path, traced.node.output[0]
-            read = self._read.setdefault(key, set())
+            read = self.read.setdefault(key, set())
             read |= weights
             earlier = self.nodes[key].macs if key in self.nodes else 0
             total = None if macs is None or earlier is None else earlier + macs
@@ -230,8 +255,12 @@ class _Counter:
                 aside = _Counter(self._fixed)
                 aside._carried = self._carried
                 aside._integer_weights = self._integer_weights
+                aside._learned = self._learned
                 aside.add(body)
                 self.parameters |= aside.parameters
+                for key, node in aside.nodes.items():
+                    self.nodes.setdefault(key, replace(node, macs=0))
+                    self.read.setdefault(key, set()).update(aside.read[key])
         return max(macs)
 
     def _roots(self, value: Value) -> frozenset[Root]:
@@ -244,7 +273,7 @@ class _Counter:
         return {
             root
             for root in self._roots(value)
-            if root.elements > 1
+            if (root.elements > 1 or root in self._learned)
             and not (root.in_main_graph and root.name in self._fixed)
             and (root.data_type in _FLOAT_TYPES or root in self._integer_weights)
         }
