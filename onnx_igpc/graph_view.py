@@ -21,7 +21,7 @@ from onnx_igpc.graph_walk import NodeHolder, Scope, function_path, opset_version
 from onnx_igpc.model_io import OpenModel
 
 # Operators through which a constant is still the same constant, only seen differently.
-_TRANSPARENT = frozenset(
+TRANSPARENT = frozenset(
     {"Identity", "Cast", "Reshape", "Transpose", "Expand", "Squeeze", "Unsqueeze"}
 )
 
@@ -199,7 +199,7 @@ class GraphView:
                     return None
                 return ConstantRef(tensor, value, link.scope.holder, tuple(chain), self)
             others = link.node.inputs[1:]
-            if link.op_type not in _TRANSPARENT or not all(
+            if link.op_type not in TRANSPARENT or not all(
                 self.constant(other, link.scope) for other in others
             ):
                 return None

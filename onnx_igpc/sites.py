@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_igpc.errors import UsageError
-from onnx_igpc.graph_view import ConstantRef, GraphView, NodeRef
+from onnx_igpc.graph_view import TRANSPARENT, ConstantRef, GraphView, NodeRef
 
 # Between a head and the output that it makes stand only operators that move or normalise values.
 _AFTER_HEAD = frozenset(
@@ -99,8 +99,10 @@ def find_sites(view: GraphView, site_filter: SiteFilter | None = None) -> list[P
     ]
     pointwise = [(ref, shape) for ref, shape in convolutions if _is_pointwise(ref, shape)]
     names = _names([ref for ref, _ in pointwise])
-    _require_matches(chosen.include, names, "--include")
-    _require_matches(chosen.exclude, names, "--exclude")
+    # Nodes that share a name are matched by it as well as by the one that tells them apart.
+    known = list(dict.fromkeys([*names, *(_own_name(ref) for ref, _ in pointwise)]))
+    _require_matches(chosen.include, known, "--include")
+    _require_matches(chosen.exclude, known, "--exclude")
     return [
         _describe(view, ref, shape, name, chosen)
         for (ref, shape), name in zip(pointwise, names, strict=True)
@@ -128,6 +130,14 @@ def _dequantized_shape(view: GraphView, ref: NodeRef) -> tuple[int, ...] | None:
     return tuple(constant.root.dims) if constant else None
 
 
+def _is_dequantized(view: GraphView, tensor: gs.Tensor) -> bool:
+    """Whether the values are made by DequantizeLinear and then at most moved."""
+    producer = view.producer(tensor)
+    while producer is not None and producer.op_type in TRANSPARENT:
+        producer = view.producer(producer.node.inputs[0])
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
 def _is_pointwise(ref: NodeRef, shape: tuple[int, ...] | None) -> bool:
     kernel = ref.attribute("kernel_shape")
     if kernel is None:
@@ -139,7 +149,7 @@ def _is_pointwise(ref: NodeRef, shape: tuple[int, ...] | None) -> bool:
 
 def _names(refs: Sequence[NodeRef]) -> list[str]:
     """The nodes' names; the first output's where there is none, both where names are not unique."""
-    own = [ref.proto.name or ref.proto.output[0] for ref in refs]
+    own = [_own_name(ref) for ref in refs]
     count = Counter(own)
     return [
         name if count[name] == 1 else f"{name}:{ref.scope.path}/{ref.proto.output[0]}"
@@ -147,9 +157,18 @@ def _names(refs: Sequence[NodeRef]) -> list[str]:
     ]
 
 
+def _own_name(ref: NodeRef) -> str:
+    return str(ref.proto.name or ref.proto.output[0])
+
+
+def _matches(name: str, glob: str) -> bool:
+    """Whether the glob matches; a name with brackets or stars always matches itself."""
+    return name == glob or fnmatchcase(name, glob)
+
+
 def _require_matches(globs: Sequence[str], names: Sequence[str], option: str) -> None:
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
+        if not any(_matches(name, glob) for name in names):
             near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4) or list(names[:3])
             hint = f"; near matches: {', '.join(near)}" if near else ""
             raise UsageError(f"{option} {glob!r} matches no pointwise convolution{hint}")
@@ -180,7 +199,7 @@ def _describe(
         lambda: _reason_taken(ref, chosen),
         lambda: f"already a grouped convolution ({groups} groups)" if groups > 1 else None,
         lambda: _reason_weight(view, site),
-        lambda: _reason_globs(name, chosen),
+        lambda: _reason_globs({name, _own_name(ref)}, chosen),
         lambda: None if chosen.include_heads else _reason_head(view, site.output_tensor),
         lambda: _reason_values(site),
     )
@@ -197,7 +216,7 @@ def _reason_weight(view: GraphView, site: PointwiseSite) -> str | None:
     ref = site.ref
     if site.weight is None:
         producer = view.producer(ref.node.inputs[1])
-        if producer is not None and producer.op_type == "DequantizeLinear":
+        if _is_dequantized(view, ref.node.inputs[1]):
             return "weight is quantized (behind DequantizeLinear)"
         if ref.scope.in_function and producer is None:
             return f"weight is a parameter of the {ref.scope.path.split('/')[0]}"
@@ -215,10 +234,13 @@ def _dtype(constant: ConstantRef) -> np.dtype:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(constant.root.data_type))
 
 
-def _reason_globs(name: str, chosen: SiteFilter) -> str | None:
-    if chosen.include and not any(fnmatchcase(name, glob) for glob in chosen.include):
+def _reason_globs(names: set[str], chosen: SiteFilter) -> str | None:
+    def matched(globs: Sequence[str]) -> str | None:
+        return next((g for g in globs if any(_matches(name, g) for name in names)), None)
+
+    if chosen.include and matched(chosen.include) is None:
         return "not matched by --include"
-    glob = next((glob for glob in chosen.exclude if fnmatchcase(name, glob)), None)
+    glob = matched(chosen.exclude)
     return f"excluded by --exclude {glob}" if glob else None
 
 
