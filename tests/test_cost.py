@@ -385,7 +385,8 @@ def test_external_weights_are_counted_without_reading_them(tmp_path: Path) -> No
     )
     opened = open_model(tmp_path / "m.onnx")
     cost = count(opened)
-    assert cost == expected
+    assert (cost.parameters, cost.macs) == (expected.parameters, expected.macs)
+    assert cost.nodes == expected.nodes
     (tmp_path / "w").unlink()
     with pytest.raises(ModelError, match="missing"):
         count(opened)  # the biases are small and looked at
