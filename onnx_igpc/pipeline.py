@@ -333,7 +333,7 @@ def _site_reports(
     rewrites: Sequence[SiteRewrite],
     before: ModelCost,
     after: ModelCost,
-    renamed: Mapping[str, str],
+    renamed: Mapping[tuple[str, str], str],
     digest: RewriteReport | None,
 ) -> list[SiteReport]:
     """The sites of this run, and those that an earlier run rewrote in the place of their parts."""
@@ -350,11 +350,14 @@ def _site_reports(
 
 
 def _site_report(
-    rewrite: SiteRewrite, before: ModelCost, after: ModelCost, renamed: Mapping[str, str]
+    rewrite: SiteRewrite,
+    before: ModelCost,
+    after: ModelCost,
+    renamed: Mapping[tuple[str, str], str],
 ) -> SiteReport:
     site, layout = rewrite.site, rewrite.layout
-    output = site.ref.proto.output[0]
-    dense = before.nodes.get(renamed.get(output, output))
+    path, output = site.ref.scope.path, site.ref.proto.output[0]
+    dense = before.node(path, renamed.get((path, output), output))
     report = SiteReport(site.name, site.in_channels, site.out_channels, "kept", rewrite.kept_reason)
     report.output = rewrite.output or output
     if dense is not None:
@@ -362,14 +365,15 @@ def _site_report(
         report.macs = Change(dense.macs, dense.macs)
     if layout is None:
         return report
-    parts = [after.nodes[name] for name in rewrite.convolutions if name in after.nodes]
+    parts = [part for name in rewrite.convolutions if (part := after.node(path, name))]
     macs = [part.macs for part in parts]
     report.status, report.reason = "rewritten", None
     report.scheme = layout.scheme
     report.channels_per_group = layout.channels_per_group
     report.k, report.l = StageReport.of(layout.k), StageReport.of(layout.l)
-    report.parameters.after = sum(part.weights for part in parts)
-    report.macs.after = None if None in macs else sum(each or 0 for each in macs)
+    if parts:
+        report.parameters.after = sum(part.weights for part in parts)
+        report.macs.after = None if None in macs else sum(each or 0 for each in macs)
     report.error = rewrite.error
     report.interleave = describe_interleave(layout)
     report.activation = rewrite.activation

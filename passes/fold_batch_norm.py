@@ -66,8 +66,8 @@ class FoldBatchNorm(Pass):
     """
 
     def __init__(self) -> None:
-        self.renamed: dict[str, str] = {}
-        """The former output of each folded Conv, by the one it makes now."""
+        self.renamed: dict[tuple[str, str], str] = {}
+        """The former output of each folded Conv, by scope and the one it makes now."""
 
     def run(self, model: OpenModel) -> PassResult:
         view, edit, result = GraphView(model), GraphEdit(model), PassResult()
@@ -83,8 +83,9 @@ class FoldBatchNorm(Pass):
                 result.kept[label] = reason
             else:
                 result.changed.append(label)
-                self.renamed[norm.ref.proto.output[0]] = ref.proto.output[0]
-                result.orphans.update([*ref.proto.input[1:], *norm.ref.proto.input[1:]])
+                made = (ref.scope.path, str(norm.ref.proto.output[0]))
+                self.renamed[made] = ref.proto.output[0]
+                result.orphans.update([*ref.proto.input[1:], *norm.ref.proto.input])
         edit.apply()
         return result
 
