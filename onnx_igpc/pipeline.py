@@ -241,6 +241,9 @@ def _compress(
     changed = any(rewrite.layout is not None for rewrite in group.rewrites) or bool(report.folded)
     report.sites = _site_reports(group.rewrites, before, after, fold.renamed, digest)
     _fill_totals(report, before, after, size)
+    report.totals.pointwise_parameters = _pointwise_parameters(
+        group.rewrites, before, after, fold.renamed, digest
+    )
     _warn(report, options, changed, digest)
     if checked and changed:
         report.checks = {**check_graph(interface, opened), **report.checks}
@@ -340,13 +343,17 @@ def _site_reports(
     reports: list[SiteReport] = []
     earlier = {site.name: site for site in digest.rewritten} if digest else {}
     for rewrite in rewrites:
-        reason = rewrite.kept_reason or ""
-        if reason.startswith("part of the already rewritten"):
+        if _is_part(rewrite):
             continue
         reports.append(_site_report(rewrite, before, after, renamed))
     names = {name for site in earlier.values() for name in site.nodes}
     reports = [site for site in reports if site.name not in names]
     return [*earlier.values(), *reports]
+
+
+def _is_part(rewrite: SiteRewrite) -> bool:
+    """Whether this convolution is the K or L of a site that an earlier run rewrote."""
+    return (rewrite.kept_reason or "").startswith("part of the already rewritten")
 
 
 def _site_report(
@@ -383,15 +390,32 @@ def _site_report(
     return report
 
 
+def _pointwise_parameters(
+    rewrites: Sequence[SiteRewrite],
+    before: ModelCost,
+    after: ModelCost,
+    renamed: Mapping[tuple[str, str], str],
+    digest: RewriteReport | None,
+) -> Change:
+    """Parameters of all pointwise convolutions, those that several of them share counted once."""
+    dense, written = [], []
+    for rewrite in rewrites:
+        path = rewrite.site.ref.scope.path
+        output = str(rewrite.site.ref.proto.output[0])
+        written += [(path, name) for name in rewrite.convolutions or (output,)]
+        if not _is_part(rewrite):
+            dense.append((path, renamed.get((path, output), output)))
+    earlier = [site for site in digest.rewritten if not site.shares_weight_with] if digest else []
+    return Change(
+        before.parameters_of(dense) + sum(site.parameters.before or 0 for site in earlier),
+        after.parameters_of(written),
+    )
+
+
 def _fill_totals(report: RewriteReport, before: ModelCost, after: ModelCost, size: int) -> None:
     totals = report.totals
     totals.parameters = Change(before.parameters, after.parameters)
     totals.macs = Change(before.macs, after.macs)
-    own = [site for site in report.sites if site.shares_weight_with is None]
-    totals.pointwise_parameters = Change(
-        sum(site.parameters.before or 0 for site in own),
-        sum(site.parameters.after or 0 for site in own),
-    )
     totals.file_bytes.before = size
     if before.unknown:
         report.notes.append(
