@@ -19,18 +19,26 @@ State = tuple[np.ndarray, np.ndarray]
 # Relative to the mean of the diagonal: enough to decide between equally good solutions, too little
 # to be seen in the fit.
 _RIDGE = 1e-10
+# A smaller mean of the diagonal would leave the range of normal numbers with the ridge.
+_ZERO = 1e-290
 # Earlier sweeps that an accelerated step is made from.
 _MEMORY = 8
 
 
 def solve_gram(gram: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """``X`` with ``gram X = right`` for a symmetric positive semi-definite ``gram``."""
+    """``X`` with ``gram X = right`` for a symmetric positive semi-definite ``gram``.
+
+    Where ``gram`` is zero (channels that are always zero, rows of K without weights), ``X`` is zero.
+    """
     size = gram.shape[0]
-    ridge = _RIDGE * max(float(np.trace(gram)) / size, 1e-300)
+    mean = float(np.trace(gram)) / size
+    if mean < _ZERO:
+        return np.zeros(right.shape)
     try:
-        return np.linalg.solve(gram + ridge * np.eye(size), right)
+        solution: np.ndarray = np.linalg.solve(gram + _RIDGE * mean * np.eye(size), right)
     except LinAlgError:
-        return np.asarray(np.linalg.pinv(gram, hermitian=True) @ right)
+        solution = np.linalg.pinv(gram, hermitian=True) @ right
+    return solution
 
 
 class FittingProblem:
