@@ -75,6 +75,8 @@ def _verdicts(name: str, size: int, uses: dict[str, list[Use]]) -> set[str]:
     verdicts: set[str] = set()
     for node, index in uses.get(name, ()):
         operator = node.operator
+        if operator.gives_host:
+            continue  # only its shape is read
         if index in operator.statistics:
             verdicts.add("statistic")
         elif index in operator.structural:
