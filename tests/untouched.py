@@ -1,0 +1,143 @@
+"""What must be true of every rewrite: whatever the report does not list is byte-equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import onnx
+
+from onnx_igpc.cost import FIXED_TENSORS_KEY
+from onnx_igpc.graph_walk import NodeHolder, Scope, scopes, subgraphs
+from onnx_igpc.report import DIGEST_KEY, RewriteReport
+
+_NEW = ("/igpc/", "/folded_", "/merged_indices")
+
+
+def assert_untouched(
+    before: onnx.ModelProto, after: onnx.ModelProto, report: RewriteReport
+) -> None:
+    """Compare two models field by field, leaving out what ``report`` lists."""
+    listed = _Listed(before, report)
+    pairs = zip(scopes(before), scopes(after), strict=True)
+    for old, new in pairs:
+        assert old.path == new.path
+        _compare_scope(old, new, listed)
+    _compare_metadata(before, after)
+    old_rest, new_rest = _copy(before), _copy(after)
+    for model in (old_rest, new_rest):
+        for field in ("graph", "functions", "metadata_props"):
+            model.ClearField(field)
+    assert old_rest.SerializeToString() == new_rest.SerializeToString()
+
+
+class _Listed:
+    """What the report says was changed, by name."""
+
+    def __init__(self, before: onnx.ModelProto, report: RewriteReport) -> None:
+        self.sites = {site.output for site in report.rewritten}
+        self.replaced = {name for site in report.rewritten for name in site.replaced}
+        self.inserted = {name for site in report.rewritten for name in site.nodes}
+        self.removed = {*report.removed}
+        self.inputs_removed = set(report.inputs_removed)
+        self.folded: set[str] = set()
+        for scope in scopes(before):
+            makers = {name: node for node in scope.holder.node for name in node.output}
+            for node in scope.holder.node:
+                if _label(node) in report.folded and node.op_type == "BatchNormalization":
+                    self.folded |= {_label(node), _label(makers[node.input[0]])}
+
+    def allows(self, node: onnx.NodeProto) -> bool:
+        """Whether a node of the original may be gone or different."""
+        label = _label(node)
+        gone = label in self.removed or label in self.folded or label in self.replaced
+        return gone or (node.op_type == "Conv" and node.output[0] in self.sites)
+
+    def is_new(self, node: onnx.NodeProto) -> bool:
+        """Whether a node of the result was made by the rewrite."""
+        label = _label(node)
+        derived = node.op_type in ("Constant", "Cast") and any(
+            part in node.output[0] for part in _NEW
+        )
+        return label in self.inserted or label in self.folded or derived
+
+
+def _compare_scope(old: Scope, new: Scope, listed: _Listed) -> None:
+    kept = [_shallow(node) for node in old.holder.node if not listed.allows(node)]
+    found = [_shallow(node) for node in new.holder.node if not listed.is_new(node)]
+    assert found == kept, f"nodes in {old.path or 'the main graph'}"
+    if isinstance(old.holder, onnx.GraphProto):
+        assert isinstance(new.holder, onnx.GraphProto)
+        _compare_graph_fields(old.holder, new.holder, listed)
+    else:
+        assert isinstance(new.holder, onnx.FunctionProto)
+        gone = _values(old.holder) - _values(new.holder)
+        kept_info = [each for each in old.holder.value_info if each.name not in gone]
+        assert _bytes(new.holder.value_info) == _bytes(kept_info)
+    assert _rest(new.holder) == _rest(old.holder)
+
+
+def _compare_graph_fields(old: onnx.GraphProto, new: onnx.GraphProto, listed: _Listed) -> None:
+    gone = _values(old) - _values(new)
+    assert _bytes(new.input) == _bytes(
+        entry for entry in old.input if entry.name not in listed.inputs_removed
+    )
+    assert _bytes(new.value_info) == _bytes(
+        entry for entry in old.value_info if entry.name not in gone
+    )
+    assert _bytes(new.quantization_annotation) == _bytes(
+        entry for entry in old.quantization_annotation if entry.tensor_name not in gone
+    )
+    stayed = [tensor for tensor in old.initializer if tensor.name not in listed.removed]
+    original = {tensor.name for tensor in old.initializer}
+    fresh = [tensor for tensor in new.initializer if tensor.name not in original]
+    assert all(any(part in tensor.name for part in _NEW) for tensor in fresh)
+    assert _bytes(each for each in new.initializer if each.name in original) == _bytes(stayed)
+
+
+def _values(holder: NodeHolder) -> set[str]:
+    made = {name for node in holder.node for name in node.output}
+    if isinstance(holder, onnx.GraphProto):
+        made |= {entry.name for entry in holder.input}
+        made |= {tensor.name for tensor in holder.initializer}
+    return made
+
+
+def _rest(holder: NodeHolder) -> bytes:
+    """All other fields: names, doc strings, metadata, outputs, sparse initializers, attributes."""
+    copy = type(holder)()
+    copy.CopyFrom(holder)  # type: ignore[arg-type]
+    compared = ("node", "value_info", "initializer", "quantization_annotation")
+    for field in (*compared, "input") if isinstance(copy, onnx.GraphProto) else compared[:2]:
+        copy.ClearField(field)  # type: ignore[arg-type]
+    return copy.SerializeToString()
+
+
+def _compare_metadata(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    own = (DIGEST_KEY, FIXED_TENSORS_KEY)
+    assert _bytes(entry for entry in after.metadata_props if entry.key not in own) == _bytes(
+        entry for entry in before.metadata_props if entry.key not in own
+    )
+
+
+def _shallow(node: onnx.NodeProto) -> bytes:
+    """A node without its sub-graphs, which are compared as scopes of their own."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    for _, graph in subgraphs(copy):
+        graph.Clear()
+    return copy.SerializeToString()
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return node.name or node.output[0]
+
+
+def _bytes(entries: Iterable[Any] | Sequence[Any]) -> list[bytes]:
+    return [entry.SerializeToString() for entry in entries]
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
