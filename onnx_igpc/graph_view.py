@@ -16,7 +16,9 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
+from onnx_igpc.errors import ModelError
 from onnx_igpc.graph_walk import NodeHolder, Scope, function_path, opset_version, subgraph_path
 from onnx_igpc.model_io import OpenModel
 
@@ -84,23 +86,34 @@ class ConstantRef:
 def graphsurgeon_quiet() -> Iterator[None]:
     """Keep onnx-graphsurgeon from printing to the user's terminal what is not the user's concern."""
     severity = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.CRITICAL
+    G_LOGGER.severity = G_LOGGER.CRITICAL + 1
     try:
         yield
     finally:
         G_LOGGER.severity = severity
 
 
+def _imported(model: OpenModel) -> gs.Graph:
+    try:
+        with graphsurgeon_quiet():
+            return gs.import_onnx(model.proto)
+    except (OnnxGraphSurgeonException, ValueError, TypeError, LookupError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{model.name} holds a graph that cannot be read: {reason}") from error
+
+
 class GraphView:
     """Producers, consumers and constants of every node of a model.
 
     The model must not be edited while the view is in use: make a new one afterwards.
+
+    Raises:
+        ModelError: the graph cannot be read.
     """
 
     def __init__(self, model: OpenModel) -> None:
         self.model = model
-        with graphsurgeon_quiet():
-            graph = gs.import_onnx(model.proto)
+        graph = _imported(model)
         self.nodes: list[NodeRef] = []
         self._scopes: list[Scope] = []
         self._refs: dict[int, NodeRef] = {}

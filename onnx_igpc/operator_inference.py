@@ -15,8 +15,9 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_igpc.shape_values import MAX_KNOWN_ELEMENTS, Value, tensor_type
 
-# What an operator may raise for inputs that it cannot take.
+# What an operator may raise for inputs or attributes that it cannot take.
 _EVALUATION_ERRORS = (
+    onnx.checker.ValidationError,
     RuntimeError,
     TypeError,
     ValueError,

@@ -139,14 +139,15 @@ class ShapeTracer:
         bodies: tuple[Trace, ...] = ()
         taken = None
         standard = node.domain in ("", "ai.onnx")
+        holds_bodies = any(True for _ in subgraphs(node))
         function = self._functions.get((node.domain, node.op_type))
         if function is not None:
             outputs, bodies = self._call(function, node, inputs)
         elif standard and node.op_type == "Constant":
             outputs = [self._constant_node(node, path)]
-        elif standard and node.op_type == "If":
+        elif standard and node.op_type == "If" and holds_bodies:
             outputs, bodies, taken = self._branches(node, inputs, environment, path)
-        elif standard and node.op_type in ("Loop", "Scan"):
+        elif standard and node.op_type in ("Loop", "Scan") and holds_bodies:
             outputs, bodies = self._loop(node, inputs, environment, path)
         else:
             outputs = self._operators.infer(node, inputs)
@@ -219,9 +220,10 @@ class ShapeTracer:
         )
         condition = inputs[0].tensor if inputs[0] else None
         if condition is not None:
-            name = "then_branch" if numpy_helper.to_array(condition).all() else "else_branch"
-            taken = [attribute for attribute, _ in graphs].index(name)
-            return list(traces[taken].outputs), traces, taken
+            wanted = "then_branch" if numpy_helper.to_array(condition).all() else "else_branch"
+            for index, (name, _) in enumerate(graphs):
+                if name == wanted:
+                    return list(traces[index].outputs), traces, index
         common = [merged(pair) for pair in zip(*(t.outputs for t in traces), strict=False)]
         return common, traces, None
 
