@@ -277,6 +277,17 @@ def test_declared_shapes_help_where_inference_ends() -> None:
     assert cost.notes == ("MACs of Strange are not counted",)
 
 
+def test_nodes_that_break_the_standard_are_unknown_and_no_crash() -> None:
+    model = pointwise_model(8, 8)
+    model.graph.node[0].attribute.append(helper.make_attribute("surprise", 1))
+    cost = count(model)
+    assert "conv" in cost.unknown
+    assert cost.parameters == 8 * 8 + 8 + 8 * 9
+    broken = _if_model(True)
+    del broken.graph.node[0].attribute[:]
+    assert count(broken).macs == 2 * 25, "y, whose shape is declared"
+
+
 # --------------------------------------------------------------------------- scopes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_igpc import model_io
+from onnx_igpc.cost import count
 from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.graph_view import GraphView
 from onnx_igpc.graph_walk import tensors
 from onnx_igpc.model_io import OpenModel, load_model, open_model, save_model
+from onnx_igpc.sites import find_sites
 from tests.helpers import pointwise_model, run
 from tests.rich_model import rich_model, set_fields
 
@@ -380,3 +384,27 @@ def test_values_that_are_too_few_are_found_when_read() -> None:
     del tensor.float_data[2:]
     with pytest.raises(ModelError, match="'t' cannot be read"):
         OpenModel(pointwise_model()).array(tensor)
+
+
+@pytest.mark.parametrize("build", [rich_model, pointwise_model])
+def test_random_damage_is_an_error_or_a_model(
+    build: Callable[[], onnx.ModelProto], tmp_path: Path
+) -> None:
+    """Nothing but a ModelError comes out of reading, counting and searching a damaged file."""
+    whole = build().SerializeToString()
+    generator = np.random.default_rng(0)
+    path = tmp_path / "m.onnx"
+    refusals = []
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for position in generator.integers(0, min(len(whole), 900), 2):
+            damaged[position] = generator.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            model = open_model(path)
+            count(model)
+            find_sites(GraphView(model))
+        except ModelError as error:
+            refusals.append(str(error))
+    assert 10 < len(refusals) < 150
+    assert not any("\n" in refusal for refusal in refusals)
