@@ -7,9 +7,12 @@ from collections.abc import Iterable
 
 import onnx
 
-from onnx_igpc.graph_walk import NodeHolder, scopes
+from onnx_igpc.graph_walk import NodeHolder, Scope, scopes
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
+
+# A value: the graph or function that defines it, and its name.
+Value = tuple[int, str]
 
 
 class RemoveDead(Pass):
@@ -19,7 +22,8 @@ class RemoveDead(Pass):
 
     * Only the given values, and what becomes dead with them, are looked at: what was dead before is
       not ours to remove.
-    * A value is alive if any node anywhere, a graph output or a function output reads its name.
+    * A value is alive if a node that sees it, in a sub-graph too, a graph output or a function output
+      reads it.
     * An initializer that is removed loses its input entry (older exporters list weights as inputs),
       its value_info and its quantization annotation too; ``inputs_removed`` lists such inputs.
     * A node is removed when all its outputs are dead.
@@ -31,64 +35,97 @@ class RemoveDead(Pass):
 
     def run(self, model: OpenModel) -> PassResult:
         result = PassResult()
-        readers = _count_readers(model.proto)
+        found = list(scopes(model.proto))
+        readers = _count_readers(found)
         producers = {
-            name: (scope.holder, node)
-            for scope in scopes(model.proto)
+            (id(scope.holder), name): (scope, node)
+            for scope in found
             for node in scope.holder.node
             for name in node.output
             if name
         }
-        dead: set[str] = set()
+        dead: set[Value] = set()
         removed: list[tuple[NodeHolder, onnx.NodeProto]] = []
-        pending = sorted(self.orphans)
+        pending = [(id(scope.holder), name) for name in sorted(self.orphans) for scope in found]
+        visible = _Visible(found)
         while pending:
-            name = pending.pop(0)
-            if name in dead or readers[name] > 0:
+            value = pending.pop(0)
+            if value in dead or readers[value] > 0:
                 continue
-            if name in producers:
-                holder, node = producers[name]
-                if any(readers[other] > 0 for other in node.output):
-                    continue
-                removed.append((holder, node))
-                dead.update(node.output)
-                for other in node.input:
-                    readers[other] -= 1
-                    pending.append(other)
-            else:
-                dead.add(name)
+            if value not in producers:
+                dead.add(value)
+                continue
+            scope, node = producers[value]
+            outputs = [(id(scope.holder), name) for name in node.output]
+            if any(readers[other] > 0 for other in outputs):
+                continue
+            removed.append((scope.holder, node))
+            dead.update(outputs)
+            for name in node.input:
+                read = visible.value(scope, name)
+                readers[read] -= 1
+                pending.append(read)
         result.changed = [node.name or node.output[0] for _, node in removed]
         _remove_nodes(removed)
-        result.changed += self._remove_tensors(model.proto, dead)
+        result.changed += self._remove_tensors(found, dead)
         return result
 
-    def _remove_tensors(self, proto: onnx.ModelProto, dead: set[str]) -> list[str]:
-        removed = []
-        for scope in scopes(proto):
-            graph = scope.holder
-            if not isinstance(graph, onnx.GraphProto):
+    def _remove_tensors(self, found: list[Scope], dead: set[Value]) -> list[str]:
+        removed: list[str] = []
+        for scope in found:
+            holder = scope.holder
+            names = {name for owner, name in dead if owner == id(holder)}
+            _delete(holder.value_info, lambda entry, names=names: entry.name in names)
+            if not isinstance(holder, onnx.GraphProto):
                 continue
-            gone = {tensor.name for tensor in graph.initializer if tensor.name in dead}
+            gone = {tensor.name for tensor in holder.initializer if tensor.name in names}
             removed += sorted(gone)
-            self.inputs_removed += [entry.name for entry in graph.input if entry.name in gone]
-            _delete(graph.initializer, lambda entry: entry.name in dead)
-            _delete(graph.input, lambda entry, gone=gone: entry.name in gone)
-            _delete(graph.value_info, lambda entry: entry.name in dead)
-            _delete(graph.quantization_annotation, lambda entry: entry.tensor_name in dead)
+            self.inputs_removed += [entry.name for entry in holder.input if entry.name in gone]
+            _delete(holder.initializer, lambda entry, gone=gone: entry.name in gone)
+            _delete(holder.input, lambda entry, gone=gone: entry.name in gone)
+            _delete(
+                holder.quantization_annotation,
+                lambda entry, names=names: entry.tensor_name in names,
+            )
         return removed
 
 
-def _count_readers(proto: onnx.ModelProto) -> Counter[str]:
-    """How often each name is read, by nodes and as an output, anywhere in the model."""
-    readers: Counter[str] = Counter()
-    for scope in scopes(proto):
+class _Visible:
+    """Which value a name means in a scope: scopes that cannot see each other may share names."""
+
+    def __init__(self, found: list[Scope]) -> None:
+        self._defined = {id(scope.holder): _defined(scope.holder) for scope in found}
+
+    def value(self, scope: Scope, name: str) -> Value:
+        for holder in (scope.holder, *scope.parents):
+            if name in self._defined[id(holder)]:
+                return id(holder), name
+        return id(scope.holder), name
+
+
+def _defined(holder: NodeHolder) -> set[str]:
+    """The names of the inputs, initializers and nodes' outputs of one graph or function."""
+    names = {name for node in holder.node for name in node.output}
+    if isinstance(holder, onnx.FunctionProto):
+        return names | set(holder.input)
+    names |= {entry.name for entry in holder.input}
+    names |= {tensor.name for tensor in holder.initializer}
+    return names | {sparse.values.name for sparse in holder.sparse_initializer}
+
+
+def _count_readers(found: list[Scope]) -> Counter[Value]:
+    """How often each value is read, by nodes and as an output, anywhere in the model."""
+    readers: Counter[Value] = Counter()
+    visible = _Visible(found)
+    for scope in found:
         holder = scope.holder
         for node in holder.node:
-            readers.update(node.input)
+            readers.update(visible.value(scope, name) for name in node.input)
         if isinstance(holder, onnx.GraphProto):
-            readers.update(entry.name for entry in holder.output)
+            names = [entry.name for entry in holder.output]
         else:
-            readers.update(holder.output)
+            names = list(holder.output)
+        readers.update(visible.value(scope, name) for name in names)
     return readers
 
 
