@@ -1,0 +1,232 @@
+"""Statistics of each site in graph order, what comes before it being rewritten already.
+
+The data goes through the graph once, in step with the fits: activations stand at a cut through the
+graph, in the original's version and, where a rewritten site lies before, in the rewrite's; for the
+next site both move on to the cut before it. So a model with any number of sites costs one forward
+pass of the original and at most one of the rewrite. A rewritten site is run as the dense convolution
+with the matrix M = (I + L P) K, which is the same map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_igpc.activation_store import MEMORY_BYTES, ActivationStore
+from onnx_igpc.batches import Data
+from onnx_igpc.calibration import feed_rows, no_samples, untapped_reason
+from onnx_igpc.errors import DataError, ModelError
+from onnx_igpc.feeds import model_inputs
+from onnx_igpc.graph_cuts import DenseWeight, GraphCuts, TensorType
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.moments import PairAccumulator, SiteStatistics
+from onnx_igpc.runtime import Session, make_session, run_session
+from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.taps import Tap
+
+Versions = dict[str, TensorType]
+_ORIGINAL, _REWRITTEN = "original", "rewritten"
+
+
+class SequentialCalibration:
+    """Hands out :class:`SiteStatistics` site by site; a context manager.
+
+    For the sites in graph order, leaving out any: :meth:`statistics`, then :meth:`advance` with what
+    was fitted. A site for which ``advance`` is not called stays as it is.
+
+    Memory: the activations of all samples that cross the cut, in two versions, are held in memory up
+    to ``memory_bytes`` and in temporary files beyond it; for a convolution's input of C channels and
+    P positions that is 2 x 4 x C x P bytes a sample, and as much again for a residual connection that
+    runs beside it. ``peak_bytes`` and ``peak_spilled_bytes`` say what it came to.
+
+    Args:
+        model: the model, which is not changed and must not be while this is in use.
+        sites: every site that may be asked for.
+        data: batches of all inputs of the model; iterated over once.
+        memory_bytes: activations kept in memory.
+        threads: of onnxruntime, its own choice if ``None``.
+    """
+
+    def __init__(
+        self,
+        model: OpenModel,
+        sites: Sequence[PointwiseSite],
+        data: Data,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        threads: int | None = None,
+    ) -> None:
+        tapped = [site for site in sites if untapped_reason(site) is None]
+        self._taps = {site.ref.index: Tap.of(site) for site in tapped}
+        self._cuts = GraphCuts(model, self._taps)
+        self._data = data
+        self._threads = threads
+        self._store = ActivationStore(memory_bytes)
+        self._position = -1
+        self._live: dict[str, Versions] = {_ORIGINAL: {}, _REWRITTEN: {}}
+        self._batches: list[tuple[int, int]] = []
+        self._replaced: dict[int, DenseWeight] = {}
+        self._known: dict[Tap, SiteStatistics | None] = {}
+
+    def __enter__(self) -> SequentialCalibration:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all activations."""
+        self._store.close()
+
+    @property
+    def samples(self) -> int:
+        """Samples that were read so far."""
+        return sum(count for _, count in self._batches)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes of activations that were held at once."""
+        return self._store.peak_bytes
+
+    @property
+    def peak_spilled_bytes(self) -> int:
+        """The most bytes that lay in temporary files at once."""
+        return self._store.peak_spilled_bytes
+
+    def statistics(self, site: PointwiseSite) -> SiteStatistics | None:
+        """Of the input of ``site`` in the original and in the rewrite so far.
+
+        ``None`` where its input cannot be tapped, or holds nothing on any batch.
+
+        Raises:
+            DataError: no sample could be read, or the input is NaN or infinite somewhere.
+            ModelError: the model cannot run on the data.
+            ValueError: the site lies before one that was asked for, or was not announced.
+        """
+        if untapped_reason(site) is not None:
+            return None
+        position = site.ref.index
+        if position < self._position or position not in self._taps:
+            raise ValueError(f"{site.name} is out of order or was not announced")
+        tap = self._taps[position]
+        if not self._cuts.can_cross(tap.tensor):
+            return None
+        if position > self._position:
+            self._move_to(position)
+        if tap not in self._known:
+            self._known[tap] = self._measure(tap)
+        return self._known[tap]
+
+    def advance(self, site: PointwiseSite, matrix: np.ndarray, bias: np.ndarray | None) -> None:
+        """From now on ``site`` computes x -> M x + b in the rewrite, M being (F, C) and b (F,)."""
+        if site.ref.index in self._taps:
+            assert site.dtype is not None
+            self._replaced[site.ref.index] = DenseWeight(
+                matrix.astype(site.dtype), None if bias is None else bias.astype(site.dtype)
+            )
+
+    def _measure(self, tap: Tap) -> SiteStatistics | None:
+        changed = tap.tensor in self._live[_REWRITTEN]
+        sums: PairAccumulator | None = None
+        for number, (rows, count) in enumerate(self._batches):
+            x = tap.read(self._store.get((_ORIGINAL, tap.tensor, number)), rows, count)
+            sums = sums or PairAccumulator(len(x))
+            if not changed:
+                sums.add(x, x)
+                continue
+            values = self._store.get((_REWRITTEN, tap.tensor, number))
+            try:
+                sums.add(x, tap.read(values, rows, count))
+            except DataError as error:
+                raise DataError(f"in the rewritten model, {error}") from error
+        return sums.result() if sums else None
+
+    def _move_to(self, position: int) -> None:
+        """Bring the activations of every batch to the cut before the node at ``position``."""
+        held = self._live if self._batches else {_ORIGINAL: self._input_types(), _REWRITTEN: {}}
+        live = self._cuts.live(position)
+        wanted = {_ORIGINAL: live, _REWRITTEN: live & self._cuts.changed_by(self._replaced)}
+        steps = [
+            self._step(_ORIGINAL, wanted, held, {}),
+            self._step(_REWRITTEN, wanted, held, self._replaced),
+        ]
+        self._live = {
+            version: {name: held[version][name] for name in wanted[version] & held[version].keys()}
+            for version in held
+        }
+        dead = [(v, name) for v in held for name in held[v].keys() - wanted[v]]
+        for number in self._numbers():
+            for step in steps:
+                if step is not None:
+                    self._run(step, held, number)
+            for version, name in dead:
+                self._store.drop((version, name, number))
+        self._position = position
+        waiting = {tap for index, tap in self._taps.items() if index >= position}
+        self._known = {tap: each for tap, each in self._known.items() if tap in waiting}
+
+    def _input_types(self) -> dict[str, TensorType]:
+        return {
+            spec.name: TensorType(
+                spec.dtype, tuple(dim if isinstance(dim, int) else None for dim in spec.shape)
+            )
+            for spec in model_inputs(self._cuts.model.proto)
+        }
+
+    def _numbers(self) -> Iterator[int]:
+        """The number of each batch; the first time, with its feeds put into the store before."""
+        if self._batches:
+            yield from range(len(self._batches))
+            return
+        batches: list[tuple[int, int]] = []
+        for number, batch in enumerate(self._data):
+            for name, values in batch.feeds.items():
+                self._store.put((_ORIGINAL, name, number), values)
+            batches.append((feed_rows(batch), batch.count))
+            yield number
+        if not batches:
+            raise no_samples(self._data)
+        self._batches = batches
+
+    def _step(
+        self,
+        version: str,
+        wanted: Mapping[str, set[str]],
+        held: Mapping[str, Versions],
+        replaced: Mapping[int, DenseWeight],
+    ) -> _Step | None:
+        """How to make what one version needs at the next cut; ``None`` where it has everything."""
+        outputs = sorted(wanted[version] - held[version].keys())
+        if not outputs:
+            return None
+        part, reads = self._cuts.extract(outputs, held[_ORIGINAL] | held[version], replaced)
+        return _Step(version, make_session(part, threads=self._threads), reads, outputs)
+
+    def _run(self, step: _Step, held: Mapping[str, Versions], number: int) -> None:
+        """Make the tensors of a step for one batch and keep them."""
+        feeds = {}
+        for name in step.reads:
+            version = step.version if name in held[step.version] else _ORIGINAL
+            feeds[name] = self._store.get((version, name, number))
+        types = self._live[step.version]
+        for name, values in run_session(step.session, feeds, step.outputs).items():
+            if not isinstance(values, np.ndarray):
+                raise ModelError(
+                    f"value {name!r} is no tensor, so that sites cannot be fitted one after another: "
+                    "use --no-sequential"
+                )
+            self._store.put((step.version, name, number), values)
+            kind = TensorType(values.dtype, values.shape)
+            types[name] = kind.merged(types[name]) if name in types else kind
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A part of the graph that is run on every batch: from the tensors it reads to its outputs."""
+
+    version: str
+    session: Session
+    reads: list[str]
+    outputs: list[str]
