@@ -15,8 +15,9 @@ class OutputDifference:
     """One output of the candidate against the original's, over all samples.
 
     max_abs, mean_abs: of ``|a - b|``, in the output's unit. relative: ``max|a - b| / max|b|`` with b
-    the original; None where the original is all zero. cosine: of both outputs as long vectors, None
-    where one of them is all zero. Elements that are not finite in both are left out of these and
+    the original; None where the original is all zero. relative_norm: ``|a - b| / |b|`` in Euclidean
+    norms of both outputs as long vectors; None likewise. cosine: of these vectors, None where one of
+    them is all zero. Elements that are not finite in both are left out of these and
     counted in nonfinite_original and nonfinite_candidate (in one model) instead; new_nonfinite counts
     those that only the candidate has. beyond_tolerance: elements with ``|a - b| > atol + rtol |b|``.
     """
@@ -26,6 +27,7 @@ class OutputDifference:
     max_abs: float
     mean_abs: float
     relative: float | None
+    relative_norm: float | None
     cosine: float | None
     max_original: float
     nonfinite_original: int
@@ -45,6 +47,7 @@ class DifferenceAccumulator:
         self._elements = self._compared = 0
         self._nonfinite = [0, 0, 0]
         self._max_abs = self._sum_abs = self._max_original = 0.0
+        self._difference_square = 0.0
         self._dot = self._original_square = self._candidate_square = 0.0
 
     def add(self, original: np.ndarray, candidate: np.ndarray) -> None:
@@ -66,6 +69,7 @@ class DifferenceAccumulator:
         self._max_abs = max(self._max_abs, float(difference.max()))
         self._sum_abs += float(difference.sum())
         self._max_original = max(self._max_original, float(np.abs(b).max()))
+        self._difference_square += float(difference @ difference)
         self._dot += float(a @ b)
         self._original_square += float(b @ b)
         self._candidate_square += float(a @ a)
@@ -79,6 +83,11 @@ class DifferenceAccumulator:
             max_abs=self._max_abs,
             mean_abs=self._sum_abs / self._compared if self._compared else 0.0,
             relative=self._max_abs / self._max_original if self._max_original else None,
+            relative_norm=(
+                math.sqrt(self._difference_square / self._original_square)
+                if self._original_square
+                else None
+            ),
             max_original=self._max_original,
             cosine=min(1.0, max(-1.0, self._dot / norms)) if norms else None,
             nonfinite_original=self._nonfinite[0],
