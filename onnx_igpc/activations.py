@@ -109,8 +109,10 @@ class Activation:
     output: gs.Tensor
 
 
-def match_activation(view: GraphView, tensor: gs.Tensor) -> Activation | None:
-    """The activation that alone reads ``tensor``, or ``None``.
+def match_activation(
+    view: GraphView, tensor: gs.Tensor, dtype: np.dtype | None = None
+) -> Activation | None:
+    """The activation that alone reads ``tensor`` of the given dtype (float32), or ``None``.
 
     Every reader of ``tensor`` belongs to the activation, and so does every reader of the values
     inside it; of several that fit, the one of most operators is taken.
@@ -127,7 +129,7 @@ def match_activation(view: GraphView, tensor: gs.Tensor) -> Activation | None:
         reached.add(id(ref.node.outputs[0]))
         output = ref.node.outputs[0]
         if len(inside) > 1 and _closed(view, tensor, inside, output):
-            name = _recognise(view, tensor, inside)
+            name = _recognise(view, tensor, inside, dtype or np.dtype(np.float32))
             if name:
                 found = Activation(name, tuple(inside), tensor, output)
     return found
@@ -135,7 +137,7 @@ def match_activation(view: GraphView, tensor: gs.Tensor) -> Activation | None:
 
 def _single(view: GraphView, tensor: gs.Tensor) -> Activation | None:
     ref = view.only_consumer(tensor)
-    if ref is None or ref.op_type not in _SINGLE or not ref.is_standard:
+    if ref is None or ref.op_type not in _SINGLE or not _is_plain(ref):
         return None
     if ref.node.inputs[0] is not tensor or not _reads_only(view, ref, {id(tensor)}):
         return None
@@ -149,12 +151,16 @@ def _candidates(view: GraphView, tensor: gs.Tensor) -> list[NodeRef]:
     while pending and len(found) < 2 * _MAX_PARTS:
         current = pending.pop(0)
         for ref in view.consumers(current):
-            if ref.op_type in _PARTS and ref.is_standard and id(ref.node) not in found:
+            if ref.op_type in _PARTS and _is_plain(ref) and id(ref.node) not in found:
                 found[id(ref.node)] = ref
                 pending.append(ref.node.outputs[0])
     if len({id(ref.scope.holder) for ref in found.values()}) != 1:
         return []
     return sorted(found.values(), key=lambda ref: ref.index)[:_MAX_PARTS]
+
+
+def _is_plain(ref: NodeRef) -> bool:
+    return ref.is_standard and not ref.is_parametrized
 
 
 def _reads_only(view: GraphView, ref: NodeRef, reached: set[int]) -> bool:
@@ -179,9 +185,11 @@ def _closed(view: GraphView, tensor: gs.Tensor, inside: list[NodeRef], output: g
     return True
 
 
-def _recognise(view: GraphView, tensor: gs.Tensor, inside: list[NodeRef]) -> str | None:
+def _recognise(
+    view: GraphView, tensor: gs.Tensor, inside: list[NodeRef], dtype: np.dtype
+) -> str | None:
     """The name of the known function that the nodes compute, by its values on a grid."""
-    values = _evaluate(view, tensor, inside)
+    values = _evaluate(view, tensor, inside, dtype)
     if values is None:
         return None
     for name, function in _KNOWN.items():
@@ -191,11 +199,15 @@ def _recognise(view: GraphView, tensor: gs.Tensor, inside: list[NodeRef]) -> str
     return None
 
 
-def _evaluate(view: GraphView, tensor: gs.Tensor, inside: list[NodeRef]) -> np.ndarray | None:
-    """What the nodes make of the grid; ``None`` if a constant among them is no scalar."""
+def _evaluate(
+    view: GraphView, tensor: gs.Tensor, inside: list[NodeRef], dtype: np.dtype
+) -> np.ndarray | None:
+    """What the nodes make of the grid.
+
+    ``None`` if a constant among them is no scalar, or what they make is of another type.
+    """
     constants: dict[str, np.ndarray] = {}
     members = {id(ref.node.outputs[0]) for ref in inside} | {id(tensor)}
-    dtype: np.dtype = np.dtype(np.float32)
     for ref in inside:
         for each in ref.node.inputs:
             if id(each) in members or not each.name:
@@ -205,8 +217,6 @@ def _evaluate(view: GraphView, tensor: gs.Tensor, inside: list[NodeRef]) -> np.n
             if values.size != 1:
                 return None
             constants[each.name] = values.reshape(())
-            if values.dtype in (np.float16, np.float64):
-                dtype = values.dtype
     graph = onnx.helper.make_graph(
         [ref.proto for ref in inside],
         "activation",
@@ -224,4 +234,5 @@ def _evaluate(view: GraphView, tensor: gs.Tensor, inside: list[NodeRef]) -> np.n
         outputs: Any = ReferenceEvaluator(model).run(None, {tensor.name: _GRID.astype(dtype)})
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         return None
-    return np.asarray(outputs[0], dtype=np.float64)
+    made = np.asarray(outputs[0])
+    return made.astype(np.float64) if made.dtype == dtype else None

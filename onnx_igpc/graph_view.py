@@ -46,10 +46,15 @@ class NodeRef:
         """Whether the operator is one of ONNX itself and not of a custom domain."""
         return self.proto.domain in ("", "ai.onnx")
 
+    @property
+    def is_parametrized(self) -> bool:
+        """Whether an attribute is given by the caller of the function that the node lies in."""
+        return any(attribute.ref_attr_name for attribute in self.proto.attribute)
+
     def attribute(self, name: str, default: Any = None) -> Any:
         """The value of an attribute, or ``default`` where the node does not have it."""
         for attribute in self.proto.attribute:
-            if attribute.name == name:
+            if attribute.name == name and not attribute.ref_attr_name:
                 return onnx.helper.get_attribute_value(attribute)
         return default
 
@@ -203,7 +208,7 @@ class GraphView:
                 found = self._initializer(current.name, chain[-1].scope if chain else scope)
                 return ConstantRef(tensor, *found, tuple(chain), self) if found else None
             link = self.producer(current)
-            if link is None or not link.is_standard:
+            if link is None or not link.is_standard or link.is_parametrized:
                 return None
             chain.append(link)
             if link.op_type == "Constant":

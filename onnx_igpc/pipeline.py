@@ -387,6 +387,7 @@ def _site_report(
     report.shares_weight_with = rewrite.shares_weight_with
     report.input = rewrite.input
     report.nodes = list(rewrite.nodes)
+    report.replaced = list(rewrite.replaced)
     return report
 
 

@@ -65,7 +65,8 @@ class SiteReport:
     """One pointwise convolution, rewritten or kept.
 
     Parameters are the weights and biases of the convolutions; ``error`` is E|(W-M)x|^2 / E|Wx|^2.
-    ``nodes`` are the inserted nodes, ``input`` and ``output`` the tensors the site reads and makes.
+    ``nodes`` are the inserted nodes, ``replaced`` those in whose place they are, ``input`` and
+    ``output`` the tensors the site reads and makes.
     """
 
     name: str
@@ -86,6 +87,7 @@ class SiteReport:
     input: str = ""
     output: str = ""
     nodes: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
 
     @property
     def rewritten(self) -> bool:
@@ -164,7 +166,7 @@ class RewriteReport:
             totals = {key: Change(**change) for key, change in values.pop("totals").items()}
             sites = [_site(entry) for entry in values.pop("sites")]
             return cls(totals=Totals(**totals), sites=sites, **values)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ModelError(f"the report is damaged: {error}") from error
 
     @classmethod
@@ -176,7 +178,7 @@ class RewriteReport:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"the report is not JSON: {error}") from error
         return cls.from_dict(data)
 

@@ -198,6 +198,7 @@ def _describe(
     checks: tuple[Callable[[], str | None], ...] = (
         lambda: _reason_taken(ref, chosen),
         lambda: f"already a grouped convolution ({groups} groups)" if groups > 1 else None,
+        lambda: "attributes are parameters of the function" if ref.is_parametrized else None,
         lambda: _reason_weight(view, site),
         lambda: _reason_globs({name, _own_name(ref)}, chosen),
         lambda: None if chosen.include_heads else _reason_head(view, site.output_tensor),

@@ -33,11 +33,19 @@ class BatchNorm:
         """What each channel is multiplied by."""
         return self.scale / np.sqrt(self.variance + self.epsilon)
 
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether it computes statistics, to use them or to give them out."""
+        outputs = [name for name in self.ref.proto.output if name]
+        return bool(self.ref.attribute("training_mode", 0)) or len(outputs) > 1
+
 
 def following_batch_norm(view: GraphView, ref: NodeRef) -> BatchNorm | None:
     """The BatchNormalization that is the only reader of a node's output, if its tensors are constant."""
     consumer = view.only_consumer(ref.node.outputs[0])
     if consumer is None or consumer.op_type != "BatchNormalization" or not consumer.is_standard:
+        return None
+    if consumer.is_parametrized:
         return None
     if consumer.scope.holder is not ref.scope.holder or len(consumer.node.inputs) != 5:
         return None

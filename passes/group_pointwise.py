@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +39,8 @@ Shared = dict[tuple[object, ...], tuple[SiteTensors, float | None, str | None]]
 class SiteRewrite:
     """What became of one site: kept with a reason, or rewritten, and then where everything is.
 
-    ``stages`` has what K and L read and make; ``input`` and ``output`` are the tensors that the
+    ``nodes`` were inserted where the ``replaced``
+    ones were. ``stages`` has what K and L read and make; ``input`` and ``output`` are the tensors that the
     whole site reads and makes; ``convolutions`` are the first outputs of the grouped convolutions,
     ``bias`` the values that are added once (linear form), shape (F,).
     """
@@ -56,6 +58,7 @@ class SiteRewrite:
     input: str = ""
     output: str = ""
     nodes: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     convolutions: tuple[str, ...] = ()
     shares_weight_with: str | None = None
     activation: str | None = None
@@ -153,6 +156,7 @@ class GroupPointwise(Pass):
             input=source,
             output=region.output,
             nodes=tuple(builder.node_names),
+            replaced=tuple(ref.proto.name or ref.proto.output[0] for ref in region.refs),
             convolutions=tuple(nodes.convolutions),
             shares_weight_with=first,
             activation=region.activation.name if region.activation else None,
@@ -170,7 +174,7 @@ class GroupPointwise(Pass):
         """The tensors of K and L, their error, and the site that they were first made for."""
         assert site.weight is not None
         assert site.dtype is not None
-        key = (id(site.weight.root), tuple(id(link) for link in site.weight.chain), layout)
+        key = (*_identity(site), layout)
         if key in shared:
             return shared[key]
         norm = following_batch_norm(view, site.ref)
@@ -180,6 +184,14 @@ class GroupPointwise(Pass):
         add_weights(edit, tensors, base, weights, site.dtype, site.spatial_rank)
         shared[key] = (tensors, error, site.name)
         return tensors, error, None
+
+
+def _identity(site: PointwiseSite) -> tuple[object, ...]:
+    """Equal for sites that read one stored weight and see the same values."""
+    assert site.weight is not None
+    plain = all(link.op_type in ("Identity", "Constant") for link in site.weight.chain)
+    seen = "" if plain else hashlib.sha256(site.weight.values().tobytes()).hexdigest()
+    return id(site.weight.root), seen, str(site.dtype), site.spatial_rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +207,10 @@ class _Region:
         if not with_unit:
             return cls(site, None, None)
         norm = following_batch_norm(view, site.ref)
+        if norm is not None and norm.keeps_statistics:
+            norm = None
         last = norm.ref.node.outputs[0] if norm else site.output_tensor
-        activation = match_activation(view, last)
+        activation = match_activation(view, last, site.dtype)
         if activation and activation.nodes[0].scope.holder is not site.ref.scope.holder:
             activation = None
         return cls(site, norm, activation)
