@@ -370,6 +370,18 @@ def test_a_fit_is_no_worse_than_fifteen_plain_sweeps(
     assert weighted_error(W, M, S) <= plain.objective() * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(("C", "F", "ch"), [(48, 40, 8), (64, 64, 16)])
+def test_acceleration_is_worth_its_steps(C: int, F: int, ch: int) -> None:
+    layout, W, S = replaced(C, F, ch), dense(F, C), moments_of(C)
+    accelerated, plain = _problem(layout, W, S), _problem(layout, W, S)
+    for problem in (accelerated, plain):
+        problem.start()
+    accelerated.solve(0.0, 30)
+    for _ in range(30):
+        plain.sweep()
+    assert accelerated.objective() < 0.995 * plain.objective()
+
+
 def test_the_residual_is_kept_up_to_date() -> None:
     layout = replaced(48, 40, 8)
     W, S = dense(40, 48), moments_of(48)
