@@ -217,7 +217,7 @@ def _compress(
     report = RewriteReport(options=options.as_dict(), notes=list(before.notes))
     report.input_shapes = {name: list(shape) for name, shape in before.input_shapes.items()}
     orphans: set[str] = set()
-    fold = FoldBatchNorm()
+    fold = FoldBatchNorm(taken)
     if options.fold_batch_norm:
         folded = fold.run(opened)
         report.folded = folded.changed

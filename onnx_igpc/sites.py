@@ -100,7 +100,9 @@ def find_sites(view: GraphView, site_filter: SiteFilter | None = None) -> list[P
     pointwise = [(ref, shape) for ref, shape in convolutions if _is_pointwise(ref, shape)]
     names = _names([ref for ref, _ in pointwise])
     # Nodes that share a name are matched by it as well as by the one that tells them apart.
-    known = list(dict.fromkeys([*names, *(_own_name(ref) for ref, _ in pointwise)]))
+    # Sites of an earlier run are no convolutions any more, but may be asked for as before.
+    own = [_own_name(ref) for ref, _ in pointwise]
+    known = list(dict.fromkeys([*names, *own, *chosen.taken.values()]))
     _require_matches(chosen.include, known, "--include")
     _require_matches(chosen.exclude, known, "--exclude")
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,9 +72,11 @@ class FoldBatchNorm(Pass):
       has no other output.
     * The Conv keeps its name and takes over the BatchNormalization's output; new weights and bias
       have the dtype of the old ones. Values that would overflow it are not folded.
+    * Nodes named in ``leave`` stay as they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leave: Collection[str] = ()) -> None:
+        self.leave = leave
         self.renamed: dict[tuple[str, str], str] = {}
         """The former output of each folded Conv, by scope and the one it makes now."""
 
@@ -83,7 +86,7 @@ class FoldBatchNorm(Pass):
             if ref.op_type != "Conv" or not ref.is_standard:
                 continue
             norm = following_batch_norm(view, ref)
-            if norm is None:
+            if norm is None or ref.proto.name in self.leave:
                 continue
             label = norm.ref.proto.name or norm.ref.proto.output[0]
             reason = self._fold(view, edit, ref, norm)
