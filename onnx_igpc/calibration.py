@@ -124,7 +124,7 @@ def _passes(
     order = {name: index for index, name in enumerate(dict.fromkeys(tap.tensor for tap in taps))}
     for tap in sorted(taps, key=lambda tap: order[tap.tensor]):
         size = 0 if tap.tensor in held else sizes.get(tap.tensor, 0)
-        if not passes or used + size > memory_bytes:
+        if not passes or (used and used + size > memory_bytes):
             passes.append([])
             held, used, size = set(), 0, sizes.get(tap.tensor, 0)
         passes[-1].append(tap)

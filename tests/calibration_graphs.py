@@ -1,0 +1,114 @@
+"""Small networks, data and views for the tests of calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_igpc.batches import Batch, BatchedData, Data, Sample
+from onnx_igpc.feeds import model_inputs
+from onnx_igpc.graph_view import GraphView
+from onnx_igpc.inputs import open_data
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.sites import PointwiseSite, SiteFilter, find_sites
+from tests.helpers import GraphBuilder
+
+
+class ListData(BatchedData):
+    """Samples from arrays by input name, ``batch_size`` a batch unless the model fixes it."""
+
+    def __init__(
+        self, model: onnx.ModelProto, arrays: dict[str, np.ndarray], batch_size: int = 4
+    ) -> None:
+        super().__init__("arrays", model_inputs(model), batch_size)
+        self._arrays = arrays
+        self.size = len(next(iter(arrays.values())))
+
+    def _samples(self) -> Iterator[Sample]:
+        for index in range(self.size):
+            yield {name: values[index] for name, values in self._arrays.items()}, None
+
+
+class EndlessData:
+    """The same random batch any number of times, made when it is asked for."""
+
+    def __init__(self, batches: int, shape: Sequence[int]) -> None:
+        self._batches = batches
+        self._shape = tuple(shape)
+        self.size = batches * shape[0]
+        self.labelled = False
+        self.classes: tuple[str, ...] | None = None
+        self.preprocessing = None
+        self.skipped: list[str] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in range(self._batches):
+            generator = np.random.default_rng(index)
+            values = generator.standard_normal(self._shape).astype(np.float32)
+            yield Batch({"x": values}, None, self._shape[0])
+
+    def describe(self) -> dict[str, object]:
+        return {"source": "random", "samples": self.size, "skipped": []}
+
+
+def sites_of(model: OpenModel, **chosen: bool) -> dict[str, PointwiseSite]:
+    """The sites that are not kept, by the name of the tensor that they make."""
+    found = find_sites(GraphView(model), SiteFilter(**chosen))  # type: ignore[arg-type]
+    return {site.ref.proto.output[0]: site for site in found if not site.kept_reason}
+
+
+def saved(folder: Path, **arrays: np.ndarray) -> Path:
+    """The arrays in an .npz file."""
+    path = folder / "data.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def opened(model: onnx.ModelProto, path: Path, batch_size: int = 4) -> Data:
+    """The .npz file as data for the model."""
+    return open_data(path, model_inputs(model), batch_size=batch_size)
+
+
+def images(count: int, channels: int = 8, side: int = 6, seed: int = 0) -> np.ndarray:
+    """Samples with correlated channels and a mean that is not zero; float32."""
+    generator = np.random.default_rng(seed)
+    mixing = generator.standard_normal((channels, channels)) / np.sqrt(channels)
+    values = generator.standard_normal((count, channels, side, side)) + 1.0
+    return np.einsum("dc,nchw->ndhw", mixing, values).astype(np.float32)
+
+
+def residual_model(
+    channels: int = 8,
+    *,
+    batch: int | str = "batch",
+    dtype: type[np.generic] = np.float32,
+    blocks: int = 2,
+) -> onnx.ModelProto:
+    """x -> blocks of (1x1 ``a<i>``, ReLU, depthwise, 1x1 ``b<i>``, added to the block's input) -> y.
+
+    ``a<i>`` doubles the channels and has a bias, ``b<i>`` is followed by a BatchNormalization.
+    """
+    graph = GraphBuilder(17, dtype)
+    x = graph.input("x", [batch, channels, 6, 6])
+    for index in range(blocks):
+        y = graph.conv(x, f"a{index}", channels, 2 * channels, bias=True)
+        y = graph.activation(y, f"a{index}_act", "Relu")
+        y = graph.conv(
+            y,
+            f"d{index}",
+            2 * channels,
+            2 * channels,
+            kernel=3,
+            group=2 * channels,
+            pads=[1] * 4,
+        )
+        y = graph.conv(y, f"b{index}", 2 * channels, channels)
+        y = graph.batch_norm(y, f"b{index}_bn", channels)
+        x = graph.add("Add", [x, y], f"sum{index}")
+    graph.add("GlobalAveragePool", [x], "pooled")
+    graph.add("Flatten", ["pooled"], "y")
+    graph.output("y")
+    return graph.model()
