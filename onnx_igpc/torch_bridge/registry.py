@@ -50,7 +50,8 @@ class Operator:
         moves_data: The output holds the elements of input 0 (or of all inputs, for Concat) in
             another place or order. Whether a constant in front of it is a weight is decided by
             who reads the output.
-        gives_host: The output is a shape, known on the CPU without asking the device.
+        gives_host: The output is made on the CPU from shapes and numbers, whatever the inputs lie
+            on; what is only read by such an operator is not trained.
         trains: The run-time function takes a last argument, whether the module is training.
     """
 

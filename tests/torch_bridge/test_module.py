@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +20,7 @@ from torch.nn import functional
 from onnx_igpc.errors import ModelError
 from onnx_igpc.torch_bridge import from_torch, register_operator, registry, to_torch
 from onnx_igpc.torch_bridge.names import onnx_name, torch_names
+from onnx_igpc.torch_bridge.node import Node, Run
 from tests.torch_bridge.graphs import (
     difference,
     make_model,
@@ -106,9 +109,9 @@ def test_weights_are_trained_behind_reshape_and_transpose() -> None:
     tensors = {"flat": random(6), "shape": np.array([2, 3]), "one": np.array([1], np.float32)}
     module = to_torch(make_model(nodes, tensors, {"x": [4, 3]}, ["y"]))
     assert {name for name, _ in module.named_parameters()} == {"flat", "one"}
-    before = module.flat.detach().clone()
+    before = module.get_parameter("flat").detach().clone()
     train(module, random(4, 3), steps=1)
-    assert bool((module.flat != before).all())
+    assert bool(module.get_parameter("flat").ne(before).all())
 
 
 def test_initializers_that_are_also_inputs() -> None:
@@ -133,11 +136,23 @@ def test_batch_norm_trains_like_pytorch() -> None:
     stem = functional.conv2d(x, module.get_parameter("stem.weight"), padding=1)
     reference(stem)
     module(x)
-    assert torch.allclose(module.get_buffer("bn.running_mean"), reference.running_mean, atol=1e-6)
-    assert torch.allclose(module.get_buffer("bn.running_var"), reference.running_var, atol=1e-6)
+    learned = reference.state_dict()
+    assert torch.allclose(module.get_buffer("bn.running_mean"), learned["running_mean"], atol=1e-6)
+    assert torch.allclose(module.get_buffer("bn.running_var"), learned["running_var"], atol=1e-6)
     kept = module.get_buffer("bn.running_var").clone()
     module.eval()(x)
     assert torch.equal(module.get_buffer("bn.running_var"), kept)
+
+
+def test_one_value_per_channel_keeps_the_statistics() -> None:
+    names = ["scale", "bias", "mean", "var"]
+    model = make_model(
+        [node("BatchNormalization", ["x", *names], ["y"])],
+        {n: np.abs(random(3, seed=i)) for i, n in enumerate(names)}, {"x": ["n", 3, 1, 1]}, ["y"],
+    )  # fmt: skip
+    module, kept = to_torch(model), model.SerializeToString()
+    assert torch.isfinite(module(torch.ones(1, 3, 1, 1))).all()
+    assert from_torch(module, model).SerializeToString() == kept
 
 
 def test_training_mode_left_by_an_exporter_is_inference_with_a_warning() -> None:
@@ -204,6 +219,12 @@ def test_shapes_are_computed_at_run_time(shape: tuple[int, ...]) -> None:
     assert difference(run_torch(to_torch(model), x)[0], run_onnx(model, x)[0]) < 1e-5
 
 
+def test_shapes_stay_on_the_cpu() -> None:
+    """The meta device refuses to mix with the CPU and has no values to read, like a strict GPU."""
+    module = to_torch(_reads_shapes()).to("meta")
+    assert module(torch.empty(2, 3, 8, 9, device="meta")).shape == (2, 4, 16, 18)
+
+
 def test_values_are_released_after_their_last_use() -> None:
     code = to_torch(small_cnn()).code
     assert code.count("del ") == len(small_cnn().graph.node)
@@ -240,7 +261,7 @@ def test_an_operator_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_OPERATORS", dict(registry._OPERATORS))
 
     @register_operator("Scale", domain="com.example", weights=(1,))
-    def scale(view: object) -> object:
+    def scale(view: Node) -> Run:
         return lambda x, s: x * s
 
     nodes = [node("Scale", ["x", "s"], ["y"], domain="com.example")]
@@ -297,7 +318,7 @@ def test_copy_is_independent_and_pickling_says_what_to_do() -> None:
 
 
 def test_channels_last_and_autocast() -> None:
-    module = to_torch(small_cnn()).to(memory_format=torch.channels_last)
+    module = to_torch(small_cnn()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.from_numpy(X).to(memory_format=torch.channels_last)
     (want,) = run_onnx(small_cnn(), X)
     assert difference(module.eval()(x).detach().numpy(), want) < 1e-5
@@ -313,10 +334,10 @@ def test_wrong_number_of_inputs() -> None:
 
 
 @pytest.mark.parametrize("make", [small_cnn, _reads_shapes])
-def test_torch_compile(make: object) -> None:
-    model = make()  # type: ignore[operator]
+def test_torch_compile(make: Callable[[], onnx.ModelProto]) -> None:
+    model = make()
     module = to_torch(model)
-    compiled = torch.compile(module, backend="eager", fullgraph=make is small_cnn)
+    compiled: Any = torch.compile(module, backend="eager", fullgraph=make is small_cnn)
     with torch.no_grad():
         result = compiled.eval()(torch.from_numpy(X)).numpy()
     assert difference(result, run_onnx(model, X)[0]) < 1e-5

@@ -35,7 +35,8 @@ def _without_floats(model: onnx.ModelProto) -> bytes:
         if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
             for field in ("raw_data", "float_data", "int32_data", "double_data"):
                 tensor.ClearField(field)
-    return bare.SerializeToString(deterministic=True)
+    data: bytes = bare.SerializeToString(deterministic=True)
+    return data
 
 
 def _decorated() -> onnx.ModelProto:
@@ -77,7 +78,7 @@ def test_written_model_computes_what_the_module_computes() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_encoding_of_a_tensor_is_kept(dtype: type) -> None:
-    value = random(3, 2).astype(dtype)
+    value: np.ndarray = random(3, 2).astype(dtype)
     onnx_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     typed = helper.make_tensor("w", onnx_type, value.shape, value.ravel())
     raw = numpy_helper.from_array(value, "v")

@@ -10,10 +10,14 @@ import onnx
 from tests.torch_bridge.version_cases import Case, X, case_of, integers, uniform
 
 
-@case_of("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
+@case_of("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
        "ReduceSumSquare", "ReduceLogSumExp")  # fmt: skip
-def _reduce(version: int, attribute_until: int = 18) -> list[Case]:
-    if version < attribute_until:
+def _reduce(version: int) -> list[Case]:
+    return _reduce_cases(version < 18)
+
+
+def _reduce_cases(axes_are_attribute: bool) -> list[Case]:
+    if axes_are_attribute:
         return [
             Case([X], [], {"axes": [1, 3], "keepdims": 0}),
             Case([X], [], {"axes": [2]}),
@@ -29,7 +33,7 @@ def _reduce(version: int, attribute_until: int = 18) -> list[Case]:
 
 @case_of("ReduceSum")
 def _reduce_sum(version: int) -> list[Case]:
-    return _reduce(version, attribute_until=13)
+    return _reduce_cases(version < 13)
 
 
 @case_of("ReduceLogSum")
@@ -198,7 +202,7 @@ def _scatter_elements(version: int) -> list[Case]:
 @case_of("ScatterND")
 def _scatter_nd(version: int) -> list[Case]:
     index = np.array([[0, 1], [1, 3]])
-    reductions = [{}]
+    reductions: list[dict[str, Any]] = [{}]
     if version >= 16:
         reductions += [{"reduction": "add"}, {"reduction": "mul"}]
     if version >= 18:

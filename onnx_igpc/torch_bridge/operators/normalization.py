@@ -15,7 +15,11 @@ from onnx_igpc.torch_bridge.registry import register_operator
 
 @register_operator("BatchNormalization", weights=(1, 2), statistics=(3, 4), trains=True)
 def batch_norm(node: Node) -> Run:
-    """Trains like ``torch.nn.BatchNorm2d``: statistics move in training, are used otherwise."""
+    """Trains like ``torch.nn.BatchNorm2d``: statistics move in training, are used otherwise.
+
+    Where a channel has a single value (a batch of one behind global pooling), training uses the
+    running statistics as well; PyTorch's layer refuses that.
+    """
     if node.version >= 14 and node.get_int("training_mode", 0):
         warnings.warn(
             "the model was exported with BatchNormalization in training mode "
@@ -37,9 +41,9 @@ def batch_norm(node: Node) -> Run:
         var: torch.Tensor,
         training: bool,
     ) -> torch.Tensor:
-        return torch.batch_norm(
-            x, scale, bias, mean, var, training and updates, momentum, eps, True
-        )
+        # One value per channel has no variance (and would make the running one NaN).
+        learns = training and updates and x.numel() > x.shape[1]
+        return torch.batch_norm(x, scale, bias, mean, var, learns, momentum, eps, True)
 
     def flattened(
         x: torch.Tensor,

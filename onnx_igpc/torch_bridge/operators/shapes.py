@@ -138,7 +138,7 @@ def cast_like(node: Node) -> Run:
     return lambda x, like: x.to(like.dtype)
 
 
-@register_operator("ConstantOfShape", since=9, host=(0,))
+@register_operator("ConstantOfShape", since=9, host=(0,), gives_host=True)
 def constant_of_shape(node: Node) -> Run:
     value = node.attributes.get("value")
     fill = torch.zeros(1) if value is None else to_tensor(value)
@@ -153,7 +153,7 @@ def constant_of_shape(node: Node) -> Run:
     return run
 
 
-@register_operator("Range", since=11, host=(0, 1, 2))
+@register_operator("Range", since=11, host=(0, 1, 2), gives_host=True)
 def arange(node: Node) -> Run:
     def run(start: torch.Tensor, limit: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         dtype = start.dtype
