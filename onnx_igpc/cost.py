@@ -3,9 +3,10 @@
 *Parameters* are the elements of stored float tensors that an output needs, each tensor once:
 initializers and Constant nodes, in sub-graphs and function bodies too, and the integer weights of
 quantized models (read by DequantizeLinear and by quantized convolutions and products). Not
-parameters are the mean and variance of BatchNormalization, tensors of one element, tensors that
-steer an operator (scales of Resize, bounds of Clip, scales of quantization, ...) and the
-initializers that the model's metadata lists as a JSON array under ``onnx_igpc.fixed_tensors``.
+parameters are the mean and variance of BatchNormalization, tensors of one element unless a layer of
+one filter learns them, tensors that steer an operator (scales of Resize, bounds of Clip, scales of
+quantization, ...) and the initializers that the model's metadata lists as a JSON array under
+``onnx_igpc.fixed_tensors``.
 
 *MACs* are the multiplications of convolutions and matrix products for the assumed input shapes.
 Of an If whose condition is not known the branch with more MACs counts, the body of a Loop or
@@ -111,8 +112,10 @@ class ModelCost:
     input_shapes: Mapping[str, tuple[int, ...]]
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    _keys: Mapping[tuple[str, str], str] = field(default_factory=dict, repr=False)
-    _read: Mapping[tuple[str, str], set[Root]] = field(default_factory=dict, repr=False)
+    _keys: Mapping[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
+    _read: Mapping[tuple[str, str], set[Root]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def node(self, path: str, output: str) -> NodeCost | None:
         """The node in the scope ``path`` that makes ``output``; ``None`` if no output needs it."""

@@ -385,6 +385,33 @@ def test_equal_names_in_two_scopes_stay_apart() -> None:
     assert keys == {"chosen.then_branch/same", "chosen.else_branch/same", "y"}
 
 
+def test_nodes_are_found_by_their_scope() -> None:
+    cost = count(_if_model(None))
+    inner = cost.node("chosen.then_branch", "a_y")
+    assert inner is not None
+    assert (inner.weights, inner.macs) == (8, 200)
+    assert cost.node("", "a_y") is None
+    assert cost.node("", "y") == cost.nodes["y"]
+
+
+def test_parameters_of_several_nodes_count_shared_tensors_once() -> None:
+    builder = GraphBuilder()
+    builder.input("x", [1, 8, 5, 5])
+    builder.conv("x", "a", 8, 8, bias=True)
+    builder.add("Conv", ["a", "a_w"], "b")
+    builder.output("b")
+    cost = count(builder.model())
+    assert cost.parameters_of([("", "a"), ("", "b")]) == 64 + 8
+    assert cost.parameters_of([("", "b")]) == 64
+    assert cost.parameters_of([("", "none")]) == 0
+
+
+def test_learned_tensors_count_even_with_one_element() -> None:
+    """A layer of one filter has a bias of one element; a scalar elsewhere is no parameter."""
+    cost = count(pointwise_model(8, 1, bias=True, batch_norm=True))
+    assert cost.parameters == 8 + 1 + 2 + 9
+
+
 # --------------------------------------------------------------------------- elsewhere
 
 
@@ -396,8 +423,7 @@ def test_external_weights_are_counted_without_reading_them(tmp_path: Path) -> No
     )
     opened = open_model(tmp_path / "m.onnx")
     cost = count(opened)
-    assert (cost.parameters, cost.macs) == (expected.parameters, expected.macs)
-    assert cost.nodes == expected.nodes
+    assert cost == expected
     (tmp_path / "w").unlink()
     with pytest.raises(ModelError, match="missing"):
         count(opened)  # the biases are small and looked at
