@@ -144,17 +144,29 @@ class SubgraphBuilder:
         **attrs: object,
     ) -> str:
         """Append a node; ``output`` and ``name`` are used as they are given. Returns ``output``."""
+        self.add_with_outputs(op, inputs, [output], name, attributes, **attrs)
+        return output
+
+    def add_with_outputs(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        name: str,
+        attributes: Sequence[onnx.AttributeProto] = (),
+        **attrs: object,
+    ) -> None:
+        """Append a node that makes several tensors."""
         copied = {entry.name: onnx.helper.get_attribute_value(entry) for entry in attributes}
         node = gs.Node(
             op=op,
             name=name,
             attrs={**copied, **attrs},
             inputs=[gs.Variable(each) for each in inputs],
-            outputs=[gs.Variable(output)],
+            outputs=[gs.Variable(each) for each in outputs],
         )
         self._nodes.append(node)
         self.node_names.append(name)
-        return output
 
     def fresh(self, wanted: str) -> str:
         """A name that is unique in the model."""

@@ -1,7 +1,8 @@
 """Fitting K and L to the dense weight that they replace, in closed form and then to convergence.
 
 A linear IGPC is a matrix: M = A K with A = L P + I where L's output is added to K's, A = L P where
-it is not, and M = K where there is no L. K and L P have one dense block per group and are zero
+it is not, and M = K where there is no L. Without the sum L is always at
+its best while K is fitted, see :mod:`onnx_igpc.projection_problem`. K and L P have one dense block per group and are zero
 elsewhere; a replicated channel merely lies in two blocks. The fit minimises
 
     sum_f  d_f^2  (W - M)_f  S  (W - M)_f^T
@@ -22,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from onnx_igpc.fitting_problem import FittingProblem
 from onnx_igpc.layout import GroupedStage, GroupLayout, invert_permutation
+from onnx_igpc.projection_problem import fit_without_sum
 
 # A fit ends when a sweep improves the objective by less than this part of it.
 _TOLERANCE = 1e-4
@@ -63,16 +65,22 @@ def fit_layout(
     k_groups = stage_groups(layout.k)
     if layout.l is None:
         return IgpcWeights(_paths(layout.k, _project(target, k_groups, moments)))
-    problem = FittingProblem(
-        target, scale, moments, k_groups, stage_groups(layout.l, layout.interleave)
-    )
+    l_groups = stage_groups(layout.l, layout.interleave)
     with threadpool_limits(1):
         # The blocks are small: more threads make it slower, and results depend on their number.
-        problem.start()
-        problem.solve(_TOLERANCE, _MAX_SWEEPS)
-    return IgpcWeights(
-        _paths(layout.k, problem.K), _paths(layout.l, problem.l_matrix(), layout.interleave)
-    )
+        if layout.has_sum or _rows_shared(l_groups):
+            problem = FittingProblem(
+                target, scale, moments, k_groups, l_groups, layout.has_sum, layout.k.out_channels
+            )
+            problem.start()
+            problem.solve(_TOLERANCE, _MAX_SWEEPS)
+            K = problem.K
+            L = problem.A - np.eye(len(target)) if layout.has_sum else problem.A
+        else:
+            scaled = target * scale[:, None]
+            K, L = fit_without_sum(scaled, moments, k_groups, l_groups, _TOLERANCE, _MAX_SWEEPS)
+            L /= scale[:, None]
+    return IgpcWeights(_paths(layout.k, K), _paths(layout.l, L, layout.interleave))
 
 
 def random_weights(layout: GroupLayout, seed: int, name: str, activated: bool) -> IgpcWeights:
@@ -80,18 +88,21 @@ def random_weights(layout: GroupLayout, seed: int, name: str, activated: bool) -
 
     The variance keeps a ReLU network's signal (He et al., "Delving Deep into Rectifiers", ICCV
     2015, eq. 10): 2 / channels per group for a stage whose output is ``activated`` or the layer's
-    own; half of it for K and L whose outputs are added. ``name`` makes each site's draw its own.
+    own; half of it for K and L whose outputs are added, and for a K that only L reads. ``name``
+    makes each site's draw its own.
     """
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    variance = 2.0 if activated or layout.l is None else 1.0
 
-    def draw(stage: GroupedStage) -> tuple[np.ndarray, ...]:
+    def draw(stage: GroupedStage, halved: bool) -> tuple[np.ndarray, ...]:
+        variance = 1.0 if halved and not activated else 2.0
         return tuple(
             generator.normal(0.0, np.sqrt(variance / path.channels_per_group), path.weight_shape)
             for path in stage.paths
         )
 
-    return IgpcWeights(draw(layout.k), draw(layout.l) if layout.l else None)
+    if layout.l is None:
+        return IgpcWeights(draw(layout.k, halved=False))
+    return IgpcWeights(draw(layout.k, halved=True), draw(layout.l, halved=layout.has_sum))
 
 
 def igpc_matrix(layout: GroupLayout, weights: IgpcWeights) -> np.ndarray:
@@ -101,7 +112,9 @@ def igpc_matrix(layout: GroupLayout, weights: IgpcWeights) -> np.ndarray:
     if layout.l is not None:
         assert weights.l is not None
         interleaved = K if layout.interleave is None else K[list(layout.interleave)]
-        M = K + stage_matrix(layout.l, weights.l) @ interleaved
+        M = stage_matrix(layout.l, weights.l) @ interleaved
+        if layout.has_sum:
+            M += K
     return M if layout.output_interleave is None else M[list(layout.output_interleave)]
 
 
@@ -191,6 +204,12 @@ def solve_right(outer: np.ndarray, gram: np.ndarray) -> np.ndarray:
     from onnx_igpc.fitting_problem import solve_gram
 
     return solve_gram(gram, outer.T).T
+
+
+def _rows_shared(l_groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether two groups of L read the same row of K."""
+    rows = np.concatenate([rows for _, rows in l_groups])
+    return len(np.unique(rows)) < len(rows)
 
 
 def _paths(

@@ -10,6 +10,9 @@ The arithmetic of the published schemes, to the last edge case, in plain Python:
 Notation: a pointwise convolution has C input channels and F filters; ``ch`` is the schemes' only
 hyper-parameter. K and L are grouped pointwise convolutions, P is the channel interleave between
 them, and a rewritten layer computes ``y = L P K x + K x``, or ``y = K x`` where there is no L.
+
+The same vocabulary describes a wider family, whose members :mod:`onnx_igpc.extended_layout` makes:
+``y = L P K x`` without the sum, D intermediate channels, groups of any channels and of any sizes.
 """
 
 from __future__ import annotations
@@ -62,8 +65,9 @@ class GroupPath:
 class GroupedStage:
     """K or L: grouped convolutions over one input whose filters are concatenated path by path.
 
-    Groups with different numbers of filters take two paths: one with the filters that all groups
-    have, one with a further filter for each of the first groups.
+    Published groups with different numbers of filters take two paths: one with the filters that all
+    groups have, one with a further filter for each of the first groups. Elsewhere in the family,
+    each path has the groups of one size.
     """
 
     in_channels: int
@@ -80,7 +84,10 @@ class GroupedStage:
     @property
     def groups(self) -> int:
         """Number of groups, counting a group that appears in several paths once."""
-        return self.paths[0].groups
+        first, *others = self.paths
+        known = {first.group_inputs(group) for group in range(first.groups)}
+        further = {path.group_inputs(group) for path in others for group in range(path.groups)}
+        return first.groups + len(further - known)
 
     @property
     def channels_per_group(self) -> int:
@@ -92,6 +99,11 @@ class GroupedStage:
         return self.paths[0].inputs == tuple(range(self.in_channels))
 
     @property
+    def input_order(self) -> tuple[int, ...]:
+        """Every channel that is read, in the order in which the paths first read it."""
+        return tuple(dict.fromkeys(i for path in self.paths for i in path.inputs))
+
+    @property
     def replicated(self) -> tuple[int, ...]:
         """Input channels appended once more to fill the last groups, in order (V2)."""
         return self.paths[0].inputs[self.in_channels :]
@@ -101,9 +113,11 @@ class GroupedStage:
 class GroupLayout:
     """What one dense pointwise convolution becomes.
 
-    Computes ``k = K(x)``; where there is an L, ``y = L(k[interleave]) + k`` and otherwise
-    ``y = k``; then ``y[output_interleave]``. An interleave of ``None`` is the identity. A layer
-    that the scheme leaves alone has a ``kept_reason`` and one dense group as K.
+    Computes ``k = K(x)``; where there is an L, ``y = L(k[interleave]) + k``, or without ``has_sum``
+    ``y = L(k[interleave])``, and otherwise ``y = k``; then ``y[output_interleave]``. An interleave
+    of ``None`` is the identity. K makes F channels where they are the layer's or are added to it,
+    and any number D otherwise. A layer that the scheme leaves alone has a ``kept_reason`` and one
+    dense group as K.
     """
 
     scheme: str
@@ -115,6 +129,7 @@ class GroupLayout:
     interleave: tuple[int, ...] | None = None
     output_interleave: tuple[int, ...] | None = None
     kept_reason: str | None = None
+    has_sum: bool = True
 
     @property
     def replaced(self) -> bool:

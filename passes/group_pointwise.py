@@ -31,8 +31,11 @@ Weigher = Callable[
     [PointwiseSite, GroupLayout, np.ndarray | None], tuple[IgpcWeights, float | None]
 ]
 
-# By weight and layout: the new tensors, their error and the first site that has them.
-Shared = dict[tuple[object, ...], tuple[SiteTensors, float | None, str | None]]
+# Given the site, its layout and new weights: the bias that goes with them, None for the one it has.
+Rebiaser = Callable[[PointwiseSite, GroupLayout, IgpcWeights], np.ndarray | None]
+
+# By weight and layout: the new tensors and weights, their error and the first site that has them.
+Shared = dict[tuple[object, ...], tuple[SiteTensors, IgpcWeights, float | None, str | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +73,8 @@ class GroupPointwise(Pass):
 
     Rules:
 
-    * ``plan`` gives the layout of a site, ``weigh`` its weights and their relative error.
+    * ``plan`` gives the layout of a site, ``weigh`` its weights and their relative error, ``rebias``
+      a new bias for every site (linear form), those that share a weight included.
     * A site that :func:`~onnx_igpc.sites.find_sites` keeps, or whose layout is kept, stays.
     * Linear form: only the Conv is replaced, by y = K x + L P K x; the bias is added once, on L
       where there is one. A site whose K and L hold no fewer weights than the dense layer stays.
@@ -88,12 +92,14 @@ class GroupPointwise(Pass):
         form: Form = "linear",
         site_filter: SiteFilter | None = None,
         on_site: Callable[[int, int, str], None] | None = None,
+        rebias: Rebiaser | None = None,
     ) -> None:
         self.plan = plan
         self.weigh = weigh
         self.form = form
         self.site_filter = site_filter or SiteFilter()
         self.on_site = on_site or (lambda done, total, name: None)
+        self.rebias = rebias or (lambda site, layout, weights: None)
         self.rewrites: list[SiteRewrite] = []
 
     def run(self, model: OpenModel) -> PassResult:
@@ -130,19 +136,22 @@ class GroupPointwise(Pass):
         if self.form == "linear" and layout.weights >= layout.dense_weights:
             return SiteRewrite(site, "would not be smaller")
         region = _Region.around(view, site, with_unit=self.form == "paper")
-        tensors, error, first = self._weights(edit, site, layout, shared, view)
+        tensors, weights, error, first = self._weights(edit, site, layout, shared, view)
         base = site.ref.proto.name or site.ref.proto.output[0]
         builder = SubgraphBuilder(edit.names, site.ref.proto)
         attributes = list(site.ref.proto.attribute)
-        nodes = IgpcNodes(edit, builder, layout, tensors, base, attributes, site.spatial_rank)
+        opset = opset_version(view.model.proto, site.ref.scope)
+        nodes = IgpcNodes(
+            edit, builder, layout, tensors, base, attributes, site.spatial_rank, opset=opset
+        )
         if self.form == "paper":
             nodes.own_biases = True
             if region.norm or region.activation:
                 nodes.unit = _PaperUnit(edit, builder, region, base, tensors, fixed).after
-        bias = site.bias.values() if site.bias is not None else None
+        bias, stored = self._bias(site, layout, weights)
         source = site.ref.proto.input[0]
-        nodes.write(source, site.ref.proto.input[2] if site.has_bias else None, bias, region.output)
-        region.splice(edit, builder.build(opset_version(view.model.proto, site.ref.scope)))
+        nodes.write(source, stored, bias, region.output)
+        region.splice(edit, builder.build(opset))
         return SiteRewrite(
             site,
             layout=layout,
@@ -170,8 +179,8 @@ class GroupPointwise(Pass):
         layout: GroupLayout,
         shared: Shared,
         view: GraphView,
-    ) -> tuple[SiteTensors, float | None, str | None]:
-        """The tensors of K and L, their error, and the site that they were first made for."""
+    ) -> tuple[SiteTensors, IgpcWeights, float | None, str | None]:
+        """The tensors and weights of K and L, their error, and the site they were first made for."""
         assert site.weight is not None
         assert site.dtype is not None
         key = (*_identity(site), layout)
@@ -182,8 +191,18 @@ class GroupPointwise(Pass):
         tensors = SiteTensors(site.weight.holder)
         base = site.ref.proto.name or site.ref.proto.output[0]
         add_weights(edit, tensors, base, weights, site.dtype, site.spatial_rank)
-        shared[key] = (tensors, error, site.name)
-        return tensors, error, None
+        shared[key] = (tensors, weights, error, site.name)
+        return tensors, weights, error, None
+
+    def _bias(
+        self, site: PointwiseSite, layout: GroupLayout, weights: IgpcWeights
+    ) -> tuple[np.ndarray | None, str | None]:
+        """What is added once, and the name of the tensor that holds it: empty if it is new."""
+        new = self.rebias(site, layout, weights)
+        if new is not None:
+            return new.astype(site.dtype), ""
+        values = site.bias.values() if site.bias is not None else None
+        return values, site.ref.proto.input[2] if site.has_bias else None
 
 
 def _identity(site: PointwiseSite) -> tuple[object, ...]:
