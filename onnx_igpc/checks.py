@@ -223,7 +223,9 @@ class _WrittenGraph:
             node = self._made[path, name].proto
             nodes[name] = node
             pending.extend(each for each in node.input if each)
-        ordered = sorted(nodes.values(), key=lambda node: self._made[path, node.output[0]].index)
+        # A node that makes several tensors, as Split does, was met once for each.
+        single = {node.output[0]: node for node in nodes.values()}
+        ordered = sorted(single.values(), key=lambda node: self._made[path, node.output[0]].index)
         elem = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
         graph = onnx.helper.make_graph(
             ordered,
