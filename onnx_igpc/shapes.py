@@ -92,6 +92,8 @@ class ShapeTracer:
         self._model = model
         self._functions = {(f.domain, f.name): f for f in model.proto.functions}
         self._operators = OperatorInference(model.proto.opset_import, model.proto.ir_version)
+        # Functions may not call themselves; one that does is unknown at the second call.
+        self._running: list[str] = []
         self._roots: dict[tuple[str, str], Root] = {}
         specs = _input_specs(model.proto.graph, input_shapes or {})
         self.input_shapes = resolve_shapes(specs, shapes=input_shapes)
@@ -141,7 +143,7 @@ class ShapeTracer:
         standard = node.domain in ("", "ai.onnx")
         holds_bodies = any(True for _ in subgraphs(node))
         function = self._functions.get((node.domain, node.op_type))
-        if function is not None:
+        if function is not None and function_path(function) not in self._running:
             outputs, bodies = self._call(function, node, inputs)
         elif standard and node.op_type == "Constant":
             outputs = [self._constant_node(node, path)]
@@ -202,7 +204,9 @@ class ShapeTracer:
             ir_version = self._model.proto.ir_version
             self._operators = OperatorInference(function.opset_import, ir_version)
         body = bind_attributes(function, attributes)
-        trace = self._scope(body, given, function_path(function))
+        self._running.append(function_path(function))
+        trace = self._scope(body, given, self._running[-1])
+        self._running.pop()
         self._operators = outside
         return list(trace.outputs), (trace,)
 

@@ -288,6 +288,25 @@ def test_nodes_that_break_the_standard_are_unknown_and_no_crash() -> None:
     assert count(broken).macs == 2 * 25, "y, whose shape is declared"
 
 
+def test_a_function_that_calls_itself_is_unknown() -> None:
+    builder = GraphBuilder()
+    builder.functions.append(
+        helper.make_function(
+            "local",
+            "Endless",
+            ["a"],
+            ["b"],
+            [helper.make_node("Endless", ["a"], ["b"], domain="local")],
+            [helper.make_opsetid("local", 1)],
+        )
+    )
+    builder.input("x", [1, 4, 5, 5])
+    builder.add("Endless", ["x"], "e", domain="local")
+    builder.output(builder.conv("e", "y", 4, 4))
+    cost = count(builder.model(check=False))
+    assert (cost.parameters, cost.unknown) == (16, ("y",))
+
+
 # --------------------------------------------------------------------------- scopes
 
 

@@ -299,6 +299,18 @@ def test_output_in_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
+def test_permissions_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above for any user, root too: making the temporary file is what is refused."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    with pytest.raises(UsageError, match=r"cannot write .*m\.onnx: Permission denied"):
+        save_model(pointwise_model(), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_output_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").mkdir()
     with pytest.raises(UsageError, match="cannot write"):
