@@ -3,6 +3,9 @@
 The literal form, one node for each part of the layout: grouped Conv (two and a Concat where groups
 have different numbers of filters), Gather for replicated channels and for the interleave (one Gather
 where both meet), grouped Conv, Add.
+
+Beyond the published layouts: no Add without the sum, and where several paths share out the channels
+between them, one Gather (none, if they lie in order) and one Split in the place of a Gather each.
 """
 
 from __future__ import annotations
@@ -13,14 +16,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from onnx_igpc.channel_sources import PathSources, path_sources
 from onnx_igpc.edit import GraphEdit, SubgraphBuilder
 from onnx_igpc.fitting import IgpcWeights
 from onnx_igpc.graph_walk import NodeHolder
-from onnx_igpc.layout import GroupedStage, GroupLayout, compose_gathers, invert_permutation
+from onnx_igpc.layout import GroupedStage, GroupLayout, invert_permutation
 
 # What follows a stage in the paper's form: given a tensor, a label and a name for what it makes
 # (any, if None), appends its nodes and returns that name.
 Unit = Callable[[str, str, str | None], str]
+
+# From this opset on, Split takes its sizes as an input.
+_OPSET_SPLIT_INPUT = 13
 
 
 @dataclass
@@ -58,6 +65,7 @@ class IgpcNodes:
     spatial_rank: int
     own_biases: bool = False
     unit: Unit | None = None
+    opset: int = 17
     stages: dict[str, StageIo] = field(default_factory=dict)
     convolutions: list[str] = field(default_factory=list)
 
@@ -71,16 +79,21 @@ class IgpcNodes:
         layout = self.layout
         if self.own_biases and bias_values is not None:
             bias_values = np.zeros_like(bias_values)
+        order = layout.output_interleave
+        stage_output = output if order is None else None
         if layout.l is None:
-            order = layout.output_interleave
             k_bias = self._biases(layout.k, bias, bias_values, "K", order)
-            k = self._stage(layout.k, "K", x, k_bias, output if order is None else None)
-            return k if order is None else self._gather(k, order, "interleave", output)
-        k_bias = self._biases(layout.k, bias if self.own_biases else None, bias_values, "K", None)
-        k = self._stage(layout.k, "K", x, k_bias, None)
-        l_bias = self._biases(layout.l, bias, bias_values, "L", None)
-        l_out = self._stage(layout.l, "L", k, l_bias, None)
-        return self.builder.add("Add", [l_out, k], output, self._name("add"))
+            y = self._stage(layout.k, "K", x, k_bias, stage_output)
+        else:
+            own_bias = bias if self.own_biases else None
+            k_bias = self._biases(layout.k, own_bias, bias_values, "K", order)
+            k = self._stage(layout.k, "K", x, k_bias, None)
+            l_bias = self._biases(layout.l, bias, bias_values, "L", order)
+            y = self._stage(layout.l, "L", k, l_bias, None if layout.has_sum else stage_output)
+            if layout.has_sum:
+                total = stage_output or self._value("add")
+                y = self.builder.add("Add", [y, k], total, self._name("add"))
+        return y if order is None else self._gather(y, order, "interleave", output)
 
     def _stage(
         self,
@@ -95,16 +108,15 @@ class IgpcNodes:
         final = (output if self.unit is None else None) or self._value(label)
         made = []
         weights = self.tensors.k if label == "K" else self.tensors.l
+        sources = path_sources(stage, interleave)
+        shared = self._shared(sources, label, x)
         for index, path in enumerate(stage.paths):
             part = label if len(stage.paths) == 1 else f"{label}{index + 1}"
-            order = path.inputs
-            if interleave is not None:
-                order = compose_gathers(interleave, order)
-            source = x
-            if order != tuple(range(stage.in_channels)):
-                what = "interleave" if label == "L" else "replicate"
+            source = shared[index]
+            order = sources.gathers[index]
+            if order is not None:
                 suffix = "" if index == 0 else str(index + 1)
-                source = self._gather(x, order, f"{what}{suffix}", None)
+                source = self._gather(x, order, f"{_gather_label(stage, label)}{suffix}", None)
             inputs = [source, weights[index]]
             bias = biases[index]
             if bias is not None:
@@ -128,6 +140,30 @@ class IgpcNodes:
         if self.unit is None:
             return final
         return self.unit(final, label, output)
+
+    def _shared(self, sources: PathSources, label: str, x: str) -> list[str]:
+        """What each path reads of ``x`` before a Gather of its own: all of it, or its part."""
+        if sources.order is not None:
+            x = self._gather(x, sources.order, "interleave" if label == "L" else "order", None)
+        read = [x] * len(sources.gathers)
+        if sources.parts:
+            names = [self._value(f"{label}{index + 1}_input") for index in sources.parts]
+            sizes = list(sources.parts.values())
+            self._split(x, sizes, names, label)
+            for index, name in zip(sources.parts, names, strict=True):
+                read[index] = name
+        return read
+
+    def _split(self, x: str, sizes: list[int], names: list[str], label: str) -> None:
+        """Consecutive channels of ``x``; the sizes are an attribute up to opset 12."""
+        name = self._name(f"{label}/split")
+        if self.opset < _OPSET_SPLIT_INPUT:
+            self.builder.add_with_outputs("Split", [x], names, name, axis=1, split=sizes)
+            return
+        wanted = f"{self.base}/igpc/{label}.split"
+        values = np.asarray(sizes, dtype=np.int64)
+        constant = self.edit.constant(self.tensors.holder, wanted, values)
+        self.builder.add_with_outputs("Split", [x, constant], names, name, axis=1)
 
     def _attributes(self, label: str) -> list[onnx.AttributeProto]:
         """Strides, padding and whatever else the dense Conv has go to K; L moves nothing."""
@@ -176,6 +212,13 @@ class IgpcNodes:
 
     def _value(self, label: str) -> str:
         return self.builder.fresh(f"{self.base}/igpc/{label}_output")
+
+
+def _gather_label(stage: GroupedStage, label: str) -> str:
+    if label == "L":
+        return "interleave"
+    in_order = stage.input_order == tuple(range(stage.in_channels))
+    return "replicate" if in_order else "order"
 
 
 def add_weights(

@@ -1,0 +1,326 @@
+"""Rewriting dense pointwise convolutions into interleaved grouped ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from onnx_igpc.activations import Activation, match_activation
+from onnx_igpc.cost import FIXED_TENSORS_KEY, fixed_tensors
+from onnx_igpc.edit import GraphEdit, SubgraphBuilder
+from onnx_igpc.fitting import IgpcWeights
+from onnx_igpc.graph_view import GraphView, NodeRef
+from onnx_igpc.graph_walk import opset_version
+from onnx_igpc.igpc_nodes import IgpcNodes, SiteTensors, StageIo, add_weights
+from onnx_igpc.layout import GroupLayout
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.passes.base import Pass, PassResult
+from onnx_igpc.passes.fold_batch_norm import BatchNorm, following_batch_norm
+from onnx_igpc.sites import PointwiseSite, SiteFilter, find_sites
+
+Form = Literal["linear", "paper"]
+Planner = Callable[[PointwiseSite], GroupLayout]
+# Given the site, its layout and the scale that a following BatchNorm gives each filter.
+Weigher = Callable[
+    [PointwiseSite, GroupLayout, np.ndarray | None], tuple[IgpcWeights, float | None]
+]
+
+# Given the site, its layout and new weights: the bias that goes with them, None for the one it has.
+Rebiaser = Callable[[PointwiseSite, GroupLayout, IgpcWeights], np.ndarray | None]
+
+# By weight and layout: the new tensors and weights, their error and the first site that has them.
+Shared = dict[tuple[object, ...], tuple[SiteTensors, IgpcWeights, float | None, str | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class SiteRewrite:
+    """What became of one site: kept with a reason, or rewritten, and then where everything is.
+
+    ``nodes`` were inserted where the ``replaced``
+    ones were. ``stages`` has what K and L read and make; ``input`` and ``output`` are the tensors that the
+    whole site reads and makes; ``convolutions`` are the first outputs of the grouped convolutions,
+    ``bias`` the values that are added once (linear form), shape (F,).
+    """
+
+    site: PointwiseSite
+    kept_reason: str | None = None
+    layout: GroupLayout | None = None
+    form: Form = "linear"
+    error: float | None = None
+    tensors: SiteTensors | None = None
+    stages: dict[str, StageIo] = field(default_factory=dict)
+    bias: np.ndarray | None = None
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    input: str = ""
+    output: str = ""
+    nodes: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    convolutions: tuple[str, ...] = ()
+    shares_weight_with: str | None = None
+    activation: str | None = None
+    orphans: tuple[str, ...] = ()
+
+
+class GroupPointwise(Pass):
+    """Rewrite each dense pointwise convolution as its layout says.
+
+    Rules:
+
+    * ``plan`` gives the layout of a site, ``weigh`` its weights and their relative error, ``rebias``
+      a new bias for every site (linear form), those that share a weight included.
+    * A site that :func:`~onnx_igpc.sites.find_sites` keeps, or whose layout is kept, stays.
+    * Linear form: only the Conv is replaced, by y = K x + L P K x; the bias is added once, on L
+      where there is one. A site whose K and L hold no fewer weights than the dense layer stays.
+    * Paper form: a BatchNormalization and an activation that alone follow the Conv are replaced with
+      it, by new ones after K and after L, and nothing follows the Add. BatchNorm starts anew (gamma
+      and variance 1, beta and mean 0), since its statistics belonged to the dense layer.
+    * The tensor that the replaced nodes made keeps its name; all inserted names are derived from the
+      Conv's. Convolutions that share a weight share the new ones.
+    """
+
+    def __init__(
+        self,
+        plan: Planner,
+        weigh: Weigher,
+        form: Form = "linear",
+        site_filter: SiteFilter | None = None,
+        on_site: Callable[[int, int, str], None] | None = None,
+        rebias: Rebiaser | None = None,
+    ) -> None:
+        self.plan = plan
+        self.weigh = weigh
+        self.form = form
+        self.site_filter = site_filter or SiteFilter()
+        self.on_site = on_site or (lambda done, total, name: None)
+        self.rebias = rebias or (lambda site, layout, weights: None)
+        self.rewrites: list[SiteRewrite] = []
+
+    def run(self, model: OpenModel) -> PassResult:
+        view, edit, result = GraphView(model), GraphEdit(model), PassResult()
+        shared: Shared = {}
+        fixed = sorted(fixed_tensors(model.proto))
+        sites = find_sites(view, self.site_filter)
+        for done, site in enumerate(sites):
+            self.on_site(done, len(sites), site.name)
+            rewrite = self._rewrite(view, edit, site, shared, fixed)
+            self.rewrites.append(rewrite)
+            if rewrite.kept_reason is not None:
+                result.kept[site.name] = rewrite.kept_reason
+                continue
+            result.changed.append(site.name)
+            result.orphans.update(rewrite.orphans)
+        edit.apply()
+        _write_fixed_tensors(model.proto, fixed)
+        return result
+
+    def _rewrite(
+        self,
+        view: GraphView,
+        edit: GraphEdit,
+        site: PointwiseSite,
+        shared: Shared,
+        fixed: list[str],
+    ) -> SiteRewrite:
+        if site.kept_reason is not None:
+            return SiteRewrite(site, site.kept_reason)
+        layout = self.plan(site)
+        if layout.kept_reason is not None:
+            return SiteRewrite(site, layout.kept_reason)
+        if self.form == "linear" and layout.weights >= layout.dense_weights:
+            return SiteRewrite(site, "would not be smaller")
+        region = _Region.around(view, site, with_unit=self.form == "paper")
+        tensors, weights, error, first = self._weights(edit, site, layout, shared, view)
+        base = site.ref.proto.name or site.ref.proto.output[0]
+        builder = SubgraphBuilder(edit.names, site.ref.proto)
+        attributes = list(site.ref.proto.attribute)
+        opset = opset_version(view.model.proto, site.ref.scope)
+        nodes = IgpcNodes(
+            edit, builder, layout, tensors, base, attributes, site.spatial_rank, opset=opset
+        )
+        if self.form == "paper":
+            nodes.own_biases = True
+            if region.norm or region.activation:
+                nodes.unit = _PaperUnit(edit, builder, region, base, tensors, fixed).after
+        bias, stored = self._bias(site, layout, weights)
+        source = site.ref.proto.input[0]
+        nodes.write(source, stored, bias, region.output)
+        region.splice(edit, builder.build(opset))
+        return SiteRewrite(
+            site,
+            layout=layout,
+            form=self.form,
+            error=error,
+            tensors=tensors,
+            stages=nodes.stages,
+            bias=bias,
+            strides=tuple(site.ref.attribute("strides", ())),
+            pads=tuple(site.ref.attribute("pads", ())),
+            input=source,
+            output=region.output,
+            nodes=tuple(builder.node_names),
+            replaced=tuple(ref.proto.name or ref.proto.output[0] for ref in region.refs),
+            convolutions=tuple(nodes.convolutions),
+            shares_weight_with=first,
+            activation=region.activation.name if region.activation else None,
+            orphans=tuple(name for ref in region.refs for name in ref.proto.input if name),
+        )
+
+    def _weights(
+        self,
+        edit: GraphEdit,
+        site: PointwiseSite,
+        layout: GroupLayout,
+        shared: Shared,
+        view: GraphView,
+    ) -> tuple[SiteTensors, IgpcWeights, float | None, str | None]:
+        """The tensors and weights of K and L, their error, and the site they were first made for."""
+        assert site.weight is not None
+        assert site.dtype is not None
+        key = (*_identity(site), layout)
+        if key in shared:
+            return shared[key]
+        norm = following_batch_norm(view, site.ref)
+        weights, error = self.weigh(site, layout, norm.factor if norm is not None else None)
+        tensors = SiteTensors(site.weight.holder)
+        base = site.ref.proto.name or site.ref.proto.output[0]
+        add_weights(edit, tensors, base, weights, site.dtype, site.spatial_rank)
+        shared[key] = (tensors, weights, error, site.name)
+        return tensors, weights, error, None
+
+    def _bias(
+        self, site: PointwiseSite, layout: GroupLayout, weights: IgpcWeights
+    ) -> tuple[np.ndarray | None, str | None]:
+        """What is added once, and the name of the tensor that holds it: empty if it is new."""
+        new = self.rebias(site, layout, weights)
+        if new is not None:
+            return new.astype(site.dtype), ""
+        values = site.bias.values() if site.bias is not None else None
+        return values, site.ref.proto.input[2] if site.has_bias else None
+
+
+def _identity(site: PointwiseSite) -> tuple[object, ...]:
+    """Equal for sites that read one stored weight and see the same values."""
+    assert site.weight is not None
+    plain = all(link.op_type in ("Identity", "Constant") for link in site.weight.chain)
+    seen = "" if plain else hashlib.sha256(site.weight.values().tobytes()).hexdigest()
+    return id(site.weight.root), seen, str(site.dtype), site.spatial_rank
+
+
+@dataclass(frozen=True, eq=False)
+class _Region:
+    """The nodes that are replaced together: the Conv, and in the paper's form what follows it."""
+
+    site: PointwiseSite
+    norm: BatchNorm | None
+    activation: Activation | None
+
+    @classmethod
+    def around(cls, view: GraphView, site: PointwiseSite, with_unit: bool) -> _Region:
+        if not with_unit:
+            return cls(site, None, None)
+        norm = following_batch_norm(view, site.ref)
+        if norm is not None and norm.keeps_statistics:
+            norm = None
+        last = norm.ref.node.outputs[0] if norm else site.output_tensor
+        activation = match_activation(view, last, site.dtype)
+        if activation and activation.nodes[0].scope.holder is not site.ref.scope.holder:
+            activation = None
+        return cls(site, norm, activation)
+
+    @property
+    def refs(self) -> list[NodeRef]:
+        refs = [self.site.ref]
+        refs += [self.norm.ref] if self.norm else []
+        refs += list(self.activation.nodes) if self.activation else []
+        return refs
+
+    @property
+    def output(self) -> str:
+        return str(self.refs[-1].proto.output[0])
+
+    def splice(self, edit: GraphEdit, nodes: list[onnx.NodeProto]) -> None:
+        """Put ``nodes`` where the last of the replaced nodes was: by then all constants are there."""
+        for ref in self.refs[:-1]:
+            edit.replace(ref, [])
+        edit.replace(self.refs[-1], nodes)
+
+
+class _PaperUnit:
+    """BatchNorm and activation after K and after L, as the papers have them."""
+
+    def __init__(
+        self,
+        edit: GraphEdit,
+        builder: SubgraphBuilder,
+        region: _Region,
+        base: str,
+        tensors: SiteTensors,
+        fixed: list[str],
+    ) -> None:
+        self.edit = edit
+        self.builder = builder
+        self.region = region
+        self.base = base
+        self.tensors = tensors
+        self.fixed = fixed
+
+    def after(self, x: str, label: str, output: str | None) -> str:
+        """Append the unit behind ``x``; ``label`` is K or L, ``output`` what it is to make."""
+        norm, activation = self.region.norm, self.region.activation
+        if norm is not None:
+            x = self._batch_norm(norm, x, label, None if activation else output)
+        if activation is not None:
+            x = self._activation(activation, x, label, output)
+        return x
+
+    def _batch_norm(self, norm: BatchNorm, x: str, label: str, output: str | None) -> str:
+        inputs = [x]
+        starts = (("scale", 1.0), ("bias", 0.0), ("mean", 0.0), ("var", 1.0))
+        for index, (part, start) in enumerate(starts, start=1):
+            values = np.full(len(norm.scale), start, dtype=norm.dtypes[index - 1])
+            wanted = f"{self.base}/igpc/{label}_bn.{part}"
+            name = self.edit.constant(self.tensors.holder, wanted, values)
+            if norm.ref.proto.input[index] in self.fixed:
+                self.fixed.append(name)
+            inputs.append(name)
+        return self.builder.add(
+            "BatchNormalization",
+            inputs,
+            output or self.builder.fresh(f"{self.base}/igpc/{label}_bn_output"),
+            self.builder.fresh(f"{self.base}/igpc/{label}_bn"),
+            list(norm.ref.proto.attribute),
+        )
+
+    def _activation(self, activation: Activation, x: str, label: str, output: str | None) -> str:
+        renamed = {activation.input.name: x}
+        for ref in activation.nodes:
+            made = ref.proto.output[0]
+            wanted = f"{self.base}/igpc/{label}_{ref.op_type}"
+            renamed[made] = self.builder.fresh(f"{wanted}_output")
+            if output is not None and made == activation.output.name:
+                renamed[made] = output
+            self.builder.add(
+                ref.op_type,
+                [renamed.get(name, name) for name in ref.proto.input],
+                renamed[made],
+                self.builder.fresh(wanted),
+                list(ref.proto.attribute),
+            )
+        return renamed[activation.output.name]
+
+
+def _write_fixed_tensors(proto: onnx.ModelProto, names: list[str]) -> None:
+    """Add the new tensors among ``names`` to the model's list, if it has one."""
+    for entry in proto.metadata_props:
+        if entry.key == FIXED_TENSORS_KEY:
+            listed = json.loads(entry.value)
+            new = [name for name in names if name not in listed]
+            if new:
+                entry.value = json.dumps(listed + new)
