@@ -35,7 +35,7 @@ class _Listed:
     """What the report says was changed, by name."""
 
     def __init__(self, before: onnx.ModelProto, report: RewriteReport) -> None:
-        self.sites = {site.output for site in report.rewritten}
+        self.sites = {site.name for site in report.rewritten}
         self.replaced = {name for site in report.rewritten for name in site.replaced}
         self.inserted = {name for site in report.rewritten for name in site.nodes}
         self.removed = {*report.removed}
@@ -47,11 +47,13 @@ class _Listed:
                 if _label(node) in report.folded and node.op_type == "BatchNormalization":
                     self.folded |= {_label(node), _label(makers[node.input[0]])}
 
-    def allows(self, node: onnx.NodeProto) -> bool:
+    def allows(self, node: onnx.NodeProto, path: str) -> bool:
         """Whether a node of the original may be gone or different."""
         label = _label(node)
-        gone = label in self.removed or label in self.folded or label in self.replaced
-        return gone or (node.op_type == "Conv" and node.output[0] in self.sites)
+        if node.op_type == "Conv" and label in self.replaced and label not in self.folded:
+            # Sites of one name in several scopes have the scope in theirs.
+            return not self.sites.isdisjoint({label, f"{label}:{path}/{node.output[0]}"})
+        return label in self.removed or label in self.folded or label in self.replaced
 
     def is_new(self, node: onnx.NodeProto) -> bool:
         """Whether a node of the result was made by the rewrite."""
@@ -63,7 +65,7 @@ class _Listed:
 
 
 def _compare_scope(old: Scope, new: Scope, listed: _Listed) -> None:
-    kept = [_shallow(node) for node in old.holder.node if not listed.allows(node)]
+    kept = [_shallow(node) for node in old.holder.node if not listed.allows(node, old.path)]
     found = [_shallow(node) for node in new.holder.node if not listed.is_new(node)]
     assert found == kept, f"nodes in {old.path or 'the main graph'}"
     if isinstance(old.holder, onnx.GraphProto):
