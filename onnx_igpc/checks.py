@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 
 from onnx_igpc.errors import CheckFailedError, MissingExtraError, ModelError
-from onnx_igpc.external_data import is_external
 from onnx_igpc.fitting import IgpcWeights, igpc_matrix, stage_matrix
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.graph_walk import opset_version
@@ -32,10 +31,7 @@ def check_original(model: OpenModel) -> None:
         ModelError: onnx.checker does not accept the model; the message quotes why.
     """
     try:
-        if model.path is not None:
-            onnx.checker.check_model(str(model.path))
-        else:
-            onnx.checker.check_model(model.proto)
+        onnx.checker.check_model(model.without_data())
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"{model.name} is not valid ONNX: {_first_line(error)}") from error
 
@@ -84,33 +80,12 @@ def check_sites(model: OpenModel, rewrites: Sequence[SiteRewrite]) -> str:
 
 def _check_valid(model: OpenModel) -> str:
     try:
-        onnx.checker.check_model(_without_external(model), full_check=True)
+        onnx.checker.check_model(model.without_data(), full_check=True)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise CheckFailedError(
             f"the rewritten graph is not valid ONNX ({_first_line(error)}): please report this"
         ) from error
     return "passed"
-
-
-def _without_external(model: OpenModel) -> onnx.ModelProto:
-    """The model with inputs in the place of initializers whose data is not in memory."""
-    if not model.has_external_data:
-        return model.proto
-    light = onnx.ModelProto()
-    light.CopyFrom(model.proto)
-    graph = light.graph
-    listed = {entry.name for entry in graph.input}
-    for index in range(len(graph.initializer) - 1, -1, -1):
-        tensor = graph.initializer[index]
-        if is_external(tensor):
-            if tensor.name not in listed:
-                graph.input.append(
-                    onnx.helper.make_tensor_value_info(
-                        tensor.name, tensor.data_type, list(tensor.dims)
-                    )
-                )
-            del graph.initializer[index]
-    return light
 
 
 def _check_interface(original: onnx.ModelProto, model: OpenModel) -> str:

@@ -1,6 +1,6 @@
 """The least-squares problem of one layer with a K and an L: closed-form sweeps, accelerated.
 
-Kept apart from :mod:`onnx_igpc.fitting` because it holds the state of an iteration: K, A and the
+Kept apart from :mod:`onnx_igpc.fitting` because it holds the state of an iteration: K, L and the
 residual W - A K, which every step updates only where the step can change it. Without calibration
 data most of the residual is out of reach of all blocks, which makes large layers cheap.
 """
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.linalg import LinAlgError
 
 Groups = Sequence[tuple[np.ndarray, np.ndarray]]
-State = tuple[np.ndarray, np.ndarray]
 
 # Relative to the mean of the diagonal: enough to decide between equally good solutions, too little
 # to be seen in the fit.
@@ -49,7 +48,7 @@ class FittingProblem:
         scale: d, shape (F,).
         moments: S, shape (C, C), or ``None`` for the identity.
         k_groups: (rows of K, input channels) of each group; rows are disjoint.
-        l_groups: (filters, rows of K) of each group; filters are disjoint.
+        l_groups: (filters, rows of K) of each group; filters are disjoint and all are there.
         has_sum: whether K's output is added to L's, as published; K then has F rows.
         k_rows: rows of K (intermediate channels); F if ``None``.
     """
@@ -69,59 +68,62 @@ class FittingProblem:
         self.S = moments
         self.k_groups = list(k_groups)
         self.l_groups = list(l_groups)
+        self.has_sum = has_sum
         F, C = target.shape
-        self.E = np.eye(F) if has_sum else np.zeros((F, k_rows or F))
-        self.K = np.zeros((self.E.shape[1], C))
-        self.A = self.E.copy()
+        rows = F if has_sum else k_rows or F
+        self.K, self.L = np.zeros((rows, C)), np.zeros((F, rows))
         self.R = self.W.copy()
         self.RS = self._times_s(self.R)
-        self._total = self.objective()
-        self._support = [self._columns_below(rows_of_k) for _, rows_of_k in self.l_groups]
-        self._reach = [self._filters_above(rows) for rows, _ in self.k_groups]
+        self._total = float(np.einsum("f,fc,fc->", self.d2, self.R, self.RS))
+        self._k_steps = [_KStep(self, *group) for group in self.k_groups]
+        self._l_steps = [_LStep(self, *group) for group in self.l_groups]
+        self._unreachable = self._total - self._reachable_objective()
 
-    def _columns_below(self, rows_of_k: np.ndarray) -> np.ndarray:
-        """Input channels that any of these rows of K can read."""
-        wanted = set(rows_of_k.tolist())
-        columns = [c for rows, c in self.k_groups if not wanted.isdisjoint(rows.tolist())]
-        return np.unique(np.concatenate(columns))
-
-    def _filters_above(self, rows_of_k: np.ndarray) -> np.ndarray:
-        """Filters that any of these rows of K can change."""
-        wanted = set(rows_of_k.tolist())
-        filters = [f for f, rows in self.l_groups if not wanted.isdisjoint(rows.tolist())]
-        if self.E.any():
-            filters.append(rows_of_k)
-        return np.unique(np.concatenate(filters)) if filters else np.empty(0, dtype=int)
+    @property
+    def A(self) -> np.ndarray:  # noqa: N802 - the formula's name
+        """L P (+ I): shape (F, rows of K)."""
+        return self.L + np.eye(len(self.L)) if self.has_sum else self.L.copy()
 
     def _times_s(self, matrix: np.ndarray) -> np.ndarray:
         return matrix if self.S is None else matrix @ self.S
 
-    def l_matrix(self) -> np.ndarray:
-        """L P: shape (F, rows of K)."""
-        return self.A - self.E
+    def _reachable_objective(self) -> float:
+        """The objective without what no block can change (with the identity for S)."""
+        if self.S is not None:
+            return float(np.einsum("f,fc,fc->", self.d2, self.R, self.RS))
+        return sum(
+            float(np.einsum("f,fc->", self.d2[step.filters], self.R[step.seen] ** 2))
+            for step in self._l_steps
+        )
 
     def objective(self) -> float:
         """The weighted squared error of the current K and L."""
-        return float(np.einsum("f,fc,fc->", self.d2, self.R, self.RS))
+        return self._unreachable + self._reachable_objective()
 
-    def state(self) -> State:
-        """A copy of K and A."""
-        return self.K.copy(), self.A.copy()
+    def state(self) -> np.ndarray:
+        """All blocks of K and L as one vector."""
+        blocks = [self.K[step.block].ravel() for step in self._k_steps]
+        blocks += [self.L[step.block].ravel() for step in self._l_steps]
+        return np.concatenate(blocks)
 
-    def restore(self, state: State) -> None:
-        """Go back to a :meth:`state`."""
-        self.K, self.A = state[0].copy(), state[1].copy()
-        self.R = self.W - self._product(self.K, self.A)
+    def restore(self, state: np.ndarray) -> None:
+        """Make the blocks in ``state`` the current K and L."""
+        position = 0
+        for matrix, steps in ((self.K, self._k_steps), (self.L, self._l_steps)):
+            for step in steps:
+                old = matrix[step.block]
+                matrix[step.block] = state[position : position + old.size].reshape(old.shape)
+                position += old.size
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """The residual of the current K and L, where blocks can reach it."""
+        for step in self._l_steps:
+            residual = self.W[step.seen] - self.L[step.block] @ self.K[step.below]
+            if self.has_sum:
+                residual -= self.K[step.seen]
+            self.R[step.seen] = residual
         self.RS = self._times_s(self.R)
-
-    def _product(self, K: np.ndarray, A: np.ndarray) -> np.ndarray:
-        """A K, by the groups of L: most of A is zero."""
-        product = K.copy() if self.E.any() else np.zeros_like(self.W)
-        L = A - self.E
-        for (filters, rows), support in zip(self.l_groups, self._support, strict=True):
-            block = np.ix_(filters, support)
-            product[block] += L[np.ix_(filters, rows)] @ K[np.ix_(rows, support)]
-        return product
 
     def start(self) -> None:
         """K as near to W as it comes alone, L left to the first sweep; without the sum, block SVD.
@@ -130,16 +132,16 @@ class FittingProblem:
         of a group of K and a group of L owns the rows of K that connect the two, hence a block of W
         of that rank.
         """
-        if not self.E.any():
-            self.restore((self._block_svd(), self.E.copy()))
-            return
-        K = np.zeros_like(self.K)
-        for rows, columns in self.k_groups:
-            K[np.ix_(rows, columns)] = self.W[np.ix_(rows, columns)]
-        self.restore((K, self.E.copy()))
+        self.K.fill(0.0)
+        self.L.fill(0.0)
+        if self.has_sum:
+            for step in self._k_steps:
+                self.K[step.block] = self.W[step.block]
+        else:
+            self._start_from_block_svd()
+        self._refresh()
 
-    def _block_svd(self) -> np.ndarray:
-        K = np.zeros_like(self.K)
+    def _start_from_block_svd(self) -> None:
         taken: set[int] = set()
         for filters, l_rows in self.l_groups:
             for rows, columns in self.k_groups:
@@ -148,8 +150,7 @@ class FittingProblem:
                     continue
                 taken.update(common)
                 block = self.W[np.ix_(filters, columns)] * np.sqrt(self.d2[filters])[:, None]
-                K[np.ix_(common, columns)] = self._leading_rows(block, columns, len(common))
-        return K
+                self.K[np.ix_(common, columns)] = self._leading_rows(block, columns, len(common))
 
     def _leading_rows(self, block: np.ndarray, columns: np.ndarray, count: int) -> np.ndarray:
         """The row space of the best approximation of ``block`` of rank ``count`` in the metric S."""
@@ -166,55 +167,10 @@ class FittingProblem:
 
     def sweep(self) -> None:
         """Each block of L, then each block of K, to its optimum given all others."""
-        for index in range(len(self.l_groups)):
-            self._solve_l(index)
-        for index in range(len(self.k_groups)):
-            self._solve_k(index)
-
-    def _solve_l(self, index: int) -> None:
-        filters, rows = self.l_groups[index]
-        block = np.ix_(filters, rows)
-        old = self.A[block] - self.E[block]
-        if self.S is None:
-            support = self._support[index]
-            k = self.K[np.ix_(rows, support)]
-            gram = k @ k.T
-            outer = self.R[np.ix_(filters, support)] @ k.T + old @ gram
-        else:
-            k = self.K[rows]
-            k_s = k @ self.S
-            gram = k_s @ k.T
-            outer = self.RS[filters] @ k.T + old @ gram
-        change = solve_gram(gram, outer.T).T - old
-        self.A[block] += change
-        if self.S is None:
-            self.R[np.ix_(filters, support)] -= change @ k
-        else:
-            self.R[filters] -= change @ k
-            self.RS[filters] -= change @ k_s
-
-    def _solve_k(self, index: int) -> None:
-        rows, columns = self.k_groups[index]
-        filters = self._reach[index]
-        if not len(filters):
-            return
-        a = self.A[np.ix_(filters, rows)]
-        weighted = a.T * self.d2[filters]
-        gram = weighted @ a
-        old = self.K[np.ix_(rows, columns)]
-        block = np.ix_(filters, columns)
-        if self.S is None:
-            change = solve_gram(gram, weighted @ self.R[block] + gram @ old) - old
-            self.R[block] -= a @ change
-        else:
-            inner = self.S[np.ix_(columns, columns)]
-            # Both sides of gram X inner = right are solved for the change alone: what is there
-            # already need not pass through the badly conditioned inner matrix.
-            change = solve_gram(gram, weighted @ self.RS[block])
-            change = solve_gram(inner, change.T).T
-            self.R[block] -= a @ change
-            self.RS[filters] -= a @ (change @ self.S[columns])
-        self.K[np.ix_(rows, columns)] += change
+        for l_step in self._l_steps:
+            l_step.solve(self)
+        for k_step in self._k_steps:
+            k_step.solve(self)
 
     def solve(self, tolerance: float, max_iterations: int) -> None:
         """Sweeps with Anderson acceleration until one improves the objective by less than
@@ -227,43 +183,92 @@ class FittingProblem:
         """
         history: list[tuple[np.ndarray, np.ndarray]] = []
         previous = self.objective()
+        before = self.state()
         floor = 1e-14 * self._total
         for _ in range(max_iterations):
-            before = self._pack()
             self.sweep()
-            swept = self._pack()
+            swept = self.state()
             current = self.objective()
             history = [*history[-_MEMORY:], (swept, swept - before)]
+            before = swept
             if len(history) > 1:
-                state = self.state()
-                self._unpack(_accelerated(history))
+                combined = _accelerated(history)
+                self.restore(combined)
                 if (faster := self.objective()) < current:
-                    current = faster
+                    current, before = faster, combined
                 else:
-                    self.restore(state)
+                    self.restore(swept)
                     history.clear()
             if previous - current <= tolerance * previous or current <= floor:
                 break
             previous = current
 
-    def _pack(self) -> np.ndarray:
-        """All blocks of K and L as one vector."""
-        L = self.l_matrix()
-        blocks = [self.K[np.ix_(*group)].ravel() for group in self.k_groups]
-        blocks += [L[np.ix_(*group)].ravel() for group in self.l_groups]
-        return np.concatenate(blocks)
 
-    def _unpack(self, vector: np.ndarray) -> None:
-        """Make the blocks in ``vector`` the current K and L."""
-        K, L = np.zeros_like(self.K), np.zeros_like(self.A)
-        position = 0
-        for matrix, groups in ((K, self.k_groups), (L, self.l_groups)):
-            for rows, columns in groups:
-                size = len(rows) * len(columns)
-                block = vector[position : position + size].reshape(len(rows), len(columns))
-                matrix[np.ix_(rows, columns)] = block
-                position += size
-        self.restore((K, L + self.E))
+class _LStep:
+    """One group of L: its filters, the rows of K below it, and the columns of W it can change."""
+
+    def __init__(self, problem: FittingProblem, filters: np.ndarray, rows: np.ndarray) -> None:
+        wanted = set(rows.tolist())
+        own = set(filters.tolist()) if problem.has_sum else set()
+        support = [c for r, c in problem.k_groups if not wanted.isdisjoint(r.tolist())]
+        seen = support + [c for r, c in problem.k_groups if not own.isdisjoint(r.tolist())]
+        every = np.arange(problem.W.shape[1])
+        columns = every if problem.S is not None else np.unique(np.concatenate(seen))
+        self.filters = filters
+        self.block = np.ix_(filters, rows)
+        self.seen = np.ix_(filters, columns)
+        self.below = np.ix_(rows, columns)
+        self.rows = rows
+
+    def solve(self, problem: FittingProblem) -> None:
+        """The block of L by least squares, row by row; the weight of a row does not matter."""
+        old = problem.L[self.block]
+        k = problem.K[self.below]
+        k_s = problem._times_s(k)
+        gram = k_s @ k.T
+        outer = problem.RS[self.seen] @ k.T + old @ gram
+        change = solve_gram(gram, outer.T).T - old
+        problem.L[self.block] += change
+        problem.R[self.seen] -= change @ k
+        if problem.S is not None:
+            problem.RS[self.filters] -= change @ k_s
+
+
+class _KStep:
+    """One group of K: its rows, its input channels, and the filters it can change."""
+
+    def __init__(self, problem: FittingProblem, rows: np.ndarray, columns: np.ndarray) -> None:
+        wanted = set(rows.tolist())
+        above = [f for f, r in problem.l_groups if not wanted.isdisjoint(r.tolist())]
+        above += [rows] if problem.has_sum else []
+        self.filters = np.unique(np.concatenate(above)) if above else np.empty(0, dtype=int)
+        self.columns = columns
+        self.block = np.ix_(rows, columns)
+        self.above = np.ix_(self.filters, rows)
+        self.changed = np.ix_(self.filters, columns)
+        self.identity = np.asarray(self.filters[:, None] == rows, dtype=float)
+
+    def solve(self, problem: FittingProblem) -> None:
+        """The block of K by least squares.
+
+        gram X inner = right is solved for the change alone: what is there already need not pass
+        through the inner matrix, which is badly conditioned where channels are alike.
+        """
+        if not len(self.filters):
+            return
+        a = problem.L[self.above]
+        if problem.has_sum:
+            a = a + self.identity
+        weighted = a.T * problem.d2[self.filters]
+        change = solve_gram(weighted @ a, weighted @ problem.RS[self.changed])
+        if problem.S is None:
+            problem.R[self.changed] -= a @ change
+        else:
+            inner = problem.S[np.ix_(self.columns, self.columns)]
+            change = solve_gram(inner, change.T).T
+            problem.R[self.changed] -= a @ change
+            problem.RS[self.filters] -= a @ (change @ problem.S[self.columns])
+        problem.K[self.block] += change
 
 
 def _accelerated(history: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -80,6 +80,27 @@ class OpenModel:
         outside = [tensor for tensor in tensors(self.proto) if is_external(tensor)]
         return int(self.proto.ByteSize()) + sum(_length(tensor) for tensor in outside)
 
+    def without_data(self) -> onnx.ModelProto:
+        """A copy for checking: large initializers of the main graph are inputs without data."""
+        light = onnx.ModelProto()
+        for descriptor, value in self.proto.ListFields():
+            if descriptor.name != "graph":
+                _copy_field(light, descriptor.name, value)
+        listed = {entry.name for entry in self.proto.graph.input}
+        for descriptor, value in self.proto.graph.ListFields():
+            if descriptor.name != "initializer":
+                _copy_field(light.graph, descriptor.name, value)
+        for tensor in self.proto.graph.initializer:
+            if not is_external(tensor) and len(tensor.raw_data) < MIN_EXTERNAL_BYTES:
+                light.graph.initializer.append(tensor)
+            elif tensor.name not in listed:
+                light.graph.input.append(
+                    onnx.helper.make_tensor_value_info(
+                        tensor.name, tensor.data_type, list(tensor.dims)
+                    )
+                )
+        return light
+
     def materialized(self) -> onnx.ModelProto:
         """A copy of the model with all data inside the message.
 
@@ -97,6 +118,14 @@ class OpenModel:
             del tensor.external_data[:]
             tensor.raw_data = data
         return proto
+
+
+def _copy_field(message: Any, name: str, value: Any) -> None:
+    """Copy one field of a protobuf message, whatever kind it is."""
+    if hasattr(value, "MergeFrom") or hasattr(value, "extend"):
+        getattr(message, name).MergeFrom(value)
+    else:
+        setattr(message, name, value)
 
 
 def open_model(path: PathLike) -> OpenModel:
@@ -174,10 +203,13 @@ def copy_model(model: OpenModel, path: PathLike) -> None:
         write_atomically(target, functools.partial(shutil.copyfileobj, file))
 
 
-def file_bytes(path: PathLike) -> int:
-    """Size of a model file and its external data together, in bytes."""
+def file_bytes(path: PathLike, proto: onnx.ModelProto | None = None) -> int:
+    """Size of a model file and its external data together, in bytes.
+
+    ``proto`` is what the file holds, if it has been read already.
+    """
     file = Path(path)
-    locations = external_locations(_parse(file))
+    locations = external_locations(proto or _parse(file))
     return file.stat().st_size + sum((file.parent / each).stat().st_size for each in locations)
 
 

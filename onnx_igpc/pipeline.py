@@ -211,7 +211,7 @@ def _compress(
 ) -> CompressResult:
     before = count(opened)
     interface = _interface(opened.proto)
-    size = file_bytes(opened.path) if opened.path else opened.proto.ByteSize()
+    size = file_bytes(opened.path, opened.proto) if opened.path else opened.proto.ByteSize()
     digest = read_digest(opened.proto)
     taken = {name: site.name for site in digest.rewritten for name in site.nodes} if digest else {}
     report = RewriteReport(options=options.as_dict(), notes=list(before.notes))
