@@ -132,6 +132,26 @@ def inspect(
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="For random weights.")
 @click.option("--fold-batch-norm", is_flag=True, help="Fold BatchNormalization first.")
+@click.option(
+    "--calibration",
+    type=_FILE,
+    metavar="DATA",
+    help="Unlabelled images or arrays to fit the weights to.",
+)
+@click.option(
+    "--samples",
+    type=int,
+    default=512,
+    show_default=True,
+    help="At most so many samples for calibration.",
+)
+@click.option(
+    "--sequential/--no-sequential",
+    default=True,
+    show_default=True,
+    help="Fit each site behind those that are rewritten already.",
+)
+@preprocessing_options
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @click.option(
     "--report",
@@ -157,6 +177,7 @@ def compress(
         raise click.UsageError("say where to write the model with -o FILE, or use --dry-run")
     check_output(output, model)
     check_output(report_file, model)
+    options["preprocessing"] = read_preprocessing(options)
     with ProgressLine("fitting", quiet) as line:
         result = run(model, progress=line.update, **options)
     if not dry_run and output is not None:

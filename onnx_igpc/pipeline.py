@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_igpc.batches import Data
+from onnx_igpc.calibration_run import DEFAULT_SAMPLES, CalibrationRun
 from onnx_igpc.checks import check_graph, check_original, check_sites
 from onnx_igpc.cost import ModelCost, count
 from onnx_igpc.errors import UsageError
@@ -32,6 +34,7 @@ from onnx_igpc.model_io import (
 )
 from onnx_igpc.passes import FoldBatchNorm, GroupPointwise, MergeGathers, RemoveDead
 from onnx_igpc.passes.group_pointwise import Form, SiteRewrite, Weigher
+from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import (
     Change,
     RewriteReport,
@@ -132,6 +135,10 @@ def compress(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     include_heads: bool = False,
+    calibration: PathLike | Data | None = None,
+    preprocessing: Preprocessing | None = None,
+    samples: int = DEFAULT_SAMPLES,
+    sequential: bool = True,
     progress: Progress | None = None,
 ) -> CompressResult:
     """Rewrite the pointwise convolutions of a model into interleaved grouped ones.
@@ -149,9 +156,16 @@ def compress(
         include: only sites whose name matches one of these globs.
         exclude: no site whose name matches one of these globs.
         include_heads: rewrite heads too: convolutions that make a model output.
+        calibration: unlabelled data to fit the weights to, and to measure the damage on: a folder of
+            images, tar shards, arrays (see :func:`~onnx_igpc.inputs.open_data`), or opened data.
+        preprocessing: how images become inputs of the model.
+        samples: at most so many of a data source that is not opened already.
+        sequential: fit each site on what the rewritten sites before it make of the data, towards what
+            the original computes; ``False`` fits all on the original's activations.
         progress: called with (sites done, sites in all, name of the next).
 
     Raises:
+        DataError: calibration data that cannot be used, or activations that are not finite.
         UsageError: an option that cannot be used as given, or a glob that matches nothing.
         ModelError: the model cannot be read or is not valid ONNX.
         CheckFailedError: the written graph does not do what it should; a defect of this tool.
@@ -168,9 +182,16 @@ def compress(
         include_heads,
     )
     _check_options(options)
+    if calibration is not None and options.init == "random":
+        raise UsageError("random weights are not fitted to data: leave out --calibration")
+    if calibration is None and preprocessing is not None:
+        raise UsageError("preprocessing is for calibration images: give --calibration as well")
     opened = _open(model)
     check_original(opened)
-    return _compress(opened, options, _weigher(options), progress, checked=True)
+    run = None
+    if calibration is not None:
+        run = CalibrationRun.open(model, opened, calibration, preprocessing, samples, sequential)
+    return _compress(opened, options, _weigher(options), progress, checked=True, calibration=run)
 
 
 def inspect(
@@ -208,6 +229,7 @@ def _compress(
     weigh: Weigher,
     progress: Progress | None,
     checked: bool,
+    calibration: CalibrationRun | None = None,
 ) -> CompressResult:
     before = count(opened)
     interface = _interface(opened.proto)
@@ -229,7 +251,8 @@ def _compress(
         SiteFilter(options.include, options.exclude, options.include_heads, taken),
         progress,
     )
-    orphans |= group.run(opened).orphans
+    grouped = calibration.rewrite(opened, group) if calibration else group.run(opened)
+    orphans |= grouped.orphans
     _clean(opened, orphans, report)
     if checked:
         report.checks["sites"] = check_sites(opened, group.rewrites)
@@ -244,6 +267,8 @@ def _compress(
     report.totals.pointwise_parameters = _pointwise_parameters(
         group.rewrites, before, after, fold.renamed, digest
     )
+    if calibration and changed:
+        calibration.fill(report, opened)
     _warn(report, options, changed, digest)
     if checked and changed:
         report.checks = {**check_graph(interface, opened), **report.checks}
@@ -431,7 +456,7 @@ def _warn(
         report.warnings.append(NOTHING_WARNING)
     elif options.init == "random":
         report.warnings.append(RANDOM_WARNING)
-    else:
+    elif report.calibration is None:
         report.warnings.append(NO_DATA_WARNING)
     if digest is not None:
         report.notes.append(

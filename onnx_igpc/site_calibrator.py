@@ -1,0 +1,179 @@
+"""Weights and biases for the sites of one model, fitted to data: what a rewrite asks site by site."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnx_igpc.batches import Data
+from onnx_igpc.calibrated_fit import corrected_bias, fit_calibrated
+from onnx_igpc.calibration import collect_moments, untapped_reason
+from onnx_igpc.fitting import IgpcWeights, fit_layout, igpc_matrix, relative_error
+from onnx_igpc.layout import GroupLayout
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.moments import Moments, SiteStatistics
+from onnx_igpc.sequential import SequentialCalibration
+from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.taps import Tap
+
+
+class SiteCalibrator:
+    """Fits the sites of a model in graph order; a context manager.
+
+    For each site, :meth:`weigh` where its weight is new, then :meth:`rebias`. Sites that share a
+    weight share the fit, over the moments of all of them, and each has a bias of its own. In sequence,
+    the moments of the later ones of them are the original's, since what comes before is not yet
+    rewritten.
+
+    Args:
+        model: the model, which must not be edited while this is in use.
+        sites: every site that may be asked for, from any view of the model.
+        data: batches of all inputs of the model.
+        sequential: fit each site on what the rewritten sites before it make of the data.
+        threads: of onnxruntime, its own choice if ``None``.
+    """
+
+    def __init__(
+        self,
+        model: OpenModel,
+        sites: Sequence[PointwiseSite],
+        data: Data,
+        *,
+        sequential: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        self._started = time.perf_counter()
+        self._data = data
+        self._sequence: SequentialCalibration | None = None
+        self._sharing = _sites_by_weight(sites)
+        self._without_data: dict[str, str] = {}
+        self._samples: int | None = None
+        if sequential:
+            self._sequence = SequentialCalibration(model, sites, data, threads=threads)
+            later = [site for group in self._sharing.values() for site in group[1:]]
+            wanted = list({id(site): site for site in later}.values())
+        else:
+            wanted = list(sites)
+        taps = [Tap.of(site) for site in wanted if untapped_reason(site) is None]
+        self._moments: dict[Tap, Moments] = collect_moments(model, taps, data, threads=threads)
+
+    def __enter__(self) -> SiteCalibrator:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all activations."""
+        if self._sequence is not None:
+            self._sequence.close()
+
+    def statistics(self, site: PointwiseSite) -> SiteStatistics | None:
+        """Of the input of ``site``; ``None`` where it cannot be observed.
+
+        Raises:
+            DataError: no sample could be read, or the input is NaN or infinite somewhere.
+            ModelError: the model cannot run on the data.
+        """
+        if self._sequence is not None:
+            return self._sequence.statistics(site)
+        return self._from_moments(site)
+
+    def shared_statistics(self, site: PointwiseSite) -> SiteStatistics | None:
+        """As :meth:`statistics`, over ``site`` and all sites after it that have the same weight."""
+        sharing = self._sharing.get(_key(site), [])
+        others = [self._from_moments(each) for each in sharing if _key(each) != _key(site)]
+        parts = [self.statistics(site), *others]
+        known = [part for part in parts if part is not None]
+        return SiteStatistics.pooled(known) if known else None
+
+    def _from_moments(self, site: PointwiseSite) -> SiteStatistics | None:
+        if untapped_reason(site) is not None:
+            return None
+        moments = self._moments.get(Tap.of(site))
+        return SiteStatistics.unchanged(moments) if moments else None
+
+    def weigh(
+        self, site: PointwiseSite, layout: GroupLayout, scale: np.ndarray | None
+    ) -> tuple[IgpcWeights, float]:
+        """Weights of K and L and their relative error; without data where there are no statistics.
+
+        The error is that of :func:`~onnx_igpc.calibrated_fit.calibrated_error`, and E|(W - M) x|^2 /
+        E|W x|^2 for white x where the fit is without data. Raises as :meth:`statistics`.
+        """
+        weight = site.weight_matrix().astype(np.float64)
+        statistics = self.shared_statistics(site)
+        if statistics is None:
+            weights = fit_layout(layout, weight, filter_scale=scale)
+            return weights, relative_error(weight, igpc_matrix(layout, weights))
+        fit = fit_calibrated(layout, weight, None, statistics, scale)
+        return fit.weights, fit.error
+
+    def rebias(
+        self, site: PointwiseSite, layout: GroupLayout, weights: IgpcWeights
+    ) -> np.ndarray | None:
+        """The bias with which the mean output of ``site`` is exact, shape (F,), float64.
+
+        Counts with the weights as they are written, rounded to the site's dtype. ``None`` where the
+        site is fitted without data and keeps the bias it has.
+        """
+        statistics = self.statistics(site)
+        if statistics is None:
+            self._without_data[site.name] = untapped_reason(site) or "its input holds no values"
+            return None
+        matrix = igpc_matrix(layout, _rounded(weights, site))
+        before = site.bias.values() if site.bias is not None else None
+        bias = corrected_bias(site.weight_matrix(), matrix, before, statistics)
+        if self._sequence is not None:
+            self._sequence.advance(site, matrix, bias)
+        return bias
+
+    def summary(self) -> dict[str, Any]:
+        """For the report: where the data came from, how it was used, what it cost."""
+        described = self._data.describe()
+        values: dict[str, Any] = {
+            "source": described["source"],
+            "samples": described["samples"] - len(described["skipped"]),
+            "skipped": described["skipped"],
+            "sequential": self._sequence is not None,
+            "seconds": round(time.perf_counter() - self._started, 2),
+            "without_data": dict(self._without_data),
+        }
+        if self._sequence is not None:
+            values["activation_bytes"] = self._sequence.peak_bytes
+            values["spilled_bytes"] = self._sequence.peak_spilled_bytes
+        return values
+
+
+def _key(site: PointwiseSite) -> tuple[str, int]:
+    """What tells a node of the model from others, whichever view it was found in."""
+    return site.ref.scope.path, site.ref.index
+
+
+def _sites_by_weight(
+    sites: Sequence[PointwiseSite],
+) -> dict[tuple[str, int], list[PointwiseSite]]:
+    """For each site that shares its weight: all that do, in order."""
+    groups: dict[tuple[int, bytes], list[PointwiseSite]] = {}
+    for site in sites:
+        if site.weight is not None:
+            # A view of the stored tensor, through Transpose say, can hold other values than it.
+            seen = hashlib.sha256(site.weight_matrix().tobytes()).digest()
+            groups.setdefault((id(site.weight.root), seen), []).append(site)
+    return {_key(site): group for group in groups.values() if len(group) > 1 for site in group}
+
+
+def _rounded(weights: IgpcWeights, site: PointwiseSite) -> IgpcWeights:
+    """The weights as they are stored in the site's dtype."""
+
+    def stored(values: np.ndarray) -> np.ndarray:
+        return values.astype(site.dtype).astype(np.float64)
+
+    return IgpcWeights(
+        tuple(stored(each) for each in weights.k),
+        None if weights.l is None else tuple(stored(each) for each in weights.l),
+    )
