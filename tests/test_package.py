@@ -27,3 +27,12 @@ def test_passes_refuses_its_bare_name() -> None:
 def test_passes_is_part_of_the_package() -> None:
     result = run_python("import onnx_igpc.passes as p; print(p.__name__)")
     assert result.stdout.strip() == "onnx_igpc.passes", result.stderr
+
+
+def test_public_names_stay_what_they_are_when_modules_of_that_name_are_imported() -> None:
+    code = (
+        "import onnx_igpc, onnx_igpc.verify, onnx_igpc.pipeline; "
+        "print([type(getattr(onnx_igpc, name)).__name__ for name in ('verify', 'verify')])"
+    )
+    result = run_python(code)
+    assert result.stdout.strip() == "['function', 'function']", result.stderr
