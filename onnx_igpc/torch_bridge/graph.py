@@ -144,8 +144,10 @@ def _has_subgraph(node: NodeProto) -> bool:
 
 def _title(node: NodeProto, version: int) -> str:
     name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    if node.op_type == "If":
+        return f"{name} with a condition computed at run time"
     if find_operator(node.domain, node.op_type, version) is not None:
-        return f"{name} with a computed condition or a body"
+        return f"{name} with a graph inside"
     return f"{name} (version {version})"
 
 

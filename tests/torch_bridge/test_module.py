@@ -305,6 +305,10 @@ def test_constant_branch_is_taken() -> None:
         difference(run_torch(to_torch(model), random(2, 3))[0], run_onnx(model, random(2, 3))[0])
         < 1e-6
     )
+    del model.graph.initializer[:]
+    model.graph.input.append(helper.make_tensor_value_info("yes", TensorProto.BOOL, []))
+    with pytest.raises(ModelError, match="If with a condition computed at run time"):
+        to_torch(model)
 
 
 def test_copy_is_independent_and_pickling_says_what_to_do() -> None:
