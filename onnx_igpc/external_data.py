@@ -72,11 +72,14 @@ class ExternalData:
     """Where the external tensors of one model lie, and the scratch file for new ones.
 
     ``base_dir`` is the model file's folder; ``None`` for a model that exists only in memory, which
-    cannot have external data.
+    cannot have external data. ``real_dir`` is the folder that the file really lies in where the
+    model's path is a symbolic link: caches of model hubs keep a model and its data as links into
+    one folder. Data must lie in one of the two.
     """
 
-    def __init__(self, base_dir: Path | None) -> None:
+    def __init__(self, base_dir: Path | None, real_dir: Path | None = None) -> None:
         self.base_dir = base_dir
+        self.real_dir = real_dir or base_dir
         self._scratch: IO[bytes] | None = None
 
     def check(self, tensor: onnx.TensorProto) -> None:
@@ -170,15 +173,21 @@ class ExternalData:
                 f"tensor {tensor.name!r} has external data ({location!r}), but the model was not "
                 "read from a file: pass its path instead"
             )
-        path = self._resolve(tensor.name, location)
+        path = self.locate(location, tensor.name)
         if length is None:
             length = expected_bytes(tensor)
         if length is None:
             length = max(path.stat().st_size - offset, 0)
         return path, offset, length
 
-    def _resolve(self, name: str, location: str) -> Path:
+    def locate(self, location: str, name: str) -> Path:
+        """The file that an entry of tensor ``name`` refers to.
+
+        Raises:
+            ModelError: it is missing or lies outside the model's folder.
+        """
         assert self.base_dir is not None
+        assert self.real_dir is not None
         relative = Path(location)
         inside = (
             location
@@ -187,14 +196,15 @@ class ExternalData:
             and ".." not in relative.parts
             and "\\" not in location
         )
-        folder = self.base_dir.resolve()
-        if not inside or not (folder / relative).resolve().is_relative_to(folder):
+        roots = [self.base_dir.resolve(), self.real_dir.resolve()]
+        found = [root / relative for root in roots if inside and (root / relative).is_file()]
+        path = found[0] if found else roots[0] / relative
+        if not inside or not any(path.resolve().is_relative_to(root) for root in roots):
             raise ModelError(
                 f"tensor {name!r} refers to external data outside the model's folder "
                 f"({location!r}): refused"
             )
-        path = folder / relative
-        if not path.is_file():
+        if not found:
             raise ModelError(
                 f"external data file {path} of tensor {name!r} is missing: "
                 "put it beside the model file"

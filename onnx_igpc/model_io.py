@@ -34,7 +34,7 @@ from onnx_igpc.external_data import (
     is_external,
     set_location,
 )
-from onnx_igpc.graph_walk import tensors
+from onnx_igpc.graph_walk import all_names, tensors
 
 # A serialised protobuf message cannot be larger; leave room for what is not tensor data.
 _MAX_SINGLE_FILE = 2**31 - 2**24
@@ -137,7 +137,8 @@ def open_model(path: PathLike) -> OpenModel:
     """
     file = Path(path)
     proto = _parse(file)
-    model = OpenModel(proto, ExternalData(file.resolve().parent), file)
+    _check_names(file, proto)
+    model = OpenModel(proto, ExternalData(file.absolute().parent, file.resolve().parent), file)
     for tensor in tensors(proto):
         if is_external(tensor):
             model.data.check(tensor)
@@ -188,7 +189,7 @@ def copy_model(model: OpenModel, path: PathLike) -> None:
     assert model.path is not None
     target = Path(path)
     for location in sorted(external_locations(model.proto)):
-        source = model.path.resolve().parent / location
+        source = model.data.locate(location, location)
         beside = target.parent / location
         if beside.exists():
             if not beside.samefile(source) and not filecmp.cmp(source, beside, shallow=False):
@@ -338,6 +339,16 @@ def _parse(path: Path) -> onnx.ModelProto:
     if not proto.HasField("graph") or not proto.ir_version or not proto.opset_import:
         raise ModelError(f"{path} is not an ONNX model, or is truncated")
     return proto
+
+
+def _check_names(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuse names that are not text: a damaged file can hold any bytes."""
+    try:
+        readable = all(isinstance(name, str) for name in all_names(proto))
+    except (TypeError, UnicodeDecodeError):
+        readable = False
+    if not readable:
+        raise ModelError(f"{path} holds names that are not UTF-8: the file is damaged")
 
 
 def _check_inline(path: Path, tensor: onnx.TensorProto) -> None:

@@ -18,7 +18,7 @@ from onnx_igpc.external_data import (
     is_external,
     set_location,
 )
-from onnx_igpc.model_io import open_model
+from onnx_igpc.model_io import load_model, open_model
 from tests.helpers import pointwise_model
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -223,3 +223,24 @@ def test_content_name_depends_on_content_alone() -> None:
     assert first == content_name("m.onnx", io.BytesIO(b"abc"))
     assert first != content_name("m.onnx", io.BytesIO(b"abd"))
     assert first == "m.onnx.ba7816bf8f01cfea.data"
+
+
+def test_links_of_a_model_cache_are_followed_into_the_folder_of_the_real_model(
+    tmp_path: Path,
+) -> None:
+    """Caches of model hubs: the model and its data are links into one folder of blobs."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    saved = pointwise_model(64, 64)
+    onnx.save(saved, blobs / "m.onnx", save_as_external_data=True, location="d", size_threshold=0)
+    model = load_model(blobs / "m.onnx")
+    (blobs / "m.onnx").rename(blobs / "aaaa")
+    (blobs / "d").rename(blobs / "bbbb")
+    (snapshot / "m.onnx").symlink_to("../blobs/aaaa")
+    (snapshot / "d").symlink_to("../blobs/bbbb")
+    loaded = load_model(snapshot / "m.onnx")
+    for before, after in zip(model.graph.initializer, loaded.graph.initializer, strict=True):
+        np.testing.assert_array_equal(
+            onnx.numpy_helper.to_array(before), onnx.numpy_helper.to_array(after)
+        )
