@@ -116,8 +116,9 @@ class FoldBatchNorm(Pass):
         before = old_bias.values().astype(np.float64) if old_bias else np.zeros_like(norm.mean)
         factor = norm.factor
         shape = (-1, *[1] * (weight.ndim - 1))
-        folded = (weight.astype(np.float64) * factor.reshape(shape)).astype(weight.dtype)
-        bias = ((before - norm.mean) * factor + norm.bias).astype(weight.dtype)
+        with np.errstate(over="ignore"):
+            folded = (weight.astype(np.float64) * factor.reshape(shape)).astype(weight.dtype)
+            bias = ((before - norm.mean) * factor + norm.bias).astype(weight.dtype)
         if not (np.isfinite(folded).all() and np.isfinite(bias).all()):
             return f"the folded weights would not be finite in {weight.dtype}"
         base = ref.proto.name or ref.proto.output[0]

@@ -54,7 +54,8 @@ class MergeGathers(Pass):
             node.input[0] = before.proto.input[0]
             node.input[1] = edit.constant(ref.scope.holder, f"{base}/merged_indices", indices)
             edit.replace(ref, [node])
-            result.changed.append(base)
+            if base not in result.changed:
+                result.changed.append(base)
             result.orphans.update([*ref.proto.input])
             merged = True
         edit.apply()
