@@ -36,7 +36,9 @@ def test_names_that_the_model_has_already_are_not_used_again() -> None:
     before = builder.model()
     model = group(before).model
     assert len(set(all_names(model))) == len(all_names(model))
-    assert {"conv_node/igpc/L_2", "conv_node/igpc/add_2"} <= {node.name for node in model.graph.node}
+    assert {"conv_node/igpc/L_2", "conv_node/igpc/add_2"} <= {
+        node.name for node in model.graph.node
+    }
     assert node_named(model, "y") == node_named(before, "y")
 
 
