@@ -22,7 +22,8 @@ $(VENV)/.development: setup.cfg constraints.txt | $(BIN)/python
 demo: $(VENV)/.runtime
 	mkdir -p $(DEMO)
 	$(BIN)/onnx-igpc compress sample_models/digits_net.onnx -o $(DEMO)/digits_small.onnx \
-		--ch 32 --report $(DEMO)/digits_small.json
+		--ch 32 --calibration sample_models/digits_calibration.npz \
+		--report $(DEMO)/digits_small.json
 	$(BIN)/onnx-igpc verify sample_models/digits_net.onnx $(DEMO)/digits_small.onnx \
 		--data sample_models/digits_test.npz
 	$(BIN)/onnx-igpc report $(DEMO)/digits_small.onnx

@@ -1,8 +1,9 @@
 """Trains ``digits_net`` on scikit-learn's handwritten digits: ``python -m sample_models.train_digits``.
 
-Writes two files beside this one. ``digits_net.onnx`` is the trained model with BatchNorm kept; its
+Writes three files beside this one. ``digits_net.onnx`` is the trained model with BatchNorm kept; its
 metadata tell the measured accuracy and what the input must look like (key ``onnx_igpc.training``,
-JSON). ``digits_test.npz`` is the held-out split: the model input by name, and ``labels``.
+JSON). ``digits_test.npz`` is the held-out split: the model input by name, and ``labels``;
+``digits_calibration.npz`` has 300 of the training images without labels.
 
 The network is built as ONNX, trained through :mod:`onnx_igpc.torch_bridge` and written back into
 the same graph.
@@ -27,6 +28,7 @@ from onnx_igpc.torch_bridge import from_torch, to_torch
 from sample_models import build
 
 HERE = Path(__file__).parent
+CALIBRATION_IMAGES = 300
 METADATA_KEY = "onnx_igpc.training"
 
 
@@ -142,6 +144,10 @@ def main() -> None:
     onnx.save(model, HERE / "digits_net.onnx")
     arrays: dict[str, Any] = {model.graph.input[0].name: digits.test, "labels": digits.test_labels}
     np.savez_compressed(HERE / "digits_test.npz", **arrays)
+    unlabelled: dict[str, Any] = {
+        model.graph.input[0].name: digits.train[:CALIBRATION_IMAGES],
+    }
+    np.savez_compressed(HERE / "digits_calibration.npz", **unlabelled)
 
 
 if __name__ == "__main__":
