@@ -2,10 +2,12 @@
 
 The arithmetic of the published schemes, to the last edge case, in plain Python:
 
-* V1, "with divisibility constraints": Schuler et al., "Grouped Pointwise Convolutions
-  Significantly Reduces Parameters in EfficientNet", CCIA 2021 (also Mendel 2022).
-* V2, "without divisibility constraints": Schuler et al., "Grouped Pointwise Convolutions Reduce
-  Parameters in Convolutional Neural Networks", Entropy 24(9), 2022.
+* V1, "with divisibility constraints": Schwarz Schuler et al., "Grouped Pointwise Convolutions
+  Significantly Reduces Parameters in EfficientNet", CCIA 2021, and "Grouped Pointwise Convolutions
+  Reduce Parameters in Convolutional Neural Networks", Mendel 28(1), 2022.
+* V2, "without divisibility constraints": Schwarz Schuler et al., "An Enhanced Scheme for Reducing
+  the Complexity of Pointwise Convolutions in CNNs for Image Classification Based on Interleaved
+  Grouped Filters without Divisibility Constraints", Entropy 24(9), 2022.
 
 Notation: a pointwise convolution has C input channels and F filters; ``ch`` is the schemes' only
 hyper-parameter. K and L are grouped pointwise convolutions, P is the channel interleave between
