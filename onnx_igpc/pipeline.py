@@ -12,7 +12,7 @@ import onnx
 
 from onnx_igpc.batches import Data
 from onnx_igpc.calibration_run import DEFAULT_SAMPLES, CalibrationRun
-from onnx_igpc.checks import check_graph, check_original, check_sites
+from onnx_igpc.checks import check_graph, check_original, check_sites, shape_doubt
 from onnx_igpc.cost import ModelCost, count
 from onnx_igpc.errors import UsageError
 from onnx_igpc.fitting import (
@@ -233,6 +233,7 @@ def _compress(
 ) -> CompressResult:
     before = count(opened)
     interface = _interface(opened.proto)
+    doubt = shape_doubt(opened) if checked else None
     size = file_bytes(opened.path, opened.proto) if opened.path else opened.proto.ByteSize()
     digest = read_digest(opened.proto)
     taken = {name: site.name for site in digest.rewritten for name in site.nodes} if digest else {}
@@ -271,7 +272,7 @@ def _compress(
         calibration.fill(report, opened)
     _warn(report, options, changed, digest)
     if checked and changed:
-        report.checks = {**check_graph(interface, opened), **report.checks}
+        report.checks = {**check_graph(interface, opened, doubt), **report.checks}
     if changed:
         write_digest(opened.proto, report)
     report.totals.file_bytes.after = opened.total_bytes() if changed else size
