@@ -1,0 +1,210 @@
+"""Choosing a layout for every site under a budget: what costs least and hurts least.
+
+Each site has candidates with a cost and a damage; one of each site is chosen so that the costs stay
+within the budget and the sum of damages is least: a multiple-choice knapsack, solved exactly by
+HiGHS (scipy.optimize.milp).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_igpc.errors import CheckFailedError, UsageError
+from onnx_igpc.layout import GroupLayout
+
+TARGETS = ("pointwise-parameters", "pointwise-macs", "parameters", "macs")
+_CURVE_POINTS = 24
+
+
+@dataclass(frozen=True)
+class Target:
+    """A budget: ``quantity`` is one of :data:`TARGETS`, ``share`` of what it is before, 0 to 1."""
+
+    quantity: str
+    share: float
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read ``pointwise-parameters=40%``.
+
+        Raises:
+            UsageError: an unknown quantity, or a share that is not between 0 and 100 %.
+        """
+        found = re.fullmatch(r"\s*([a-z-]+)\s*=\s*([0-9.]+)\s*%\s*", text)
+        if found is None or found[1] not in TARGETS:
+            raise UsageError(
+                f"--target {text!r} is not understood: say QUANTITY=SHARE%, as in "
+                f"pointwise-parameters=40%, with one of {', '.join(TARGETS)}"
+            )
+        try:
+            share = float(found[2]) / 100.0
+        except ValueError:
+            share = -1.0
+        if not 0.0 < share <= 1.0:
+            raise UsageError(f"--target {text!r}: the share must lie between 0 and 100 %")
+        return cls(found[1], share)
+
+    @property
+    def counts_macs(self) -> bool:
+        return self.quantity.endswith("macs")
+
+    @property
+    def whole_model(self) -> bool:
+        return not self.quantity.startswith("pointwise")
+
+    def __str__(self) -> str:
+        return f"{self.quantity}={100 * self.share:g}%"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One way to write a site; ``layout.kept_reason`` is set where it stays dense.
+
+    ``error`` is the site's relative error, ``damage`` what the network's output suffers when this
+    site alone is written so.
+    """
+
+    layout: GroupLayout
+    error: float
+    damage: float
+
+    @property
+    def weights(self) -> int:
+        return self.layout.weights
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """The candidates of one site; ``positions`` is how often its matrix is applied (batch 1)."""
+
+    name: str
+    positions: int
+    candidates: tuple[Candidate, ...]
+
+    def cost(self, index: int, target: Target) -> int:
+        """Weights, or multiply-accumulates, of a candidate."""
+        return self.candidates[index].weights * (self.positions if target.counts_macs else 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A candidate of every site: indices, the sum of their costs and of their damages."""
+
+    indices: tuple[int, ...]
+    cost: int
+    damage: float
+
+
+def choose(sites: Sequence[Options], target: Target, budget: float) -> Choice | None:
+    """The choice of least damage whose costs are within ``budget``; ``None`` if there is none."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    if not sites:
+        return Choice((), 0, 0.0)
+    costs, damages, owner = [], [], []
+    for number, site in enumerate(sites):
+        for index, candidate in enumerate(site.candidates):
+            costs.append(float(site.cost(index, target)))
+            damages.append(candidate.damage)
+            owner.append(number)
+    if (
+        sum(min(site.cost(i, target) for i in range(len(site.candidates))) for site in sites)
+        > budget
+    ):
+        return None
+    one_each = np.zeros((len(sites), len(owner)))
+    one_each[owner, np.arange(len(owner))] = 1.0
+    # Scaled, since weights in the millions and damages below 1e-6 do not go well together.
+    unit_cost = max(max(costs), 1.0)
+    unit_damage = max(max(damages), 1e-300)
+    result = milp(
+        np.asarray(damages) / unit_damage,
+        constraints=[
+            LinearConstraint(one_each, 1.0, 1.0),
+            LinearConstraint(np.asarray(costs)[None, :] / unit_cost, -np.inf, budget / unit_cost),
+        ],
+        integrality=np.ones(len(owner)),
+        bounds=Bounds(0.0, 1.0),
+        options={"mip_rel_gap": 1e-6},
+    )
+    if result.x is None:
+        return None
+    taken = np.flatnonzero(result.x > 0.5)
+    first = np.cumsum([0] + [len(site.candidates) for site in sites])
+    indices = tuple(int(each - first[owner[each]]) for each in taken)
+    cost = sum(site.cost(index, target) for site, index in zip(sites, indices, strict=True))
+    damage = sum(site.candidates[index].damage for site, index in zip(sites, indices, strict=True))
+    return Choice(indices, cost, damage)
+
+
+def best_within(sites: Sequence[Options], target: Target, fixed: int) -> Choice:
+    """The choice for ``target``; ``fixed`` is the cost of everything that is no candidate.
+
+    Raises:
+        CheckFailedError: no choice is within the target; the message names the least there is.
+    """
+    dense = sum(_dense_cost(site, target) for site in sites)
+    total = dense + (fixed if target.whole_model else 0)
+    budget = target.share * total - (fixed if target.whole_model else 0)
+    choice = choose(sites, target, budget)
+    if choice is None:
+        least = sum(min(s.cost(i, target) for i in range(len(s.candidates))) for s in sites)
+        reachable = (least + (fixed if target.whole_model else 0)) / max(total, 1)
+        raise CheckFailedError(
+            f"--target {target} cannot be reached: the least is {100 * reachable:.1f}%"
+        )
+    return choice
+
+
+def trade_off(sites: Sequence[Options], target: Target) -> list[tuple[float, float]]:
+    """(share of the dense cost, damage) of the best choices from the least cost to dense."""
+    dense = sum(_dense_cost(site, target) for site in sites)
+    least = sum(min(s.cost(i, target) for i in range(len(s.candidates))) for s in sites)
+    curve = []
+    for budget in np.linspace(least, dense, _CURVE_POINTS):
+        choice = choose(sites, target, float(np.ceil(budget)))
+        if choice is not None:
+            curve.append((choice.cost / max(dense, 1), choice.damage))
+    return curve
+
+
+def _dense_cost(site: Options, target: Target) -> int:
+    layout = site.candidates[0].layout
+    return layout.dense_weights * (site.positions if target.counts_macs else 1)
+
+
+def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that no other beats in both weights and error, fewest weights first."""
+    best: list[Candidate] = []
+    for each in sorted(candidates, key=lambda one: (one.weights, one.error)):
+        if not best or each.error < best[-1].error * (1 - 1e-9):
+            best.append(each)
+    return best
+
+
+def interpolate_damage(
+    errors: Sequence[float], measured: Sequence[tuple[float, float]]
+) -> list[float]:
+    """Damages for ``errors`` from (error, damage) pairs measured at some of them.
+
+    Linear between logarithms, never falling as the error grows; below the least measured error the
+    damage falls in proportion to it.
+    """
+    known = sorted((max(e, 1e-12), max(d, 1e-15)) for e, d in measured)
+    log_e = np.log([e for e, _ in known])
+    log_d = np.maximum.accumulate(np.log([d for _, d in known]))
+    damages = []
+    for error in errors:
+        if error <= 0.0:
+            damages.append(0.0)
+            continue
+        at = float(np.log(max(error, 1e-12)))
+        if at < log_e[0]:
+            damages.append(float(np.exp(log_d[0] + at - log_e[0])))
+        else:
+            damages.append(float(np.exp(np.interp(at, log_e, log_d))))
+    return damages
