@@ -81,7 +81,15 @@ class FoldBatchNorm(Pass):
         """The former output of each folded Conv, by scope and the one it makes now."""
 
     def run(self, model: OpenModel) -> PassResult:
-        view, edit, result = GraphView(model), GraphEdit(model), PassResult()
+        result = PassResult()
+        # A second BatchNormalization behind the first is behind the Conv in the next round.
+        while self._fold_once(model, result):
+            pass
+        return result
+
+    def _fold_once(self, model: OpenModel, result: PassResult) -> bool:
+        view, edit = GraphView(model), GraphEdit(model)
+        folded = False
         for ref in view.nodes:
             if ref.op_type != "Conv" or not ref.is_standard:
                 continue
@@ -94,11 +102,13 @@ class FoldBatchNorm(Pass):
                 result.kept[label] = reason
             else:
                 result.changed.append(label)
-                made = (ref.scope.path, str(norm.ref.proto.output[0]))
-                self.renamed[made] = ref.proto.output[0]
+                folded = True
+                path, former = ref.scope.path, str(ref.proto.output[0])
+                first = self.renamed.pop((path, former), former)
+                self.renamed[path, str(norm.ref.proto.output[0])] = first
                 result.orphans.update([*ref.proto.input[1:], *norm.ref.proto.input])
         edit.apply()
-        return result
+        return folded
 
     def _fold(self, view: GraphView, edit: GraphEdit, ref: NodeRef, norm: BatchNorm) -> str | None:
         if norm.ref.attribute("training_mode", 0):
