@@ -173,3 +173,21 @@ def test_folding_alone_is_a_change() -> None:
     assert result.report.rewritten == []
     assert_untouched(before, result.model, result.report)
     assert_same_outputs(before, result.model)
+
+
+def test_one_behind_the_other() -> None:
+    """Both are folded at once: a second run would otherwise find more to do."""
+    builder = GraphBuilder()
+    builder.input("x", [1, 40, 6, 6])
+    value = builder.conv("x", "conv", 40, 24)
+    for name in ("bn1", "bn2", "bn3"):
+        value = builder.batch_norm(value, name, 24)
+    builder.activation(value, "y", "Relu")
+    builder.output("y")
+    before = builder.model()
+    after, result = folded(before)
+    assert result.changed == ["bn1_node", "bn2_node", "bn3_node"]
+    assert len(after.graph.initializer) == 2, "one weight and one bias"
+    assert_same_outputs(before, after)
+    report = compress(before, channels_per_group=8, fold_batch_norm=True).report
+    assert report.sites[0].parameters.before == 40 * 24
