@@ -136,7 +136,10 @@ class GroupPointwise(Pass):
         if self.form == "linear" and layout.weights >= layout.dense_weights:
             return SiteRewrite(site, "would not be smaller")
         region = _Region.around(view, site, with_unit=self.form == "paper")
-        tensors, weights, error, first = self._weights(edit, site, layout, shared, view)
+        found = self._weights(edit, site, layout, shared, view)
+        if found is None:
+            return SiteRewrite(site, f"the weights of K and L would not be finite in {site.dtype}")
+        tensors, weights, error, first = found
         base = site.ref.proto.name or site.ref.proto.output[0]
         builder = SubgraphBuilder(edit.names, site.ref.proto)
         attributes = list(site.ref.proto.attribute)
@@ -179,8 +182,11 @@ class GroupPointwise(Pass):
         layout: GroupLayout,
         shared: Shared,
         view: GraphView,
-    ) -> tuple[SiteTensors, IgpcWeights, float | None, str | None]:
-        """The tensors and weights of K and L, their error, and the site they were first made for."""
+    ) -> tuple[SiteTensors, IgpcWeights, float | None, str | None] | None:
+        """The tensors and weights of K and L, their error, and the site they were first made for.
+
+        ``None`` if the weights are too large for the site's dtype.
+        """
         assert site.weight is not None
         assert site.dtype is not None
         key = (*_identity(site), layout)
@@ -188,6 +194,9 @@ class GroupPointwise(Pass):
             return shared[key]
         norm = following_batch_norm(view, site.ref)
         weights, error = self.weigh(site, layout, norm.factor if norm is not None else None)
+        largest = np.finfo(site.dtype).max
+        if not all(np.abs(each).max() <= largest for each in (*weights.k, *(weights.l or ()))):
+            return None
         tensors = SiteTensors(site.weight.holder)
         base = site.ref.proto.name or site.ref.proto.output[0]
         add_weights(edit, tensors, base, weights, site.dtype, site.spatial_rank)
