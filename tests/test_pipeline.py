@@ -264,3 +264,14 @@ def test_weights_that_were_graph_inputs_lose_their_entry() -> None:
     assert any("were listed as graph inputs" in note for note in result.report.notes)
     names = [entry.name for entry in result.model.graph.input]
     assert names == [entry.name for entry in before.graph.input if entry.name != "conv_w"]
+
+
+def test_weights_that_would_overflow_are_kept() -> None:
+    """K and L may need larger values than the dense layer, which float16 has not."""
+    before = pointwise_model(40, 24, dtype=np.float16)
+    kernel = numpy_helper.to_array(before.graph.initializer[0])
+    large = 6e4 * np.sign(kernel.astype(np.float32))
+    before.graph.initializer[0].raw_data = large.astype(np.float16).tobytes()
+    result = compress(before, channels_per_group=8)
+    assert result.report.sites[0].reason == "the weights of K and L would not be finite in float16"
+    assert result.model == before
