@@ -40,7 +40,8 @@ def rewritten(
 
 
 def stored(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    found: onnx.TensorProto = next(t for t in model.graph.initializer if t.name == name)
+    return found
 
 
 def swap_an_index(model: onnx.ModelProto) -> None:

@@ -111,11 +111,11 @@ def _values(holder: NodeHolder) -> set[str]:
 def _rest(holder: NodeHolder) -> bytes:
     """All other fields: names, doc strings, metadata, outputs, sparse initializers, attributes."""
     copy = type(holder)()
-    copy.CopyFrom(holder)  # type: ignore[arg-type]
+    copy.CopyFrom(holder)
     compared = ("node", "value_info", "initializer", "quantization_annotation")
     for field in (*compared, "input") if isinstance(copy, onnx.GraphProto) else compared[:2]:
-        copy.ClearField(field)  # type: ignore[arg-type]
-    return copy.SerializeToString()
+        copy.ClearField(field)
+    return bytes(copy.SerializeToString())
 
 
 def _compare_metadata(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
@@ -131,7 +131,7 @@ def _shallow(node: onnx.NodeProto) -> bytes:
     copy.CopyFrom(node)
     for _, graph in subgraphs(copy):
         graph.Clear()
-    return copy.SerializeToString()
+    return bytes(copy.SerializeToString())
 
 
 def _label(node: onnx.NodeProto) -> str:

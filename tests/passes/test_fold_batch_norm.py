@@ -11,6 +11,7 @@ from onnx_igpc import compress
 from onnx_igpc.cost import count
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import FoldBatchNorm, PassResult, RemoveDead
+from onnx_igpc.passes.group_pointwise import Form
 from tests.helpers import GraphBuilder, WeightForm, node_named, pointwise_model, random_feeds, run
 from tests.passes.graphs import copy_of
 from tests.untouched import assert_untouched
@@ -153,9 +154,9 @@ def test_the_former_output_leaves_no_value_info() -> None:
 
 
 @pytest.mark.parametrize("form", ["linear", "paper"])
-def test_compress_folds_first(form: str) -> None:
+def test_compress_folds_first(form: Form) -> None:
     before = pointwise_model(40, 24, batch_norm=True)
-    result = compress(before, channels_per_group=8, fold_batch_norm=True, form=form)  # type: ignore[arg-type]
+    result = compress(before, channels_per_group=8, fold_batch_norm=True, form=form)
     report = result.report
     assert report.folded == ["bn_node"]
     assert norms(result.model) == 0

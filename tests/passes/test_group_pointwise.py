@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -36,12 +38,12 @@ LAYOUTS = {
 }
 
 
-def layer(C: int, F: int, *, bias: bool = True, dims: int = 2, **options: object) -> GraphBuilder:
+def layer(C: int, F: int, *, bias: bool = True, dims: int = 2, **options: Any) -> GraphBuilder:
     """x -> Conv ``conv`` -> Relu -> y."""
     attributes = {
         key: options.pop(key) for key in list(options) if key in ("strides", "pads", "auto_pad")
     }
-    builder = GraphBuilder(**options)  # type: ignore[arg-type]
+    builder = GraphBuilder(**options)
     builder.input("x", [2, C, *[6] * dims])
     builder.conv("x", "conv", C, F, bias=bias, dims=dims, **attributes)
     builder.add("Relu", ["conv"], "y")
@@ -50,7 +52,7 @@ def layer(C: int, F: int, *, bias: bool = True, dims: int = 2, **options: object
 
 
 def assert_computes(
-    model: onnx.ModelProto, ch: int, scheme: str = "v2", seen: object = None, atol: float = 1e-4
+    model: onnx.ModelProto, ch: int, scheme: str = "v2", seen: Any = None, atol: float = 1e-4
 ) -> onnx.ModelProto:
     """The rewritten ``model`` gives relu(M x + b), by groups; ``seen`` maps x to what K reads."""
     grouped = group(model, ch, scheme)
@@ -64,7 +66,8 @@ def assert_computes(
         bias = tensor_named(model, "conv_b").astype(np.float64)
         expected += bias.reshape(-1, *[1] * (x.ndim - 2))
     if feeds["x"].dtype == np.float64:  # onnxruntime has no Conv for it on the CPU
-        found = ReferenceEvaluator(grouped.model).run(None, feeds)[0]
+        outputs: Any = ReferenceEvaluator(grouped.model).run(None, feeds)
+        found = outputs[0]
     else:
         found = run(grouped.model, feeds)["y"]
     np.testing.assert_allclose(found, np.maximum(expected, 0), atol=atol, rtol=atol)
