@@ -267,7 +267,7 @@ def _input_scale(part: _LinearPart, x: np.ndarray, dtype: np.dtype) -> float:
     if made == 0.0:
         return 1.0
     largest = float(np.finfo(dtype).max) ** 0.5 / float(np.abs(x).max())
-    return min(wanted / made, largest)
+    return float(min(wanted / made, largest))
 
 
 def _strided(x: np.ndarray, rewrite: SiteRewrite) -> np.ndarray:
