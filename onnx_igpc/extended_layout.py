@@ -94,6 +94,12 @@ def extended_layout(
     )
 
 
+def k_row_positions(in_channels: int, k_groups: Sequence[KGroup]) -> list[int]:
+    """Where each row, as ``k_groups`` numbers them, lies in K of a layout without the sum."""
+    made = [(tuple(inputs), rows) for inputs, rows in k_groups if rows]
+    return _stage(in_channels, _numbered(made), ordered=False)[1]
+
+
 def low_rank_layout(in_channels: int, out_channels: int, rank: int) -> GroupLayout:
     """y = L K x with dense K and L and ``rank`` intermediate channels; raises as above."""
     return extended_layout(in_channels, out_channels, [(range(in_channels), rank)])

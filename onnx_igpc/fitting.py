@@ -47,6 +47,8 @@ def fit_layout(
     weight: np.ndarray,
     moments: np.ndarray | None = None,
     filter_scale: np.ndarray | None = None,
+    *,
+    tolerance: float = _TOLERANCE,
 ) -> IgpcWeights:
     """Weights of K and L whose matrix M is nearest to the dense ``weight``.
 
@@ -55,6 +57,8 @@ def fit_layout(
         weight: W, shape (F, C).
         moments: S, shape (C, C), symmetric and positive semi-definite; the identity if ``None``.
         filter_scale: d, shape (F,), how much an error in each filter counts; ones if ``None``.
+        tolerance: the fit ends when a sweep improves by less than this part of the error; a large
+            one gives a rough fit fast.
 
     Raises:
         ValueError: shapes that do not match the layout.
@@ -73,12 +77,12 @@ def fit_layout(
                 target, scale, moments, k_groups, l_groups, layout.has_sum, layout.k.out_channels
             )
             problem.start()
-            problem.solve(_TOLERANCE, _MAX_SWEEPS)
+            problem.solve(tolerance, _MAX_SWEEPS)
             K = problem.K
             L = problem.A - np.eye(len(target)) if layout.has_sum else problem.A
         else:
             scaled = target * scale[:, None]
-            K, L = fit_without_sum(scaled, moments, k_groups, l_groups, _TOLERANCE, _MAX_SWEEPS)
+            K, L = fit_without_sum(scaled, moments, k_groups, l_groups, tolerance, _MAX_SWEEPS)
             L /= scale[:, None]
     return IgpcWeights(_paths(layout.k, K), _paths(layout.l, L, layout.interleave))
 
@@ -144,6 +148,30 @@ def relative_error(
     if total <= 0:
         return 0.0 if error <= 0 else float("inf")
     return float(max(error, 0.0) / total)
+
+
+def fit_error(
+    layout: GroupLayout,
+    weights: IgpcWeights,
+    weight: np.ndarray,
+    moments: np.ndarray | None = None,
+    filter_scale: np.ndarray | None = None,
+) -> float:
+    """The objective that :func:`fit_layout` minimises, as a part of what it is for M = 0."""
+    scale = 1.0 if filter_scale is None else np.abs(filter_scale)[:, None]
+    return relative_error(weight * scale, igpc_matrix(layout, weights) * scale, moments)
+
+
+def layout_weights(layout: GroupLayout, K: np.ndarray, L: np.ndarray) -> IgpcWeights:
+    """The blocks of K, shape (rows of K, C), and of L, shape (F, rows of K), for a layout with L.
+
+    Rows of K are in the order in which the layout makes them, rows of L in that of the filters.
+    """
+    assert layout.l is not None
+    made = L
+    if layout.output_interleave is not None:
+        made = L[list(invert_permutation(layout.output_interleave))]
+    return IgpcWeights(_paths(layout.k, K), _paths(layout.l, made, layout.interleave))
 
 
 def stage_groups(

@@ -15,13 +15,19 @@ eigenproblem of the size of the group. One group alone is exact low rank in a si
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 Groups = Sequence[tuple[np.ndarray, np.ndarray]]
 
-# Directions in which a group's inputs vary by less than this part of the most are not used.
+# Added to the variances of a group's inputs, relative to the largest: directions that vary less are
+# as good as constant.
+_VARIANCE_RIDGE = 1e-10
+# A row that reduces the error by less than this part of the total is zero.
+_LEAST_GAIN = 1e-14
 _RANK_TOLERANCE = 1e-10
 # Relative to the mean of the diagonal: lets rows be zero or alike.
 _RIDGE = 1e-12
@@ -57,13 +63,28 @@ class ProjectionProblem:
         self.T = np.asarray(np.linalg.qr(target, mode="r")) if target.shape[0] > C else target
         self.S = np.eye(C) if moments is None else moments
         self.TS = self.T if moments is None else self.T @ moments
+        self.total = float(np.sum(self.TS * self.T))
+        self._plain = moments is None
+        self._set_columns(columns)
+
+    def with_columns(
+        self, columns: Sequence[np.ndarray], rows: Sequence[np.ndarray]
+    ) -> ProjectionProblem:
+        """The same layer with other groups and these rows for them."""
+        other = copy(self)
+        other._set_columns(columns)
+        for group, each in enumerate(rows):
+            other.assign(group, each)
+        return other
+
+    def _set_columns(self, columns: Sequence[np.ndarray]) -> None:
+        C = len(self.S)
         self.columns = [np.asarray(each) for each in columns]
         self.K = [np.zeros((0, len(each))) for each in self.columns]
         self._KS = [np.zeros((0, C)) for _ in self.columns]
-        self.total = float(np.sum(self.TS * self.T))
         everything = np.concatenate(self.columns)
         disjoint = len(np.unique(everything)) == len(everything)
-        self._separable = len(self.columns) == 1 or (moments is None and disjoint)
+        self._separable = len(self.columns) == 1 or (self._plain and disjoint)
 
     @property
     def ranks(self) -> list[int]:
@@ -86,14 +107,14 @@ class ProjectionProblem:
             spread = spread - scaled_seen.T @ scaled_seen
             cross = cross - scaled_outer @ scaled_seen
             without -= float(np.sum(scaled_outer**2))
-        power, vectors = np.linalg.eigh(spread)
-        largest = max(float(np.diagonal(self.S)[own].max()), 1e-300)
-        used = power > _RANK_TOLERANCE * largest
-        whitener = vectors[:, used] / np.sqrt(power[used])
-        image = cross @ whitener
-        gains, basis = np.linalg.eigh(image.T @ image)
-        rows = (whitener @ basis[:, ::-1]).T
-        return GroupDirections(rows, np.maximum(gains[::-1], 0.0), without)
+        lower = _lower_root(spread, float(np.diagonal(self.S)[own].max()))
+        image = solve_triangular(lower, cross.T, lower=True)
+        gains, basis = np.linalg.eigh(image @ image.T)
+        rows = solve_triangular(lower, basis[:, ::-1], lower=True, trans=1).T
+        gains = np.maximum(gains[::-1], 0.0)
+        # What is left here is rounding, in directions that the ridge alone makes directions.
+        rows[gains <= _LEAST_GAIN * self.total] = 0.0
+        return GroupDirections(rows, gains, without)
 
     def assign(self, group: int, rows: np.ndarray) -> None:
         """Make ``rows``, shape (count, channels of the group), those of ``group``."""
@@ -125,6 +146,8 @@ class ProjectionProblem:
         less than ``tolerance`` of the squared error. Returns what is left; it never rises.
         """
         previous = error = self.total
+        if not any(ranks):
+            return error
         for _ in range(max_rounds):
             for group, count in enumerate(ranks):
                 if count:
@@ -134,11 +157,21 @@ class ProjectionProblem:
             previous = error
         return error
 
+    def k_matrix(self) -> np.ndarray:
+        """K, group after group, shape (D, C)."""
+        K = np.zeros((sum(self.ranks), len(self.S)))
+        for rows, own, columns in zip(self.row_slices(), self.K, self.columns, strict=True):
+            K[rows, columns] = own
+        return K
+
+    def row_slices(self) -> list[slice]:
+        """Where the rows of each group lie in :meth:`k_matrix`."""
+        ends = np.cumsum(self.ranks).tolist()
+        return [slice(end - count, end) for end, count in zip(ends, self.ranks, strict=True)]
+
     def best_l(self, target: np.ndarray) -> np.ndarray:
         """L for the current rows, group after group, shape (rows of ``target``, D)."""
-        K = np.concatenate(
-            [_spread_out(*part, target.shape[1]) for part in zip(self.K, self.columns, strict=True)]
-        )
+        K = self.k_matrix()
         seen = np.concatenate(self._KS)
         root = _inverse_root(seen @ K.T)
         outer: np.ndarray = target @ seen.T @ root.T @ root
@@ -190,23 +223,28 @@ def fit_without_sum(
     return K, L
 
 
-def _spread_out(rows: np.ndarray, columns: np.ndarray, width: int) -> np.ndarray:
-    matrix = np.zeros((len(rows), width))
-    matrix[:, columns] = rows
-    return matrix
+def _lower_root(spread: np.ndarray, largest: float) -> np.ndarray:
+    """The Cholesky factor of a positive semi-definite matrix with a ridge, as large as it must be."""
+    ridge = _VARIANCE_RIDGE * max(largest, 1e-100)
+    while True:
+        try:
+            return np.linalg.cholesky(spread + ridge * np.eye(len(spread)))
+        except np.linalg.LinAlgError:
+            ridge *= 100.0
 
 
 def _inverse_root(gram: np.ndarray) -> np.ndarray:
     """R with R^T R the inverse of a symmetric positive semi-definite matrix, lower triangular."""
     size = len(gram)
-    ridge = _RIDGE * max(float(np.trace(gram)) / size, 1e-300)
+    ridge = _RIDGE * max(float(np.trace(gram)) / size, 1e-100)
     for _ in range(8):
         try:
             lower = np.linalg.cholesky(gram + ridge * np.eye(size))
         except np.linalg.LinAlgError:
             ridge *= 100.0
             continue
-        return np.linalg.solve(lower, np.eye(size))
+        inverse: np.ndarray = solve_triangular(lower, np.eye(size), lower=True)
+        return inverse
     power, vectors = np.linalg.eigh(gram)
     used = power > _RANK_TOLERANCE * max(float(power.max()), 1e-300)
     root: np.ndarray = (vectors[:, used] / np.sqrt(power[used])).T

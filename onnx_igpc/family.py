@@ -1,0 +1,189 @@
+"""Every way in which one layer may be rewritten, with its error: what a budget chooses from.
+
+Dense, the published V2 at several sizes of group, low rank, and the extended family at a dozen sizes
+with the number of groups that suits each. The extended family is not behind its corners: where a
+published layout or low rank is best at its size, it is itself the candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from onnx_igpc.extended_layout import dense_layout
+from onnx_igpc.extended_search import ExtendedSearch, Trial
+from onnx_igpc.fitting import IgpcWeights, fit_error, fit_layout
+from onnx_igpc.grouping import Grouping, learned_published
+from onnx_igpc.layout import GroupLayout, plan_layout
+
+SIZES = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.33, 0.4, 0.5, 0.6, 0.75)
+"""Parts of C F at which the extended family offers a member."""
+
+CHANNELS_PER_GROUP = (4, 8, 12, 16, 24, 32, 64, 128)
+"""Sizes of group at which published V2 is offered."""
+
+K_GROUPS = (2, 4, 8)
+L_GROUPS = (2, 4)
+
+_POLISHED = 2
+# A rough fit's error is up to 20 % above that of the full one. A published layout is fitted in full
+# where roughly fitted it is not further than this behind the extended family, or behind its better
+# grouping.
+_ROUGH_TOLERANCE = 1e-2
+_PROMISING = 1.3
+_CLOSE = 1.05
+
+
+class Candidate(NamedTuple):
+    """One way to rewrite a layer.
+
+    ``weights`` are float64; for the kept dense layer, W itself. ``error`` is the fitted objective,
+    see :func:`~onnx_igpc.fitting.fit_error`.
+    """
+
+    layout: GroupLayout
+    weights: IgpcWeights
+    error: float
+
+
+def candidate_layouts(
+    weight: np.ndarray,
+    moments: np.ndarray | None = None,
+    filter_scale: np.ndarray | None = None,
+    sizes: Sequence[float] = SIZES,
+    *,
+    grouping: Grouping = "learned",
+    permute_filters: bool = False,
+    channels_per_group: Sequence[int] = CHANNELS_PER_GROUP,
+    tolerance: float = 1e-3,
+) -> list[Candidate]:
+    """Ways to rewrite a layer, from few weights to many; the last is the dense layer.
+
+    Each has less error than all before it: what others are better than at equal or fewer weights is
+    left out. Deterministic.
+
+    Args:
+        weight: W, shape (F, C).
+        moments: S, shape (C, C), symmetric and positive semi-definite; the identity if ``None``.
+        filter_scale: d, shape (F,), how much an error in each filter counts; ones if ``None``.
+        sizes: numbers of weights to offer, as parts of C F.
+        grouping: ``"learned"`` chooses the channels of each group; this needs a Gather, in front of
+            the layer or taken over by its producer. ``"contiguous"`` leaves them in order.
+        permute_filters: also offer groups of filters of any choice, which need a Gather behind the
+            layer (one that can be taken over by what follows).
+        channels_per_group: where to offer published V2.
+        tolerance: of the fits, see :func:`~onnx_igpc.fitting.fit_layout`.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    F, C = weight.shape
+    if moments is not None and moments.shape != (C, C):
+        raise ValueError(f"moments have shape {moments.shape}, not (C, C)")
+    weight = np.asarray(weight, dtype=np.float64)
+    scale = _positive_scale(filter_scale, F)
+    dense = Candidate(dense_layout(C, F, "kept: best at this size"), IgpcWeights((weight,)), 0.0)
+    budgets = sorted({int(size * C * F) for size in sizes})
+    with threadpool_limits(1):
+        l_counts = L_GROUPS if permute_filters else ()
+        search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, l_counts, grouping)
+        found = _extended(search, budgets, scale, tolerance)
+        layer = _Layer(weight, moments, scale, tolerance)
+        found += _published(layer, channels_per_group, grouping, found)
+    return [*_front(each for each in found if each.layout.weights < C * F), dense]
+
+
+def best_within(candidates: Sequence[Candidate], weights: int) -> Candidate | None:
+    """The candidate of least error with at most so many weights; ``None`` if all have more."""
+    within = [each for each in candidates if each.layout.weights <= weights]
+    return min(within, key=lambda each: each.error, default=None)
+
+
+def _positive_scale(filter_scale: np.ndarray | None, F: int) -> np.ndarray:
+    if filter_scale is None:
+        return np.ones(F)
+    if filter_scale.shape != (F,):
+        raise ValueError(f"filter_scale has shape {filter_scale.shape}, not (F,)")
+    scale = np.abs(np.asarray(filter_scale, dtype=np.float64))
+    # As in fitting: a filter that is switched off keeps a weight that can be divided by.
+    return np.maximum(scale / max(float(scale.max()), 1e-300), 1e-4)
+
+
+def _extended(
+    search: ExtendedSearch, budgets: Sequence[int], scale: np.ndarray, tolerance: float
+) -> list[Candidate]:
+    """The best trial of each budget."""
+    total = max(search.low_rank.total, 1e-300)
+    found = []
+    for trials in search.trials(budgets):
+        leading = sorted(trials, key=lambda trial: trial.error)[:_POLISHED]
+        # Low rank is exact: it stays in, whatever a rough trial says.
+        leading += [trial for trial in trials if _is_low_rank(trial)]
+        if not leading:
+            continue
+        best = min(
+            (search.polished(trial, tolerance) for trial in leading), key=lambda trial: trial.error
+        )
+        layout, weights = search.layout(best, scale)
+        found.append(Candidate(layout, weights, best.error / total))
+    return found
+
+
+def _is_low_rank(trial: Trial) -> bool:
+    return not trial.filters and len(trial.problem.columns) == 1
+
+
+def _published(
+    layer: _Layer,
+    channels_per_group: Sequence[int],
+    grouping: Grouping,
+    extended: Sequence[Candidate],
+) -> list[Candidate]:
+    """Published V2 wherever the extended family is not far ahead of it."""
+    F, C = layer.weight.shape
+    found: list[Candidate] = []
+    for ch in channels_per_group:
+        layout = plan_layout(C, F, ch)
+        if not layout.replaced or layout.weights >= layout.dense_weights:
+            continue
+        layouts = [layout]
+        if grouping == "learned":
+            layouts.append(learned_published(layout, layer.weight, layer.moments, layer.scale))
+        rough = [layer.fitted(each, _ROUGH_TOLERANCE) for each in layouts]
+        if layout.l is None:
+            found += rough
+            continue
+        rival = best_within(extended, layout.weights)
+        limit = _CLOSE * min(each.error for each in rough)
+        limit = limit if rival is None else min(limit, _PROMISING * rival.error)
+        promising = [each.layout for each in rough if each.error <= limit]
+        found += [layer.fitted(each, layer.tolerance) for each in promising]
+    return found
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What layouts are fitted to; ``scale`` is d."""
+
+    weight: np.ndarray
+    moments: np.ndarray | None
+    scale: np.ndarray
+    tolerance: float
+
+    def fitted(self, layout: GroupLayout, tolerance: float) -> Candidate:
+        given = (self.weight, self.moments, self.scale)
+        weights = fit_layout(layout, *given, tolerance=tolerance)
+        return Candidate(layout, weights, fit_error(layout, weights, *given))
+
+
+def _front(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Without those that another one is not worse than, at no more weights."""
+    kept: list[Candidate] = []
+    for each in sorted(candidates, key=lambda each: (each.layout.weights, each.error)):
+        if not kept or each.error < kept[-1].error:
+            kept.append(each)
+    return kept

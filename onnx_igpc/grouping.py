@@ -1,0 +1,172 @@
+"""Learned grouping: which input channels share a group, and which filters do.
+
+Groups start as clusters of channels with a high affinity (:mod:`onnx_igpc.affinity`). Those of
+layouts without the sum are then improved by exchanges that are measured by a refit
+(:mod:`onnx_igpc.swap_search`). Everything here is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from onnx_igpc.affinity import balanced_clusters, channel_affinity, filter_affinity
+from onnx_igpc.extended_layout import with_input_order
+from onnx_igpc.fitting import IgpcWeights, fit_error, fit_layout, stage_groups
+from onnx_igpc.layout import GroupLayout
+from onnx_igpc.projection_problem import ProjectionProblem
+from onnx_igpc.swap_search import search_groups
+
+Grouping = Literal["learned", "contiguous"]
+GROUPINGS: tuple[Grouping, ...] = ("learned", "contiguous")
+
+_MAX_ROUNDS = 40
+
+
+def even_sizes(items: int, groups: int) -> list[int]:
+    """Sizes of ``groups`` groups that differ by at most one."""
+    return [len(part) for part in np.array_split(np.arange(items), groups)]
+
+
+def contiguous_groups(sizes: Sequence[int]) -> list[np.ndarray]:
+    """Consecutive items in groups of these sizes."""
+    ends = np.cumsum(sizes)
+    return [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def learned_columns(
+    target: np.ndarray,
+    moments: np.ndarray | None,
+    sizes: Sequence[int],
+    ranks: Sequence[int],
+    refits: int,
+    affinity: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """Input channels of each group of K, for ``y = L P K x`` with dense L.
+
+    Contiguous channels where nothing better is found.
+
+    Args:
+        target: T = diag(d) W, shape (F, C).
+        moments: S, shape (C, C), or ``None`` for the identity.
+        sizes: input channels of each group.
+        ranks: rows of each group.
+        refits: how many refits the search may make; none leaves the clusters as they are.
+        affinity: that of the channels, if it is known already.
+    """
+    if affinity is None:
+        affinity = channel_affinity(target, moments)
+    plain = ProjectionProblem(target, moments, contiguous_groups(sizes))
+    clustered = plain.with_columns(balanced_clusters(affinity, sizes), [])
+    for problem in (plain, clustered):
+        problem.solve(ranks, 1e-3, _MAX_ROUNDS)
+    best = min((clustered, plain), key=ProjectionProblem.objective)
+    return [np.sort(each) for each in search_groups(best, ranks, refits).columns]
+
+
+def learned_filters(
+    target: np.ndarray, moments: np.ndarray | None, groups: int, rank: int
+) -> list[np.ndarray]:
+    """Filters of each group of L, for a dense K of which each group of L has ``rank`` rows.
+
+    Clusters of filters with correlated outputs, then k-subspaces (Bradley and Mangasarian, "k-plane
+    clustering", J. Global Optimization 16, 2000): each filter goes to the group whose rows say most
+    about it, and rows are made anew. The error never rises.
+    """
+    sizes = even_sizes(len(target), groups)
+    points = target if moments is None else target @ _square_root(moments)
+    owners = np.zeros(len(target), dtype=int)
+    for index, cluster in enumerate(balanced_clusters(filter_affinity(target, moments), sizes)):
+        owners[cluster] = index
+    slots = np.repeat(np.arange(groups), sizes)
+    for _ in range(_MAX_ROUNDS):
+        captured = np.stack(
+            [_captured(points, points[owners == g], rank) for g in range(groups)], axis=1
+        )
+        _, columns = linear_sum_assignment(-captured[:, slots])
+        if np.array_equal(owners, slots[columns]):
+            break
+        owners = slots[columns]
+    return [np.flatnonzero(owners == index) for index in range(groups)]
+
+
+def learned_published(
+    layout: GroupLayout,
+    weight: np.ndarray,
+    moments: np.ndarray | None = None,
+    filter_scale: np.ndarray | None = None,
+) -> GroupLayout:
+    """A published layout with correlated channels in its groups, the sizes being the same.
+
+    Each cluster of channels goes to the filters that it says most about. This is the order alone:
+    :func:`better_grouping` says whether it is better.
+
+    Args:
+        layout: a layout of V1 or V2 that replaces the layer, with its published input order.
+        weight: W, shape (F, C).
+        moments: S, shape (C, C); the identity if ``None``.
+        filter_scale: d, shape (F,); ones if ``None``.
+    """
+    groups = stage_groups(layout.k)
+    first_reader: dict[int, int] = {}
+    for index, (_, columns) in enumerate(groups):
+        for column in columns.tolist():
+            first_reader.setdefault(column, index)
+    places = [[c for c, group in first_reader.items() if group == g] for g in range(len(groups))]
+    target = weight if filter_scale is None else weight * np.abs(filter_scale)[:, None]
+    clusters = balanced_clusters(channel_affinity(target, moments), [len(each) for each in places])
+    by_filter = [_explained(target, moments, cluster) for cluster in clusters]
+    said = np.array([[float(each[rows].sum()) for each in by_filter] for rows, _ in groups])
+    fits = np.array([[len(place) == len(c) for c in clusters] for place in places])
+    _, chosen = linear_sum_assignment(np.where(fits, -said, 1e6 * max(float(said.max()), 1.0)))
+    order = list(range(layout.in_channels))
+    for place, index in zip(places, chosen, strict=True):
+        for position, channel in zip(sorted(place), clusters[index].tolist(), strict=True):
+            order[position] = channel
+    return with_input_order(layout, order)
+
+
+def better_grouping(
+    layouts: Sequence[GroupLayout],
+    weight: np.ndarray,
+    moments: np.ndarray | None = None,
+    filter_scale: np.ndarray | None = None,
+) -> tuple[GroupLayout, IgpcWeights, float]:
+    """The layout whose fit has the least error, its weights and that error; the first if equal.
+
+    The error is that of the fitted objective, relative: see
+    :func:`~onnx_igpc.fitting.fit_error`.
+    """
+    found = []
+    for layout in layouts:
+        weights = fit_layout(layout, weight, moments, filter_scale)
+        error = fit_error(layout, weights, weight, moments, filter_scale)
+        found.append((layout, weights, error))
+    return min(found, key=lambda entry: entry[2])
+
+
+def _explained(target: np.ndarray, moments: np.ndarray | None, columns: np.ndarray) -> np.ndarray:
+    """The power of each filter's output that these input channels alone can make, shape (F,)."""
+    cross = target[:, columns] if moments is None else target @ moments[:, columns]
+    if moments is None or not len(columns):
+        return np.asarray((cross**2).sum(axis=1))
+    inner = moments[np.ix_(columns, columns)]
+    ridge = 1e-9 * max(float(np.trace(inner)) / len(inner), 1e-100)
+    solved = np.linalg.solve(inner + ridge * np.eye(len(inner)), cross.T)
+    return np.asarray((solved.T * cross).sum(axis=1))
+
+
+def _square_root(moments: np.ndarray) -> np.ndarray:
+    power, vectors = np.linalg.eigh(moments)
+    root: np.ndarray = vectors * np.sqrt(np.maximum(power, 0.0))
+    return root
+
+
+def _captured(points: np.ndarray, members: np.ndarray, rank: int) -> np.ndarray:
+    """The power of each point in the leading ``rank`` directions of ``members``."""
+    _, _, directions = np.linalg.svd(members, full_matrices=False)
+    captured: np.ndarray = ((points @ directions[:rank].T) ** 2).sum(axis=1)
+    return captured

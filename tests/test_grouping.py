@@ -1,0 +1,169 @@
+"""Learned grouping: planted groups are found, the search never loses, everything is deterministic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_igpc.affinity import balanced_clusters, channel_affinity, filter_affinity
+from onnx_igpc.grouping import (
+    better_grouping,
+    contiguous_groups,
+    even_sizes,
+    learned_columns,
+    learned_filters,
+    learned_published,
+)
+from onnx_igpc.layout import plan_layout
+from onnx_igpc.projection_problem import ProjectionProblem
+from onnx_igpc.swap_search import exchange_gains, search_groups
+
+seeds = st.integers(0, 10_000)
+
+
+def layer(C: int, F: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(3 * C, C)) @ generator.normal(size=(C, C))
+    return generator.normal(size=(F, C)), x.T @ x / len(x)
+
+
+def planted(C: int, F: int, groups: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A layer that needs one row for each of the planted groups of channels; and the groups."""
+    generator = np.random.default_rng(seed)
+    owner = generator.permutation(np.arange(C) % groups)
+    W = generator.normal(size=(F, groups))[:, owner] * generator.normal(size=C)
+    return W, np.eye(C), owner
+
+
+def error(W: np.ndarray, S: np.ndarray, columns: list[np.ndarray], ranks: list[int]) -> float:
+    return ProjectionProblem(W, S, columns).solve(ranks, 1e-6, 200)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4])
+def test_planted_groups_are_found(groups: int) -> None:
+    W, S, owner = planted(24, 16, groups, groups)
+    columns = learned_columns(W, S, even_sizes(24, groups), [1] * groups, 20)
+    assert sorted(tuple(each) for each in columns) == sorted(
+        tuple(np.flatnonzero(owner == g)) for g in range(groups)
+    )
+
+
+@settings(max_examples=25)
+@given(st.integers(4, 20), st.integers(3, 20), st.integers(1, 4), seeds)
+def test_clusters_have_the_sizes_asked_for(C: int, F: int, groups: int, seed: int) -> None:
+    W, S = layer(C, F, seed)
+    sizes = even_sizes(C, groups)
+    clusters = balanced_clusters(channel_affinity(W, S), sizes)
+    assert [len(each) for each in clusters] == sizes
+    assert sorted(np.concatenate(clusters).tolist()) == list(range(C))
+
+
+def test_affinity_is_one_where_channels_can_share_a_row() -> None:
+    W, S = layer(6, 5, 0)
+    W[:, 1] = 3.0 * W[:, 0]
+    S[:, 3] = 2.0 * S[:, 2]
+    S[3] = 2.0 * S[2]
+    affinity = channel_affinity(W, S)
+    assert affinity[0, 1] == pytest.approx(1.0)
+    assert affinity[2, 3] == pytest.approx(1.0)
+    assert 0.0 <= affinity.min() <= affinity.max() <= 1.0
+    assert filter_affinity(np.vstack([W, -W[:1]]), S)[0, 5] == pytest.approx(1.0)
+
+
+def test_channels_that_never_change_are_no_trouble() -> None:
+    W, S = layer(8, 6, 1)
+    S[2] = S[:, 2] = 0.0
+    W[:, 5] = 0.0
+    assert np.isfinite(channel_affinity(W, S)).all()
+    columns = learned_columns(W, S, [4, 4], [1, 1], 5)
+    assert np.isfinite(error(W, S, columns, [1, 1]))
+    assert learned_columns(0 * W, 0 * S, [4, 4], [1, 1], 5)
+
+
+@settings(max_examples=15)
+@given(st.integers(6, 24), st.integers(4, 24), seeds)
+def test_search_never_loses(C: int, F: int, seed: int) -> None:
+    W, S = layer(C, F, seed)
+    problem = ProjectionProblem(W, S, contiguous_groups(even_sizes(C, 3)))
+    before = problem.solve([1, 1, 1], 1e-4, 50)
+    found = search_groups(problem, [1, 1, 1], 20)
+    assert found.objective() <= before
+    assert [len(each) for each in found.columns] == even_sizes(C, 3)
+    assert sorted(np.concatenate(found.columns).tolist()) == list(range(C))
+    assert problem.objective() == pytest.approx(before, rel=1e-6, abs=1e-9 * problem.total)
+
+
+def test_search_repairs_an_exchange() -> None:
+    """Two channels of the planted groups have changed places: the gains say so, the search undoes it."""
+    W, S, owner = planted(16, 12, 2, 7)
+    first, second = np.flatnonzero(owner == 0), np.flatnonzero(owner == 1)
+    mixed = [np.append(first[1:], second[0]), np.append(second[1:], first[0])]
+    problem = ProjectionProblem(W, S, mixed)
+    problem.solve([1, 1], 1e-6, 100)
+    gains = exchange_gains(problem)
+    assert gains[second[0], 1] > 0
+    assert gains[first[0], 0] > 0
+    assert (gains <= 1e-9 * problem.total).sum() >= 2 * 16 - 4
+    found = search_groups(problem, [1, 1], 20)
+    assert {tuple(sorted(each)) for each in found.columns} == {tuple(first), tuple(second)}
+
+
+def test_learned_columns_are_not_worse_than_contiguous() -> None:
+    for seed in range(6):
+        W, S = layer(20, 10, seed)
+        sizes, ranks = even_sizes(20, 4), [1, 1, 1, 1]
+        learned = error(W, S, learned_columns(W, S, sizes, ranks, 10), ranks)
+        assert learned <= error(W, S, contiguous_groups(sizes), ranks) * (1 + 1e-6)
+
+
+def test_learned_filters_share_what_they_are_made_of() -> None:
+    generator = np.random.default_rng(4)
+    owner = generator.permutation(np.arange(24) % 3)
+    made_of = generator.normal(size=(3, 2, 10))
+    W = np.stack([generator.normal(size=2) @ made_of[group] for group in owner])
+    W += 1e-3 * generator.normal(size=W.shape)
+    filters = learned_filters(W, None, 3, 2)
+    assert {tuple(each) for each in filters} == {
+        tuple(np.flatnonzero(owner == g)) for g in range(3)
+    }
+
+
+@settings(max_examples=20)
+@given(st.integers(5, 40), st.integers(2, 40), st.integers(2, 6), seeds)
+def test_learned_published_keeps_everything_but_the_order(
+    C: int, F: int, ch: int, seed: int
+) -> None:
+    W, S = layer(C, F, seed)
+    layout = plan_layout(C, F, ch)
+    if not layout.replaced:
+        return
+    learned = learned_published(layout, W, S)
+    assert learned.weights == layout.weights
+    assert (learned.l, learned.interleave) == (layout.l, layout.interleave)
+    assert set(learned.k.input_order) == set(layout.k.input_order)
+    for path, published in zip(learned.k.paths, layout.k.paths, strict=True):
+        assert path.weight_shape == published.weight_shape
+        for group in range(path.groups):
+            assert len(set(path.group_inputs(group))) == path.channels_per_group
+
+
+def test_published_layout_is_never_worse_for_learning() -> None:
+    better = 0
+    for seed in range(6):
+        W, S, _ = planted(16, 16, 4, seed)
+        published = plan_layout(16, 16, 4)
+        learned = learned_published(published, W, S)
+        (_, _, alone) = better_grouping([published], W, S)
+        layout, _, both = better_grouping([published, learned], W, S)
+        assert both <= alone
+        better += layout == learned
+    assert better >= 4
+
+
+def test_deterministic() -> None:
+    W, S = layer(20, 10, 3)
+    first = learned_columns(W, S, [10, 10], [2, 2], 10)
+    again = learned_columns(W.copy(), S.copy(), [10, 10], [2, 2], 10)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
