@@ -19,6 +19,7 @@ from onnx_igpc.cli_support import (
     read_preprocessing,
     write_text,
 )
+from onnx_igpc.cli_train import register as register_training_commands
 
 _MODEL = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
@@ -59,9 +60,7 @@ def _site_options(command: Any) -> Any:
             "--ch",
             "channels_per_group",
             type=int,
-            default=16,
-            show_default=True,
-            help="Channels per group, the schemes' parameter.",
+            help="Channels per group, the schemes' parameter [16].",
         ),
         click.option(
             "--scheme",
@@ -151,6 +150,24 @@ def inspect(
     show_default=True,
     help="Fit each site behind those that are rewritten already.",
 )
+@click.option(
+    "--target",
+    metavar="QUANTITY=SHARE%",
+    help="A budget in the place of --ch: pointwise-parameters, pointwise-macs, parameters or macs, as "
+    "pointwise-parameters=40%. Needs --calibration.",
+)
+@click.option(
+    "--family",
+    type=click.Choice(["extended", "published"]),
+    help="What a budget chooses from [extended].",
+)
+@click.option(
+    "--grouping",
+    type=click.Choice(["learned", "contiguous"]),
+    help="Which channels share a group [learned under a budget, else contiguous].",
+)
+@click.option("--save-sensitivity", type=_FILE, help="Keep what a budget measured.")
+@click.option("--sensitivity", type=_FILE, help="Use what an earlier run kept.")
 @preprocessing_options
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @click.option(
@@ -320,3 +337,6 @@ def benchmark(
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2))
     show_benchmark(console(quiet or str(json_file) == "-"), result)
+
+
+register_training_commands(main)

@@ -87,6 +87,7 @@ class SiteReport:
     input: str = ""
     output: str = ""
     nodes: list[str] = field(default_factory=list)
+    layout: dict[str, Any] | None = None
     replaced: list[str] = field(default_factory=list)
 
     @property
@@ -128,8 +129,10 @@ class RewriteReport:
     permutations: dict[str, list[int]] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
     preprocessing: dict[str, Any] | None = None
+    selection: dict[str, Any] | None = None
     damage: dict[str, Any] | None = None
     lowering: dict[str, Any] | None = None
+    finetune: dict[str, Any] | None = None
     tool: str = f"onnx-igpc {__version__}"
     version: int = REPORT_VERSION
 

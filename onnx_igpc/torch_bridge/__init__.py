@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from onnx_igpc.torch_bridge.module import OnnxModule
 
-__all__ = ["from_torch", "register_operator", "to_torch"]
+__all__ = ["from_torch", "register_operator", "require_torch", "to_torch"]
 
 
 def to_torch(model: onnx.ModelProto) -> OnnxModule:
@@ -43,7 +43,7 @@ def to_torch(model: onnx.ModelProto) -> OnnxModule:
             it is broken.
         MissingExtraError: torch is not installed.
     """
-    _require_torch()
+    require_torch()
     from onnx_igpc.torch_bridge.convert import convert
 
     return convert(model)
@@ -66,12 +66,13 @@ def from_torch(module: torch.nn.Module, model: onnx.ModelProto) -> onnx.ModelPro
         ModelError: The module was not made from this graph.
         MissingExtraError: torch is not installed.
     """
-    _require_torch()
+    require_torch()
     from onnx_igpc.torch_bridge.write_back import write_back
 
     return write_back(module, model)
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Raise MissingExtraError where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError("torch", "torch", "the PyTorch bridge")

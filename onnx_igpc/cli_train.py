@@ -1,0 +1,256 @@
+"""The commands that use PyTorch: finetune, to-torch, from-torch. Nothing here imports torch by itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnx_igpc.cli_support import (
+    check_output,
+    console,
+    preprocessing_options,
+    read_preprocessing,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from onnx_igpc.torch_bridge.finetune_log import Progress
+
+_PATH = click.Path(path_type=Path)
+
+
+def register(main: click.Group) -> None:
+    """Add the commands of this module to the command line."""
+    for command in (finetune, to_torch, from_torch):
+        main.add_command(command)
+
+
+class EpochLines:
+    """A line on stderr for each epoch, and on terminals one for the epoch that is under way."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = sys.stderr.isatty()
+        self._open = False
+
+    def show(self, progress: Progress) -> None:
+        """Write what a run reports."""
+        if self._quiet:
+            return
+        for note in progress.notes:
+            self._write(f"note: {note}", stays=True)
+        if progress.row is not None:
+            self._write(_epoch_line(progress), stays=True)
+        elif self._live and progress.epoch:
+            self._write(_step_line(progress), stays=False)
+
+    def _write(self, text: str, *, stays: bool) -> None:
+        start = "\r\x1b[K" if self._open else ""
+        click.echo(start + text, err=True, nl=stays)
+        self._open = not stays
+
+
+def _epoch_line(progress: Progress) -> str:
+    row = progress.row or {}
+    parts = [f"epoch {progress.epoch}/{progress.epochs}", f"loss {row['loss']:.4f}"]
+    for key, label in (
+        ("accuracy", "accuracy"),
+        ("agreement", "agreement"),
+        ("val_loss", "val loss"),
+        ("val_accuracy", "val accuracy"),
+        ("val_agreement", "val agreement"),
+    ):
+        if (value := row.get(key)) is not None:
+            parts.append(f"{label} {value:.4f}" if "loss" in key else f"{label} {value:.2%}")
+    parts.append(f"{row['images_per_second']:.0f} images/s")
+    left = row["seconds"] / progress.epoch * (progress.epochs - progress.epoch)
+    return "  ".join([*parts, f"{_duration(left)} left"])
+
+
+def _step_line(progress: Progress) -> str:
+    parts = [
+        f"epoch {progress.epoch}/{progress.epochs} step {progress.step}/{progress.steps}",
+        f"loss {progress.loss or 0:.4f}",
+    ]
+    if progress.accuracy is not None:
+        parts.append(f"accuracy {progress.accuracy:.2%}")
+    elif progress.agreement is not None:
+        parts.append(f"agreement {progress.agreement:.2%}")
+    parts.append(f"{progress.images_per_second or 0:.0f} images/s")
+    return "  ".join([*parts, f"{_duration(progress.seconds_left or 0)} left"])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def _recipe_options(command: Any) -> Any:
+    options = (
+        click.option("--epochs", type=int, help="Passes over the data  [about 700 steps]."),
+        click.option("--lr", type=float, help="Highest learning rate  [by the optimizer]."),
+        click.option("--batch-size", type=int, help="Of all processes together  [64]."),
+        click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),
+        click.option("--weight-decay", type=float, help="[0.01]"),
+        click.option(
+            "--schedule", type=click.Choice(["cosine", "linear", "constant"]), help="[cosine]"
+        ),
+        click.option("--warmup", type=float, help="Share of the steps with a rising rate  [0.05]."),
+        click.option(
+            "--loss",
+            type=click.Choice(["kd", "kd+ce", "ce", "mse"]),
+            help="Distillation, labels, both, or values  [kd; ce without a teacher].",
+        ),
+        click.option("--temperature", type=float, help="Of the distillation  [4]."),
+        click.option("--label-weight", type=float, help="Share of the labels in kd+ce  [0.5]."),
+        click.option(
+            "--feature-loss", type=float, help="Weight of matching the rewritten sites  [1]."
+        ),
+        click.option(
+            "--augment",
+            multiple=True,
+            metavar="WORD",
+            help="flip, shift, shift=PIXELS, crop, none. Repeatable  [shift for images].",
+        ),
+        click.option(
+            "--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision  [float32]."
+        ),
+        click.option(
+            "--freeze", multiple=True, metavar="GLOB", help="Weights to leave. Repeatable."
+        ),
+        click.option(
+            "--batch-norm",
+            type=click.Choice(["train", "frozen"]),
+            help="Whether its statistics move  [train].",
+        ),
+        click.option("--seed", type=int, help="[0]"),
+        click.option("--scores", metavar="NAME", help="The output with class scores."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_RECIPE_OPTIONS = (
+    "epochs",
+    "lr",
+    "batch_size",
+    "optimizer",
+    "weight_decay",
+    "schedule",
+    "warmup",
+    "loss",
+    "temperature",
+    "label_weight",
+    "feature_loss",
+    "amp",
+    "batch_norm",
+    "seed",
+    "scores",
+)
+
+
+def _take_recipe(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the recipe that were given, taken out of ``options``."""
+    values = {name: options.pop(name) for name in _RECIPE_OPTIONS}
+    values |= {"augment": options.pop("augment") or None, "freeze": options.pop("freeze") or None}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@click.command(
+    epilog="Example: onnx-igpc finetune small.onnx --teacher model.onnx --data train/ -o tuned.onnx"
+)
+@click.argument("compressed", type=_PATH)
+@click.option("--teacher", type=_PATH, help="The original model, to learn from.")
+@click.option(
+    "--data", type=_PATH, required=True, help="Images (folder, .tar shards) or arrays (.npz)."
+)
+@click.option("--val", type=_PATH, help="Validation data, measured after every epoch.")
+@click.option("-o", "--output", type=_PATH, required=True, help="The model to write.")
+@_recipe_options
+@click.option("--fold-batch-norm", is_flag=True, help="Fold BatchNorm in the written model.")
+@click.option("--device", help="cpu, cuda or cuda:N  [a GPU if there is one].")
+@click.option("--workers", type=int, help="Processes that decode images  [one a processor].")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
+@click.option("--restart", is_flag=True, help="Start anew although there is a checkpoint.")
+@click.option("--log", type=_PATH, metavar="BASE", help="BASE.csv and BASE.json  [beside OUTPUT].")
+@click.option("--report", "report_file", type=_PATH, metavar="FILE", help="Write the report: JSON.")
+@preprocessing_options
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def finetune(
+    compressed: Path,
+    teacher: Path | None,
+    output: Path,
+    report_file: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Train COMPRESSED against the original, and write the weights into the same graph.
+
+    Without --teacher it learns from labels: class folders, .cls files, an array 'labels'.
+    """
+    from onnx_igpc.torch_bridge import require_torch
+
+    models = [model for model in (compressed, teacher) if model is not None]
+    check_output(output, *models)
+    check_output(report_file, *models)
+    options["preprocessing"] = read_preprocessing(options)
+    require_torch()
+    from onnx_igpc.torch_bridge.finetune import finetune as run
+    from onnx_igpc.torch_bridge.recipe import Recipe
+
+    recipe = Recipe(**_take_recipe(options))
+    result = run(
+        compressed,
+        teacher=teacher,
+        output=output,
+        recipe=recipe,
+        progress=EpochLines(quiet).show,
+        **options,
+    )
+    if not result.leads:
+        return
+    if report_file is not None:
+        write_text(report_file, result.report.to_json())
+    out = console(quiet or str(report_file) == "-")
+    for line in result.summary():
+        out.print(line, markup=False)
+    out.print(f"wrote {output}", markup=False)
+
+
+@click.command("to-torch", epilog="Example: onnx-igpc to-torch small.onnx -o weights/")
+@click.argument("model", type=_PATH)
+@click.option("-o", "--output", type=_PATH, required=True, help="The folder to write into.")
+def to_torch(model: Path, output: Path) -> None:
+    """Write the weights of MODEL as a PyTorch state dict: weights.safetensors in a folder."""
+    from onnx_igpc.torch_bridge import require_torch
+
+    require_torch()
+    from onnx_igpc.model_io import load_model
+    from onnx_igpc.torch_bridge.state_files import export_state
+
+    path = export_state(load_model(model), output)
+    click.echo(f"wrote {path}")
+
+
+@click.command(
+    "from-torch", epilog="Example: onnx-igpc from-torch small.onnx weights/ -o tuned.onnx"
+)
+@click.argument("model", type=_PATH)
+@click.argument("state", type=_PATH)
+@click.option("-o", "--output", type=_PATH, required=True, help="The model to write.")
+def from_torch(model: Path, state: Path, output: Path) -> None:
+    """Write the weights in STATE (.safetensors, .pt, or what to-torch wrote) into the graph of MODEL."""
+    from onnx_igpc.torch_bridge import require_torch
+
+    check_output(output, model)
+    require_torch()
+    from onnx_igpc.model_io import load_model, save_model
+    from onnx_igpc.torch_bridge.state_files import import_state
+
+    save_model(import_state(load_model(model), state), output)
+    click.echo(f"wrote {output}")

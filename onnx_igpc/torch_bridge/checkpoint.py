@@ -1,0 +1,170 @@
+"""Checkpoints: one safetensors file with the tensors, and the rest as JSON in its header.
+
+Nothing in it is ever unpickled. It is written to a temporary file that is then renamed: a checkpoint is
+whole, or the one before it is still there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from onnx_igpc.errors import MissingExtraError, ModelError, UsageError
+from onnx_igpc.model_io import write_atomically
+
+CHECKPOINT_VERSION = 1
+_MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
+
+
+@dataclass
+class RunState:
+    """Where a run stands.
+
+    Attributes:
+        settings: What decides the run, as JSON values; a run is only resumed with the same.
+        epoch: Epochs that are complete.
+        step: Steps done in the epoch that is not.
+        sums: Of the losses and counts of these steps.
+        history: A row for each complete epoch.
+        facts: What was measured at the start of the run.
+        scaler: State of the gradient scaler of fp16.
+        seconds: Time spent so far.
+    """
+
+    settings: Mapping[str, Any]
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def checkpoint_path(output: Path) -> Path:
+    """Where the checkpoint of a run lies that writes ``output``."""
+    return output.with_name(f"{output.name}.checkpoint")
+
+
+def save_checkpoint(
+    path: Path, state: RunState, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write the weights, the optimizer's state, the random state and ``state``.
+
+    Raises:
+        UsageError: the file cannot be written.
+        MissingExtraError: safetensors is not installed.
+    """
+    tensors = {_MODEL + name: value for name, value in module.state_dict().items()}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for key, value in entries.items():
+            if value is not None:
+                tensors[f"{_OPTIMIZER}{index}/{key}"] = torch.as_tensor(value)
+    tensors[f"{_RANDOM}cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state()
+    header = {"version": CHECKPOINT_VERSION, **asdict(state)}
+    write_tensors(path, tensors, {"onnx_igpc.run": json.dumps(header)})
+
+
+def load_checkpoint(
+    path: Path, settings: Mapping[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer
+) -> RunState:
+    """Put the weights, the optimizer and the random state back as they were, and say where the run stood.
+
+    Raises:
+        UsageError: there is no checkpoint, or it is of a run with other settings.
+        ModelError: it is damaged, or not a checkpoint.
+    """
+    if not path.is_file():
+        raise UsageError(f"nothing to resume: {path} does not exist")
+    tensors, header = read_tensors(path)
+    try:
+        fields = json.loads(header["onnx_igpc.run"])
+        version = fields.pop("version")
+        state = RunState(**fields)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} is not a checkpoint of a fine-tuning run") from error
+    if version != CHECKPOINT_VERSION:
+        raise ModelError(f"{path} was written by another release of onnx-igpc")
+    _check_same_run(path, state.settings, settings)
+    try:
+        module.load_state_dict(_part(tensors, _MODEL))
+        _restore_optimizer(optimizer, _part(tensors, _OPTIMIZER))
+        torch.set_rng_state(tensors[f"{_RANDOM}cpu"])
+        if torch.cuda.is_available() and f"{_RANDOM}cuda" in tensors:
+            torch.cuda.set_rng_state(tensors[f"{_RANDOM}cuda"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} does not fit the model: {_first_line(error)}") from error
+    return state
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as a safetensors file, whole or not at all; raises as :func:`save_checkpoint`."""
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise MissingExtraError("safetensors", "torch", "writing weights") from error
+    # Tensors that share storage, or lie in another memory format, cannot be written as they are.
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    content = save(plain, dict(header or {}))
+    write_atomically(path, lambda file: file.write(content))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file on the CPU, and its header.
+
+    Raises:
+        ModelError: it is missing, or not a safetensors file.
+        MissingExtraError: safetensors is not installed.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MissingExtraError("safetensors", "torch", "reading weights") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            # clone: what is read is mapped, and the file may be replaced later.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} is not a safetensors file: {_first_line(error)}") from error
+
+
+def _check_same_run(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise UsageError(
+                f"{path} is of a run with {key} {json.dumps(old.get(key))}, not "
+                f"{json.dumps(new.get(key))}: resume it with the same settings, or --restart"
+            )
+
+
+def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

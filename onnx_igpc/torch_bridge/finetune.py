@@ -1,0 +1,252 @@
+"""Fine-tuning: ONNX in, trained in PyTorch against the original as teacher, the same ONNX graph out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.model_io import PathLike, load_model, refuse_same_file
+from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.report import RewriteReport, read_digest
+from onnx_igpc.torch_bridge.checkpoint import RunState, checkpoint_path, load_checkpoint
+from onnx_igpc.torch_bridge.distributed import World, join
+from onnx_igpc.torch_bridge.finetune_log import Progress, Reporter, RunLog, log_base
+from onnx_igpc.torch_bridge.finetune_output import (
+    check_written,
+    fold,
+    update_report,
+    write,
+    written_model,
+)
+from onnx_igpc.torch_bridge.networks import autocast
+from onnx_igpc.torch_bridge.preparation import Job, prepare
+from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.training import Trainer
+
+
+@dataclass
+class FinetuneResult:
+    """What a run gives.
+
+    Attributes:
+        model: The trained model.
+        report: Its report; ``report.finetune`` tells the run.
+        history: A row for each epoch (:data:`~onnx_igpc.torch_bridge.finetune_log.COLUMNS`).
+        leads: Whether this process is the one of the run that wrote files.
+    """
+
+    model: onnx.ModelProto
+    report: RewriteReport
+    history: list[dict[str, Any]]
+    leads: bool = True
+
+    def summary(self) -> list[str]:
+        """What came of it, in lines for a person."""
+        facts = self.report.finetune or {}
+        before, last = facts.get("val_before"), self.history[-1]
+        lines = [f"fine-tuned: loss {self.history[0]['loss']:.4g} -> {last['loss']:.4g}"]
+        if before:
+            lines += [
+                f"validation {key}: {before[key]:.2%} -> {last[f'val_{key}']:.2%}"
+                for key in ("accuracy", "agreement")
+                if before[key] is not None
+            ]
+        if check := facts.get("check"):
+            lines.append(
+                f"check: onnxruntime is within {check['relative']:.1e} of the trained module"
+            )
+        return lines
+
+
+def finetune(
+    compressed: onnx.ModelProto | PathLike,
+    *,
+    data: PathLike,
+    output: PathLike | None = None,
+    teacher: onnx.ModelProto | PathLike | None = None,
+    val: PathLike | None = None,
+    recipe: Recipe | None = None,
+    preprocessing: Preprocessing | None = None,
+    fold_batch_norm: bool = False,
+    device: str | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    log: PathLike | None = None,
+    progress: Reporter | None = None,
+) -> FinetuneResult:
+    """Train a model against the original as teacher, or with labels, and write it into the same graph.
+
+    Args:
+        compressed: A ModelProto, which is not changed, or the path of a model file; usually what
+            ``compress`` wrote, whose digest names the rewritten sites.
+        data: Training data, as :func:`~onnx_igpc.torch_bridge.data.open_training_data` takes it.
+        output: The model file to write. Beside it lie the log and, until it is written, a checkpoint.
+            None writes nothing.
+        teacher: The model that was compressed. With it, no labels are needed.
+        val: Data for validation after every epoch; it is not trained on.
+        recipe: Everything that decides the result.
+        preprocessing: How images become inputs; None takes it from the model's digest.
+        fold_batch_norm: Fold BatchNormalization into the convolutions of the written model.
+        device: ``cpu``, ``cuda``, ``cuda:N``; None takes a GPU if there is one.
+        workers: Processes that decode images; None takes as many as there are processors, at most 8,
+            and none for arrays.
+        resume: Go on from the checkpoint of a run that was stopped, with the same settings.
+        restart: Start anew although there is a checkpoint.
+        log: Where the log goes, without suffix; None takes ``<output>.finetune``.
+        progress: Called while the run goes on, in the process that leads.
+
+    Returns:
+        The trained model. It has a digest that tells the run if ``compressed`` has a digest.
+
+    Raises:
+        UsageError: options that cannot be used as given or do not go together.
+        ModelError: a model that cannot be read, was lowered for a runtime, or does not fit its teacher.
+        DataError: data that is missing, does not fit the model, or lacks labels that are needed.
+        CheckFailedError: the loss became NaN or infinite, or the written model does not compute what
+            the trained module does.
+        RunInterruptedError: SIGINT or SIGTERM came; a checkpoint was written.
+        MissingExtraError: a package is not installed.
+    """
+    target = Path(output) if output is not None else None
+    model, taught = _load(compressed), _load(teacher) if teacher is not None else None
+    _check_output(target, compressed, teacher, resume, restart)
+    digest = read_digest(model)
+    if digest is not None and digest.lowering is not None:
+        raise ModelError(
+            "the model was lowered for a runtime, which is final: fine-tune what compress wrote, "
+            "and lower the result"
+        )
+    with join(device) as world, _own_random_state(world):
+        autocast((recipe or Recipe()).amp, world.device)
+        job = prepare(
+            model, taught, digest, (data, val), recipe or Recipe(), preprocessing, world, workers
+        )
+        torch.manual_seed(job.recipe.seed)
+        state = RunState(_settings(job, model, taught))
+        checkpoint = checkpoint_path(target) if target is not None else None
+        if resume and checkpoint is not None:
+            state = load_checkpoint(checkpoint, state.settings, job.networks.student, job.optimizer)
+        trainer = _trainer(job, state, checkpoint, _log(target, log), progress)
+        _train(trainer, job, progress)
+        report = digest or RewriteReport()
+        trained = written_model(job.networks, model)
+        if fold_batch_norm:
+            trained = fold(trained, report)
+        if world.leads:
+            facts = {**trainer.facts, **state.facts, "seconds": round(state.seconds, 3)}
+            facts["check"] = check_written(job.networks, trained, job.some_batch())
+            facts["epochs"] = state.history
+            update_report(job, report, facts, taught, trained)
+            write(trained, report, digest is not None, target)
+            if trainer.log is not None:
+                trainer.log.write(facts, state.history)
+            if checkpoint is not None:
+                checkpoint.unlink(missing_ok=True)
+        world.wait()
+        return FinetuneResult(trained, report, state.history, world.leads)
+
+
+def _trainer(
+    job: Job,
+    state: RunState,
+    checkpoint: Path | None,
+    log: RunLog | None,
+    progress: Reporter | None,
+) -> Trainer:
+    assert job.recipe.epochs is not None
+    return Trainer(
+        networks=job.networks,
+        optimizer=job.optimizer,
+        recipe=job.recipe,
+        plan=job.plan,
+        epochs=job.recipe.epochs,
+        train=job.train,
+        val=job.val,
+        world=job.networks.world,
+        state=state,
+        checkpoint=checkpoint,
+        log=log,
+        facts=job.describe(),
+        report=progress,
+    )
+
+
+def _train(trainer: Trainer, job: Job, progress: Reporter | None) -> None:
+    if progress is not None and trainer.world.leads:
+        progress(Progress(0, trainer.epochs, 0, job.plan.steps, notes=job.notes))
+    if "val_before" not in trainer.state.facts:
+        trainer.state.facts["val_before"] = trainer.validate()
+    trainer.run()
+    for loader in (job.train, job.val.loader if job.val else None):
+        if loader is not None and loader.skipped:
+            listed = "; ".join(sorted(loader.skipped)[:3])
+            job.notes.append(f"{len(loader.skipped)} images cannot be read: {listed}")
+    trainer.facts["notes"] = list(job.notes)
+
+
+def _load(model: onnx.ModelProto | PathLike) -> onnx.ModelProto:
+    return model if isinstance(model, onnx.ModelProto) else load_model(model)
+
+
+def _log(target: Path | None, log: PathLike | None) -> RunLog | None:
+    if log is not None:
+        return RunLog(Path(log))
+    return RunLog(log_base(target)) if target is not None else None
+
+
+def _check_output(
+    target: Path | None,
+    compressed: onnx.ModelProto | PathLike,
+    teacher: onnx.ModelProto | PathLike | None,
+    resume: bool,
+    restart: bool,
+) -> None:
+    """Refuse to begin what cannot be written, or would lose an earlier run."""
+    if target is None:
+        if resume:
+            raise UsageError("a run without an output has no checkpoint to resume from")
+        return
+    if not target.resolve().parent.is_dir():
+        raise UsageError(f"cannot write {target}: the folder {target.parent} does not exist")
+    for model in (compressed, teacher):
+        if model is not None and not isinstance(model, onnx.ModelProto):
+            refuse_same_file(Path(model), target)
+    checkpoint = checkpoint_path(target)
+    if checkpoint.is_file() and not (resume or restart):
+        raise UsageError(
+            f"{checkpoint} is left of a run that was stopped: --resume goes on with it, --restart "
+            "starts anew"
+        )
+
+
+def _settings(
+    job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None
+) -> Mapping[str, Any]:
+    """What has to be the same when a run is resumed."""
+    return {
+        "model": _fingerprint(model),
+        "teacher": _fingerprint(teacher) if teacher is not None else None,
+        "samples": job.data.size,
+        "preprocessing": job.describe()["data"]["preprocessing"],
+        "labels": job.networks.labelled,
+        **job.recipe.to_dict(),
+        "augment": job.augmentation.describe(),
+    }
+
+
+def _fingerprint(model: onnx.ModelProto) -> str:
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _own_random_state(world: World) -> Any:
+    """A context that gives the caller's random state back."""
+    devices = [world.device.index or 0] if world.device.type == "cuda" else []
+    return torch.random.fork_rng(devices=devices)

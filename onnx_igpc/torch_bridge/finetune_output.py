@@ -1,0 +1,132 @@
+"""The end of a run: weights back into the graph, the written model checked, its report brought up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_igpc.cost import count
+from onnx_igpc.damage import measure_damage
+from onnx_igpc.errors import CheckFailedError
+from onnx_igpc.feeds import model_inputs
+from onnx_igpc.inputs import open_data
+from onnx_igpc.model_io import OpenModel, file_bytes, save_model
+from onnx_igpc.passes import FoldBatchNorm, RemoveDead
+from onnx_igpc.report import RewriteReport, write_digest
+from onnx_igpc.runtime import make_session, run_session
+from onnx_igpc.torch_bridge import from_torch
+from onnx_igpc.torch_bridge.loader import TensorBatch
+from onnx_igpc.torch_bridge.networks import Networks, as_list
+from onnx_igpc.torch_bridge.preparation import Job
+
+_TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
+_DAMAGE_SAMPLES = 512
+# What compress warns of where weights were fitted without data, or are random.
+_ADVICE = ("fine-tune before use", "train the model before use")
+
+
+def written_model(networks: Networks, model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``model`` with the trained weights and statistics."""
+    networks.student.to("cpu").eval()
+    return from_torch(networks.student, model)
+
+
+def fold(model: onnx.ModelProto, report: RewriteReport) -> onnx.ModelProto:
+    """A copy with BatchNormalization folded into the convolutions before it; listed in the report."""
+    opened = OpenModel(onnx.ModelProto())
+    opened.proto.CopyFrom(model)
+    folded = FoldBatchNorm().run(opened)
+    dead = RemoveDead(folded.orphans)
+    report.removed += dead.run(opened).changed
+    report.inputs_removed += dead.inputs_removed
+    report.folded += folded.changed
+    for site in report.sites:
+        site.nodes = [name for name in site.nodes if name not in folded.changed]
+    cost = count(opened)
+    report.totals.parameters.after, report.totals.macs.after = cost.parameters, cost.macs
+    return opened.proto
+
+
+def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch) -> dict[str, Any]:
+    """Run the written model in onnxruntime and the module in PyTorch on the same samples.
+
+    Returns:
+        ``relative``: the largest ``max|a - b| / max|b|`` of an output, b being the module's; ``bound``:
+        what it may be (1e-4, with half precision in the graph 5e-3); ``samples``.
+
+    Raises:
+        CheckFailedError: it is larger.
+    """
+    specs = model_inputs(model)
+    feeds = {
+        spec.name: tensor.numpy().astype(spec.dtype)
+        for spec, tensor in zip(specs, batch.inputs, strict=True)
+    }
+    got = list(run_session(make_session(model), feeds).values())
+    outputs = as_list(networks.student(*batch.inputs))[: len(got)]
+    bound = _TOLERANCE["float16" if _has_half(model) else "float32"]
+    worst, name = 0.0, ""
+    for output, ours, theirs in zip(model.graph.output, got, outputs, strict=True):
+        if theirs.is_floating_point():
+            apart = _relative(ours, theirs.detach().numpy())
+            if not apart <= worst:
+                worst, name = apart, output.name
+    if not worst <= bound:
+        raise CheckFailedError(
+            f"output {name!r} of the written model is {worst:.2g} of its largest value away from what "
+            f"the trained module computes, more than {bound:g}: nothing was written"
+        )
+    return {"relative": worst, "bound": bound, "samples": batch.count}
+
+
+def update_report(
+    job: Job,
+    report: RewriteReport,
+    facts: dict[str, Any],
+    teacher: onnx.ModelProto | None,
+    model: onnx.ModelProto,
+) -> None:
+    """Tell the run in the report, and replace what it made untrue: the damage and the advice to train."""
+    if report.damage is not None:
+        facts["damage_before"] = report.damage
+    report.finetune = facts
+    report.warnings = [text for text in report.warnings if not text.endswith(_ADVICE)]
+    report.notes = [text for text in report.notes if not text.startswith("the damage was measured")]
+    report.damage = None
+    data = job.val.data if job.val else job.data
+    if data.preprocessing is not None:
+        report.preprocessing = data.preprocessing.to_dict()
+    if teacher is not None:
+        source = open_data(
+            data.source, model_inputs(model), data.preprocessing, samples=_DAMAGE_SAMPLES
+        )
+        report.damage = measure_damage(teacher, model, source)
+        kind = "validation" if job.val else "training"
+        report.notes.append(f"the damage was measured on {kind} data after fine-tuning")
+
+
+def write(model: onnx.ModelProto, report: RewriteReport, digest: bool, target: Path | None) -> None:
+    """Put the report into the model if it had one, and save it whole or not at all."""
+    if digest:
+        write_digest(model, report)
+    if target is not None:
+        save_model(model, target)
+        report.totals.file_bytes.after = file_bytes(target)
+
+
+def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """max|a - b| / max|b|; infinite where shapes differ, NaN where values are."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    return float(np.abs(a - b).max(initial=0.0) / max(np.abs(b).max(initial=0.0), 1e-30))
+
+
+def _has_half(model: onnx.ModelProto) -> bool:
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    typed = [tensor.data_type for tensor in model.graph.initializer]
+    typed += [value.type.tensor_type.elem_type for value in model.graph.input]
+    return any(kind in half for kind in typed)

@@ -1,0 +1,165 @@
+"""Batches of tensors from training data, prepared by worker processes where that pays."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from onnx_igpc.errors import DataError, IgpcError
+from onnx_igpc.inputs import MAX_CORRUPT
+from onnx_igpc.preprocessing import CorruptImageError
+from onnx_igpc.torch_bridge.augment import Augmentation, Draw, EpochDraws
+from onnx_igpc.torch_bridge.data import TrainingData
+
+_Request = list[tuple[int, Draw | None]]
+_PREFETCH = 4
+
+
+@dataclass
+class TensorBatch:
+    """inputs: one tensor for each graph input, in order. labels: int64[rows] or None. count: the rows
+    that mean something; there are more only where the model fixes its batch and the data ran out.
+    skipped: why samples could not be read; others of the batch stand in for them."""
+
+    inputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor | None
+    count: int
+    skipped: list[str]
+
+
+class BatchLoader:
+    """Loads the batches that it is given as lists of indices.
+
+    rows: samples of every batch, repeated where there are fewer; None leaves them as they are.
+    workers: processes that prepare batches ahead; 0 prepares them in this one. pin: into memory from
+    which a GPU copies while it computes.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        input_names: Sequence[str],
+        augmentation: Augmentation,
+        *,
+        rows: int | None = None,
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
+        self._dataset = _Batches(data, tuple(input_names), augmentation, rows)
+        self._data = data
+        self._augmentation = augmentation
+        self._workers = workers
+        self._pin = pin
+        self.skipped: set[str] = set()
+
+    def training(
+        self, batches: Iterator[list[int]], seed: int, epoch: int
+    ) -> Iterator[TensorBatch]:
+        """Augmented batches of one epoch."""
+        draws = None
+        if self._augmentation.does_anything:
+            draws = EpochDraws(self._augmentation, self._data.size, seed, epoch)
+        return self._load([(i, draws[i] if draws else None) for i in batch] for batch in batches)
+
+    def plain(self, batches: Iterator[list[int]]) -> Iterator[TensorBatch]:
+        """Batches without augmentation."""
+        return self._load([(index, None) for index in batch] for batch in batches)
+
+    def _load(self, requests: Iterator[_Request]) -> Iterator[TensorBatch]:
+        loader: DataLoader[TensorBatch | IgpcError] = DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=requests,  # what it yields goes to __getitem__
+            worker_init_fn=_leave_signals,
+            num_workers=self._workers,
+            prefetch_factor=_PREFETCH if self._workers else None,
+            pin_memory=self._pin,
+            # The seeds of workers come from a generator: without one of its own it would be the
+            # global one, whose state Dropout reads.
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            if isinstance(batch, IgpcError):
+                raise batch
+            self.skipped.update(batch.skipped)
+            if len(self.skipped) > MAX_CORRUPT * self._data.size:
+                raise DataError(
+                    f"{self._data.source}: more than {MAX_CORRUPT:.0%} of {self._data.size} images "
+                    f"cannot be read: {'; '.join(sorted(self.skipped)[:3])}"
+                )
+            yield batch
+
+
+def _leave_signals(_: int) -> None:
+    """Ctrl-C reaches workers, too, but it is the main process that ends them, after a checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Batches(Dataset[TensorBatch | IgpcError]):
+    """Requests in, batches out; this is what workers run.
+
+    An error is a result: raised in a worker, it would come back as the text of a traceback.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        names: tuple[str, ...],
+        augmentation: Augmentation,
+        rows: int | None,
+    ) -> None:
+        self._data = data
+        self._names = names
+        self._rows = rows
+        self._augmentation = augmentation
+
+    def __getitem__(self, request: Any) -> TensorBatch | IgpcError:
+        try:
+            return self._batch(request)
+        except IgpcError as error:
+            return error
+
+    def _batch(self, request: _Request) -> TensorBatch:
+        samples: list[dict[str, np.ndarray]] = []
+        indices: list[int] = []
+        skipped: list[str] = []
+        for index, draw in request:
+            try:
+                samples.append(self._data.sample(index, self._augmentation, draw))
+            except CorruptImageError as error:
+                skipped.append(str(error))
+            else:
+                indices.append(index)
+        if not samples:
+            raise DataError(f"{self._data.source}: no image of a batch can be read: {skipped[0]}")
+        # A batch keeps its size: the gradients of several processes are averaged as equals.
+        rows = [i % len(samples) for i in range(max(len(request), self._rows or 0))]
+        inputs = tuple(
+            _stacked([samples[row][name] for row in rows], self._data.source, name)
+            for name in self._names
+        )
+        labels = None
+        if self._data.labels is not None:
+            labels = torch.from_numpy(self._data.labels[[indices[row] for row in rows]])
+        return TensorBatch(inputs, labels, len(request), skipped)
+
+
+def _stacked(values: list[np.ndarray], source: str, name: str) -> torch.Tensor:
+    shapes = {value.shape for value in values}
+    if len(shapes) > 1:
+        first, second = sorted(shapes)[:2]
+        raise DataError(
+            f"{source}: samples of {list(first)} and {list(second)} for input {name!r} cannot be "
+            "trained in one batch: give --resize and --crop"
+        )
+    stacked = np.stack(values)
+    # PyTorch computes with signed integers beyond 8 bits, as the bridge does.
+    wider = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}.get(str(stacked.dtype))
+    return torch.from_numpy(stacked if wider is None else stacked.astype(wider))

@@ -1,0 +1,272 @@
+"""Student and teacher as modules, and the objective that ties them, made ready for a device."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import nn
+
+from onnx_igpc.errors import DataError, ModelError, UsageError
+from onnx_igpc.report import RewriteReport
+from onnx_igpc.torch_bridge import to_torch
+from onnx_igpc.torch_bridge.data import TrainingData
+from onnx_igpc.torch_bridge.distributed import World
+from onnx_igpc.torch_bridge.loader import TensorBatch
+from onnx_igpc.torch_bridge.losses import (
+    Objective,
+    Scores,
+    check_pairs,
+    find_scores,
+    scale_of,
+)
+from onnx_igpc.torch_bridge.module import OnnxModule
+from onnx_igpc.torch_bridge.pairing import Pairing, check_teacher, pair_sites, with_outputs
+from onnx_igpc.torch_bridge.recipe import Recipe
+
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Networks:
+    """What a step runs.
+
+    Attributes:
+        student: The model that is trained, with the paired tensors behind its outputs.
+        teacher: The original likewise, in eval mode and without gradients; None without one.
+        objective: The loss.
+        pairing: Which sites are matched.
+        labelled: Whether labels are used, for the loss or for the accuracy.
+        notes: What a person should know about the choices made here.
+    """
+
+    student: OnnxModule
+    teacher: OnnxModule | None
+    objective: Objective
+    pairing: Pairing
+    labelled: bool
+    world: World
+    amp: str | None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._wrapped = self.world.wrap(self.student)
+
+    def set_training(self, batch_norm: bool) -> None:
+        """Training mode, in which BatchNormalization normalises by the batch; or eval mode."""
+        self.student.train(batch_norm)
+        self._wrapped.train(batch_norm)
+
+    def forward(self, batch: TensorBatch) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        """Outputs of both; gradients of the student's are averaged over the processes."""
+        return self._run(self._wrapped, batch)
+
+    def forward_plain(
+        self, batch: TensorBatch
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        """Outputs of both, by this process alone."""
+        return self._run(self.student, batch)
+
+    def _run(
+        self, student: nn.Module, batch: TensorBatch
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        inputs = [_placed(tensor, self.world.device) for tensor in batch.inputs]
+        with autocast(self.amp, self.world.device):
+            taught = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = as_list(self.teacher(*inputs))
+            return as_list(student(*inputs)), taught
+
+
+def build_networks(
+    model: ModelProto,
+    teacher: ModelProto | None,
+    digest: RewriteReport | None,
+    recipe: Recipe,
+    data: TrainingData,
+    probe: TensorBatch,
+    world: World,
+) -> Networks:
+    """Modules, pairs and objective for a model.
+
+    probe: the first samples of the data. What they go through decides which output holds class scores,
+    the scales of the losses, and which weights the loss reaches.
+
+    Raises:
+        ModelError: the teacher does not fit, or the loss reaches no weight.
+        DataError: labels are needed and missing, or are not those of the model.
+        UsageError: options that do not go together.
+    """
+    if teacher is not None:
+        check_teacher(model, teacher)
+    pairing = Pairing((), {})
+    if teacher is not None and recipe.feature_loss:
+        pairing = pair_sites(model, teacher, digest)
+    tensors = [pair.tensor for pair in pairing.pairs]
+    student = to_torch(with_outputs(model, tensors))
+    freeze(student, recipe.freeze)
+    taught = None
+    if teacher is not None:
+        taught = to_torch(with_outputs(teacher, tensors)).eval().requires_grad_(False)
+    for module in (student, taught):
+        if module is not None:
+            module.to(world.device).to(memory_format=torch.channels_last)
+    student.eval()
+    inputs = [_placed(tensor, world.device) for tensor in probe.inputs]
+    ours = as_list(student(*inputs))
+    with torch.no_grad():
+        theirs = as_list(taught(*inputs)) if taught is not None else None
+    if theirs is not None:
+        check_pairs(ours, theirs, student.output_names)
+    notes: list[str] = []
+    scores = find_scores(model, ours, probe.count, recipe.scores)
+    labelled = _labels_fit(recipe, data, scores, taught is None, notes)
+    loss = _choose_loss(recipe, data, scores, taught is not None)
+    outputs = len(model.graph.output)
+    objective = Objective(
+        loss=loss,
+        scores=scores,
+        values=_matched(ours[:outputs], scores) if taught is not None and loss != "ce" else (),
+        pairs=pairing.pairs,
+        outputs=outputs,
+        temperature=recipe.temperature,
+        label_weight=recipe.label_weight,
+        feature_weight=recipe.feature_loss,
+        scales=_scales(theirs, scores),
+    )
+    labels = probe.labels.to(world.device) if probe.labels is not None and labelled else None
+    _leave_unreached(student, objective(ours, theirs, labels).total, notes)
+    return Networks(student, taught, objective, pairing, labelled, world, recipe.amp, notes)
+
+
+def freeze(module: OnnxModule, globs: Sequence[str]) -> None:
+    """Stop the training of the weights whose ONNX name matches a glob.
+
+    Raises:
+        UsageError: a glob matches no weight, or nothing is left to train.
+    """
+    named = {module.bindings.get(path, path): p for path, p in module.named_parameters()}
+    for glob in globs:
+        found = fnmatch.filter(named, glob)
+        if not found:
+            raise UsageError(
+                f"--freeze {glob!r} matches none of the {len(named)} weights, such as "
+                f"{', '.join(sorted(named)[:3])}"
+            )
+        for name in found:
+            named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise UsageError("no weight is left to train" if globs else "the model has no weights")
+
+
+def autocast(amp: str | None, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context for mixed precision on a device; nothing without it.
+
+    Raises:
+        UsageError: fp16 on a CPU, which has no fast arithmetic for it.
+    """
+    if amp is None:
+        return contextlib.nullcontext()
+    if amp == "fp16" and device.type != "cuda":
+        raise UsageError("--amp fp16 needs a CUDA GPU: take bf16 or leave it out")
+    return torch.autocast(device.type, dtype=_PRECISIONS[amp])
+
+
+def as_list(result: Any) -> list[torch.Tensor]:
+    """What a bridged module returns, as a list in any case."""
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def _placed(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device; images with the channels innermost, the faster order for depthwise layers."""
+    tensor = tensor.to(device, non_blocking=True)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _labels_fit(
+    recipe: Recipe, data: TrainingData, scores: Scores | None, alone: bool, notes: list[str]
+) -> bool:
+    """Whether the labels of the data are those of the model; DataError where they must be."""
+    problem = label_problem(data, scores)
+    needed = recipe.loss in ("ce", "kd+ce") or (recipe.loss is None and alone)
+    if problem is None:
+        return True
+    if needed:
+        help_ = "give --teacher ORIGINAL to train without labels" if alone else "take --loss kd"
+        raise DataError(f"{problem}: {help_}")
+    if data.labels is not None:
+        notes.append(f"labels are not used: {problem}")
+    return False
+
+
+def label_problem(data: TrainingData, scores: Scores | None) -> str | None:
+    """Why the labels of data cannot be used with these class scores; None where they can."""
+    if data.labels is None:
+        return f"{data.source} has no labels (class folders, .cls files, an array 'labels')"
+    if scores is None:
+        return "no output holds class scores; name it with --scores"
+    if data.classes is not None and len(data.classes) != scores.classes:
+        return (
+            f"{data.source} has {len(data.classes)} class folders, the model {scores.classes} "
+            "classes; name the folders by class index, as 0000, 0001"
+        )
+    wrong = data.labels[(data.labels < 0) | (data.labels >= scores.classes)]
+    if wrong.size:
+        return (
+            f"label {int(wrong[0])} of {data.source} is not one of the model's {scores.classes} "
+            f"classes (0 to {scores.classes - 1})"
+        )
+    return None
+
+
+def _choose_loss(recipe: Recipe, data: TrainingData, scores: Scores | None, taught: bool) -> str:
+    loss = recipe.loss or ("kd" if taught else "ce")
+    if loss != "ce" and not taught:
+        raise UsageError(f"--loss {loss} learns from a teacher: give --teacher ORIGINAL")
+    return loss
+
+
+def _matched(outputs: Sequence[torch.Tensor], scores: Scores | None) -> tuple[int, ...]:
+    """Places of the outputs that are compared by value: those that numbers flow back from."""
+    own = scores.index if scores is not None else None
+    return tuple(i for i, value in enumerate(outputs) if i != own and value.requires_grad)
+
+
+def _scales(theirs: Sequence[torch.Tensor] | None, scores: Scores | None) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for place, value in enumerate(theirs or ()):
+        is_scores = scores is not None and place == scores.index
+        if value.is_floating_point():
+            found[place] = scale_of(scores.logits(value) if is_scores and scores else value)
+    return found
+
+
+def _leave_unreached(student: OnnxModule, total: torch.Tensor, notes: list[str]) -> None:
+    """Take weights that the loss does not depend on out of the training; ModelError if all are such."""
+    trained = [p for p in student.parameters() if p.requires_grad]
+    gradients: Sequence[torch.Tensor | None] = [None] * len(trained)
+    if total.requires_grad:
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+    unreached = [p for p, g in zip(trained, gradients, strict=True) if g is None]
+    if len(unreached) == len(trained):
+        raise ModelError(
+            "the loss does not depend on any weight: its outputs are integers, rounded, or constant"
+        )
+    for parameter in unreached:
+        parameter.requires_grad_(False)
+    if unreached:
+        names = {id(p): student.bindings.get(n, n) for n, p in student.named_parameters()}
+        listed = ", ".join(names[id(p)] for p in unreached[:3])
+        notes.append(f"{len(unreached)} weights have no part in the loss and stay: {listed}")
+
+
+def to_arrays(outputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """Outputs as numpy arrays."""
+    return [output.detach().float().cpu().numpy() for output in outputs]

@@ -1,0 +1,189 @@
+"""From what a user names to what a run needs: data, loaders, modules, optimizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from onnx_igpc.errors import DataError
+from onnx_igpc.feeds import InputSpec, model_inputs
+from onnx_igpc.model_io import PathLike
+from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.report import RewriteReport
+from onnx_igpc.torch_bridge.augment import Augmentation, parse_augmentation
+from onnx_igpc.torch_bridge.data import TrainingData, open_training_data
+from onnx_igpc.torch_bridge.distributed import World
+from onnx_igpc.torch_bridge.loader import BatchLoader, TensorBatch
+from onnx_igpc.torch_bridge.networks import Networks, build_networks, label_problem
+from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.sampling import BatchPlan
+
+_SGD_MOMENTUM = 0.9
+_MOST_WORKERS = 8
+# Samples that show shapes, scales and which weights the loss reaches.
+_PROBE = 16
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation data; ``labelled``: its labels are those of the model."""
+
+    data: TrainingData
+    loader: BatchLoader
+    labelled: bool
+
+
+@dataclass
+class Job:
+    """Everything of a run that does not change while it runs. ``recipe`` has nothing left open."""
+
+    recipe: Recipe
+    networks: Networks
+    optimizer: torch.optim.Optimizer
+    plan: BatchPlan
+    data: TrainingData
+    train: BatchLoader
+    val: Validation | None
+    augmentation: Augmentation
+    notes: list[str]
+
+    def some_batch(self) -> TensorBatch:
+        """A few samples as they are, of the validation data if there is such."""
+        data, loader = (self.val.data, self.val.loader) if self.val else (self.data, self.train)
+        return next(loader.plain(iter([list(range(min(_PROBE, data.size)))])))
+
+    def describe(self) -> dict[str, Any]:
+        """What the log and the report say about the run, as JSON values."""
+        pairing = self.networks.pairing
+        return {
+            "recipe": self.recipe.to_dict() | {"augment": self.augmentation.describe()},
+            "loss": self.networks.objective.loss,
+            "taught": self.networks.teacher is not None,
+            "data": _describe(self.data),
+            "val": _describe(self.val.data) if self.val else None,
+            "device": str(self.networks.world.device),
+            "processes": self.networks.world.size,
+            "matched_sites": [pair.site for pair in pairing.pairs],
+            "unmatched_sites": dict(pairing.unpaired),
+            "notes": list(self.notes),
+        }
+
+
+def prepare(
+    model: onnx.ModelProto,
+    teacher: onnx.ModelProto | None,
+    digest: RewriteReport | None,
+    sources: tuple[PathLike, PathLike | None],
+    recipe: Recipe,
+    preprocessing: Preprocessing | None,
+    world: World,
+    workers: int | None,
+) -> Job:
+    """Open the training and validation data and build the modules.
+
+    Raises as :func:`onnx_igpc.torch_bridge.finetune.finetune`.
+    """
+    inputs = model_inputs(model)
+    data = _open(sources[0], inputs, preprocessing, digest)
+    fixed = next((spec.fixed_batch for spec in inputs if spec.fixed_batch is not None), None)
+    if fixed is not None and data.size < fixed * world.size:
+        raise DataError(
+            f"{data.source}: {data.size} samples are fewer than the {fixed * world.size} that the "
+            "model takes at a time"
+        )
+    notes = []
+    left_open = recipe.batch_norm is None
+    recipe = recipe.resolved(fixed, data.size, world.size)
+    if left_open and recipe.batch_norm == "frozen":
+        notes.append("BatchNormalization keeps its statistics: the batch is too small for new ones")
+    assert recipe.batch_size is not None
+    plan = BatchPlan(data.size, recipe.batch_size, recipe.seed, world.rank, world.size)
+    augmentation = parse_augmentation(recipe.augment, images=data.preprocessing is not None)
+
+    def loader(source: TrainingData) -> BatchLoader:
+        return BatchLoader(
+            source,
+            [spec.name for spec in inputs],
+            augmentation,
+            rows=fixed,
+            workers=_workers(source, workers, world.size),
+            pin=world.device.type == "cuda",
+        )
+
+    train = loader(data)
+    networks = build_networks(
+        model, teacher, digest, recipe, data, _probe(train, data, recipe.seed), world
+    )
+    val = None
+    if sources[1] is not None:
+        val_data = _open(sources[1], inputs, preprocessing, digest)
+        val = Validation(val_data, loader(val_data), _labels_of(val_data, networks))
+    notes += networks.notes
+    optimizer = _optimizer(networks, recipe)
+    return Job(recipe, networks, optimizer, plan, data, train, val, augmentation, notes)
+
+
+def _open(
+    path: PathLike,
+    inputs: Sequence[InputSpec],
+    preprocessing: Preprocessing | None,
+    digest: RewriteReport | None,
+) -> TrainingData:
+    """The data, its images preprocessed as asked, or else as they were for the compression."""
+    if preprocessing is None and digest is not None and digest.preprocessing is not None:
+        preprocessing = Preprocessing.from_dict(digest.preprocessing)
+    return open_training_data(path, inputs, preprocessing)
+
+
+def _workers(source: TrainingData, asked: int | None, processes: int) -> int:
+    if asked is not None:
+        return asked
+    if source.preprocessing is None:
+        return 0  # arrays are taken from memory: handing them over would cost more
+    return min((os.cpu_count() or 1) // processes, _MOST_WORKERS)
+
+
+def _probe(loader: BatchLoader, data: TrainingData, seed: int) -> TensorBatch:
+    """A few samples from all over the data, the same for every number of processes."""
+    order = np.random.default_rng(seed).permutation(data.size)
+    return next(loader.plain(iter([order[:_PROBE].tolist()])))
+
+
+def _labels_of(val: TrainingData, networks: Networks) -> bool:
+    """Whether the labels of the validation data are used; DataError where they are needed."""
+    problem = label_problem(val, networks.objective.scores)
+    if problem and (networks.objective.loss in ("ce", "kd+ce") or val.labels is not None):
+        if networks.labelled:
+            raise DataError(f"--val: {problem}")
+        networks.notes.append(f"labels are not used: {problem}")
+    return problem is None
+
+
+def _optimizer(networks: Networks, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer over the trained weights; weight decay only for what has several dimensions."""
+    trained = [p for p in networks.student.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=recipe.learning_rate, momentum=_SGD_MOMENTUM, nesterov=True
+        )
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def _describe(data: TrainingData) -> dict[str, Any]:
+    preprocessing = data.preprocessing
+    return {
+        "source": data.source,
+        "samples": data.size,
+        "labelled": data.labels is not None,
+        "preprocessing": preprocessing.to_dict() if preprocessing else None,
+    }

@@ -1,0 +1,63 @@
+"""Which samples each step sees: seeded, the same for every number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_igpc.errors import UsageError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Batches of an epoch over ``size`` samples, and the part of each that a process takes.
+
+    A step takes ``batch_size`` samples of the shuffled data, or all of it where there are fewer.
+    What is left over after the last full batch waits for the next epoch, which is shuffled anew.
+    Process ``rank`` of ``world`` takes every ``world``-th sample of a batch, so that all processes
+    together do what one would.
+
+    Raises:
+        UsageError: a batch cannot be shared out evenly.
+    """
+
+    size: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples_per_step % self.world or self.samples_per_step < self.world:
+            raise UsageError(
+                f"a batch of {self.samples_per_step} samples cannot be shared evenly by "
+                f"{self.world} processes: choose a --batch-size that is a multiple of {self.world}, "
+                f"and not more than the {self.size} samples"
+            )
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one step, over all processes."""
+        return min(self.batch_size, self.size)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.size // self.samples_per_step
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """The indices this process takes in each step of an epoch, from step ``start`` on."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+        for step in range(start, self.steps):
+            first = step * self.samples_per_step
+            batch = order[first : first + self.samples_per_step]
+            yield batch[self.rank :: self.world].tolist()
+
+    def in_order(self, size: int) -> Iterator[list[int]]:
+        """The indices this process takes of ``size`` samples that are read once, for validation."""
+        own = range(self.rank, size, self.world)
+        each = self.samples_per_step // self.world
+        for start in range(0, len(own), each):
+            yield list(own[start : start + each])

@@ -1,0 +1,245 @@
+"""The training loop: steps, epochs, checkpoints, and stopping in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from onnx_igpc.errors import CheckFailedError, IgpcError
+from onnx_igpc.torch_bridge.checkpoint import RunState, save_checkpoint
+from onnx_igpc.torch_bridge.distributed import World
+from onnx_igpc.torch_bridge.evaluation import Tally, evaluate
+from onnx_igpc.torch_bridge.finetune_log import Progress, Reporter, RunLog
+from onnx_igpc.torch_bridge.loader import BatchLoader, TensorBatch
+from onnx_igpc.torch_bridge.networks import Networks
+from onnx_igpc.torch_bridge.preparation import Validation
+from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.sampling import BatchPlan
+from onnx_igpc.torch_bridge.schedule import learning_rate
+
+# On a GPU, looking at the loss means waiting for it: not at every step.
+_STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20}
+_REPORT_SECONDS = 0.5
+
+
+class RunInterruptedError(IgpcError):
+    """A signal stopped the run after a checkpoint; the exit code is 128 + its number, as shells have it."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+@dataclass
+class Trainer:
+    """One run over the data, from where ``state`` stands to the end.
+
+    Attributes:
+        networks: Student, teacher and objective.
+        train: Loader of the training data; ``plan`` says which samples when.
+        val: The validation data.
+        checkpoint: Where checkpoints go; None for none.
+        log: Where the log goes; None for none.
+        facts: What the JSON log says besides the rows.
+    """
+
+    networks: Networks
+    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    plan: BatchPlan
+    epochs: int
+    train: BatchLoader
+    val: Validation | None
+    world: World
+    state: RunState
+    checkpoint: Path | None = None
+    log: RunLog | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    report: Reporter | None = None
+
+    def __post_init__(self) -> None:
+        self._signal: int | None = None
+        self._started = time.monotonic() - self.state.seconds
+        self._last_report = 0.0
+        self._labelled = self.networks.labelled
+        self._scaler = torch.amp.GradScaler(
+            self.world.device.type, enabled=self.recipe.amp == "fp16"
+        )
+        if self.state.scaler:
+            self._scaler.load_state_dict(self.state.scaler)
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.plan.steps
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            CheckFailedError: the loss became NaN or infinite; the last checkpoint is from before that.
+            RunInterruptedError: SIGINT or SIGTERM came; a checkpoint was written.
+            DataError: training data cannot be read.
+        """
+        with self._listening():
+            while self.state.epoch < self.epochs:
+                self._run_epoch()
+
+    def _run_epoch(self) -> None:
+        epoch, first = self.state.epoch, self.state.step
+        self.networks.set_training(self.recipe.batch_norm == "train")
+        tally = Tally(self.networks.objective, self.world.device, self._labelled)
+        if self.state.sums:
+            tally.restore(self.state.sums)
+        batches = self.train.training(self.plan.batches(epoch, first), self.recipe.seed, epoch)
+        begun = time.monotonic()
+        for step, batch in enumerate(batches, first):
+            self._step(batch, self._rate(step), tally)
+            last = step + 1 == self.plan.steps
+            if last or not (step + 1) % _STEPS_BETWEEN_LOOKS[self.world.device.type]:
+                speed = self._speed(step + 1 - first, begun)
+                self._look(tally, step + 1, speed)
+        speed = self._speed(self.plan.steps - first, begun)
+        self._end_epoch(tally, speed)
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(
+            self.recipe, self.state.epoch * self.plan.steps + step, self.total_steps
+        )
+
+    def _step(self, batch: TensorBatch, rate: float, tally: Tally) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        student, teacher = self.networks.forward(batch)
+        labels = batch.labels
+        if labels is not None:
+            labels = labels.to(self.world.device, non_blocking=True)
+        losses = self.networks.objective(student, teacher, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self._scaler.scale(losses.total))
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        tally.add(losses, student, teacher, labels, batch.count)
+
+    def _look(self, tally: Tally, done: int, speed: float) -> None:
+        """Is the loss finite, did a signal come, is it time to say something?"""
+        finite = math.isfinite(tally.local()["loss"])
+        broken, stopped = self.world.sum([float(not finite), float(self._signal or 0)])
+        if broken:
+            self._stop_diverged()
+        self.state.step = done
+        if stopped:
+            self._stop_interrupted(tally, self._signal or signal.SIGTERM)
+        now = time.monotonic()
+        if self.report is None or not self.world.leads or now - self._last_report < _REPORT_SECONDS:
+            return
+        self._last_report = now
+        # The means of this process alone: asking the others would take their time.
+        means = tally.means(World(0, 1, self.world.device))
+        steps_left = self.total_steps - self.state.epoch * self.plan.steps - done
+        self.report(
+            Progress(
+                epoch=self.state.epoch + 1,
+                epochs=self.epochs,
+                step=done,
+                steps=self.plan.steps,
+                loss=means["loss"],
+                accuracy=means["accuracy"],
+                agreement=means["agreement"],
+                images_per_second=speed,
+                seconds_left=steps_left * self.plan.samples_per_step / max(speed, 1e-9),
+            )
+        )
+
+    def _end_epoch(self, tally: Tally, speed: float) -> None:
+        self.world.average_statistics(self.networks.student)
+        row: dict[str, Any] = {
+            "epoch": self.state.epoch + 1,
+            "step": (self.state.epoch + 1) * self.plan.steps,
+            "learning_rate": self._rate(self.plan.steps - 1),
+            **tally.means(self.world),
+        }
+        measured = self.validate()
+        if measured is not None and not math.isfinite(measured["loss"]):
+            self._stop_diverged()
+        for key in ("loss", "accuracy", "agreement"):
+            row[f"val_{key}"] = measured[key] if measured else None
+        row |= {"images_per_second": speed, "seconds": time.monotonic() - self._started}
+        self.state.history.append(row)
+        self.state.epoch, self.state.step, self.state.sums = self.state.epoch + 1, 0, {}
+        self._save()
+        if self.log is not None and self.world.leads:
+            self.log.write(self.facts, self.state.history)
+        if self.report is not None and self.world.leads:
+            epoch = self.state.epoch
+            self.report(Progress(epoch, self.epochs, self.plan.steps, self.plan.steps, row=row))
+
+    def validate(self) -> dict[str, Any] | None:
+        """Means over the validation data as it is; None without such data."""
+        if self.val is None:
+            return None
+        return evaluate(
+            self.networks.student,
+            self.networks.forward_plain,
+            self.networks.objective,
+            self.val.loader.plain(self.plan.in_order(self.val.data.size)),
+            self.world,
+            self.val.labelled,
+        )
+
+    def _save(self) -> None:
+        self.state.seconds = time.monotonic() - self._started
+        self.state.scaler = self._scaler.state_dict()
+        if self.checkpoint is not None and self.world.leads:
+            save_checkpoint(self.checkpoint, self.state, self.networks.student, self.optimizer)
+        self.world.wait()
+
+    def _speed(self, steps: int, begun: float) -> float:
+        return steps * self.plan.samples_per_step / max(time.monotonic() - begun, 1e-9)
+
+    def _stop_diverged(self) -> None:
+        kept = ""
+        if self.checkpoint is not None and self.checkpoint.is_file():
+            kept = f"; {self.checkpoint} is from the end of epoch {self.state.epoch}"
+        raise CheckFailedError(
+            f"the loss became NaN or infinite in epoch {self.state.epoch + 1}: take a smaller --lr "
+            f"than {self.recipe.learning_rate:g}{kept}"
+        )
+
+    def _stop_interrupted(self, tally: Tally, number: int) -> None:
+        self.state.sums = tally.local()
+        self._save()
+        name = signal.Signals(number).name
+        where = f"epoch {self.state.epoch + 1}, step {self.state.step} of {self.plan.steps}"
+        how = f"; --resume continues from {self.checkpoint}" if self.checkpoint else ""
+        raise RunInterruptedError(f"{name} in {where}{how}", number)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """SIGINT and SIGTERM are noted, and acted on after the step; a second one ends the process."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+        before: dict[signal.Signals, Any] = {}
+
+        def note(number: int, _: FrameType | None) -> None:
+            self._signal = number
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, note)
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
