@@ -213,6 +213,17 @@ def test_an_input_that_is_an_output_is_no_input_of_an_activation() -> None:
     assert match_activation(view, view.nodes[0].node.outputs[0]) is None
 
 
+def test_a_value_inside_that_is_an_output_belongs_to_nobody_else() -> None:
+    builder = GraphBuilder()
+    builder.input("x", [1, C, 5, 5])
+    conv = builder.conv("x", "conv", C, C)
+    builder.add("Mul", [conv, builder.add("Sigmoid", [conv], "gate")], "y")
+    builder.output("y", [1, C, 5, 5])
+    builder.output("gate", [1, C, 5, 5])
+    view = GraphView(OpenModel(builder.model()))
+    assert match_activation(view, view.nodes[0].node.outputs[0]) is None
+
+
 def test_an_activation_that_is_an_output_ends_there() -> None:
     """The values inside must not be outputs, but what the activation makes may be one."""
     found = matched(formula("x x Sigmoid Mul"), tail=False)
