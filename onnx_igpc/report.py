@@ -96,6 +96,18 @@ class SiteReport:
 
 
 @dataclass
+class Permutation:
+    """Tensors that have the channels of other tensors in another order.
+
+    ``tensors`` maps the name of each to that of the tensor it stands for, which is the original
+    model's where that has it: ``tensor = former[:, order]``.
+    """
+
+    tensors: dict[str, str]
+    order: list[int]
+
+
+@dataclass
 class Totals:
     """Counts of the whole model; ``pointwise_parameters`` of all pointwise convolutions."""
 
@@ -110,7 +122,8 @@ class RewriteReport:
     """Everything that a rewrite has to say; see the fields.
 
     ``folded``, ``merged``, ``removed``, ``inputs_removed`` and ``permuted`` list what was changed
-    outside the sites themselves. ``calibration``, ``preprocessing``, ``damage`` and ``lowering``
+    outside the sites themselves; ``permutations`` has the tensors whose channels lie in another order
+    in ``permuted`` nodes. ``calibration``, ``preprocessing``, ``damage`` and ``lowering``
     belong to steps that a plain compress does not take, and are ``None`` then.
     """
 
@@ -126,7 +139,7 @@ class RewriteReport:
     removed: list[str] = field(default_factory=list)
     inputs_removed: list[str] = field(default_factory=list)
     permuted: list[str] = field(default_factory=list)
-    permutations: dict[str, list[int]] = field(default_factory=dict)
+    permutations: list[Permutation] = field(default_factory=list)
     calibration: dict[str, Any] | None = None
     preprocessing: dict[str, Any] | None = None
     selection: dict[str, Any] | None = None
@@ -168,7 +181,8 @@ class RewriteReport:
             values = dict(data)
             totals = {key: Change(**change) for key, change in values.pop("totals").items()}
             sites = [_site(entry) for entry in values.pop("sites")]
-            return cls(totals=Totals(**totals), sites=sites, **values)
+            orders = [Permutation(**entry) for entry in values.pop("permutations")]
+            return cls(totals=Totals(**totals), sites=sites, permutations=orders, **values)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ModelError(f"the report is damaged: {error}") from error
 

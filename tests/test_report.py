@@ -12,6 +12,7 @@ from onnx_igpc.errors import ModelError
 from onnx_igpc.report import (
     DIGEST_KEY,
     Change,
+    Permutation,
     RewriteReport,
     SiteReport,
     StageReport,
@@ -24,7 +25,7 @@ from tests.helpers import pointwise_model
 def full_report() -> RewriteReport:
     report = compress(pointwise_model(40, 24), channels_per_group=8).report
     report.calibration = {"images": 12}
-    report.permutations = {"conv": [1, 0]}
+    report.permutations = [Permutation({"conv/permuted": "conv"}, [1, 0])]
     report.totals.file_bytes = Change(10, 5)
     return report
 
@@ -36,6 +37,7 @@ def test_json_round_trip() -> None:
     assert isinstance(again.sites[0], SiteReport)
     assert isinstance(again.sites[0].k, StageReport)
     assert isinstance(again.totals.macs, Change)
+    assert isinstance(again.permutations[0], Permutation)
 
 
 def test_the_fields_that_others_read() -> None:
