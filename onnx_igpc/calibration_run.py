@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from onnx_igpc.batches import Data
+from onnx_igpc.budget import learned_layouts, plan_budget
+from onnx_igpc.cost import count
 from onnx_igpc.damage import measure_damage
 from onnx_igpc.feeds import model_inputs
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.inputs import open_data
 from onnx_igpc.model_io import OpenModel
+from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.passes.base import PassResult
 from onnx_igpc.preprocessing import Preprocessing
@@ -54,6 +58,33 @@ class CalibrationRun:
         inputs = model_inputs(opened.proto)
         data = open_data(source, inputs, preprocessing, samples=samples, batch_size=_BATCH)
         return cls(original, data, sequential)
+
+    def plan(
+        self,
+        model: OpenModel,
+        group: GroupPointwise,
+        options: CompressOptions,
+        report: RewriteReport,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """Let the data choose the pass's layouts, where a budget or learned grouping asks for it.
+
+        Raises:
+            CheckFailedError: the budget cannot be reached.
+            UsageError: measurements to reuse that are those of another model.
+            DataError: as :meth:`rewrite`.
+        """
+        view = GraphView(model)
+        sites = [s for s in find_sites(view, group.site_filter) if s.kept_reason is None]
+        if options.target is not None:
+            plan = plan_budget(model, view, sites, self.data, count(model), options, progress)
+            report.selection = plan.summary
+            layouts = plan.layouts
+        elif options.grouping == "learned":
+            layouts = learned_layouts(model, view, sites, self.data, group.plan)
+        else:
+            return
+        group.plan = lambda site: layouts[site.name]
 
     def rewrite(self, model: OpenModel, group: GroupPointwise) -> PassResult:
         """Run the pass with weights and biases that are fitted to the data.

@@ -177,15 +177,6 @@ def _dense_cost(site: Options, target: Target) -> int:
     return layout.dense_weights * (site.positions if target.counts_macs else 1)
 
 
-def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no other beats in both weights and error, fewest weights first."""
-    best: list[Candidate] = []
-    for each in sorted(candidates, key=lambda one: (one.weights, one.error)):
-        if not best or each.error < best[-1].error * (1 - 1e-9):
-            best.append(each)
-    return best
-
-
 def interpolate_damage(
     errors: Sequence[float], measured: Sequence[tuple[float, float]]
 ) -> list[float]:

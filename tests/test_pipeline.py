@@ -14,7 +14,7 @@ from onnx_igpc import compress, inspect
 from onnx_igpc.cost import count
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.model_io import external_locations, file_bytes, load_model
-from onnx_igpc.pipeline import NO_DATA_WARNING, NOTHING_WARNING, RANDOM_WARNING
+from onnx_igpc.summary import NO_DATA_WARNING, NOTHING_WARNING, RANDOM_WARNING
 from tests.helpers import GraphBuilder, pointwise_model, run
 from tests.passes.graphs import copy_of
 from tests.untouched import assert_untouched
@@ -199,7 +199,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "paper and fitted": ({"form": "paper", "init": "fitted"}, "cannot be fitted"),
     "ch": ({"channels_per_group": 0}, "--ch must be at least 1, not 0"),
     "scheme": ({"scheme": "v3"}, "--scheme must be one of"),
-    "form": ({"form": "square"}, "--form must be linear or paper"),
+    "form": ({"form": "square"}, "--form must be one of linear, paper"),
     "init": ({"init": "zero"}, "--init must be"),
 }
 

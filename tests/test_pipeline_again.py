@@ -10,8 +10,8 @@ import pytest
 
 from onnx_igpc import compress, inspect
 from onnx_igpc.cost import count
-from onnx_igpc.pipeline import NOTHING_WARNING
 from onnx_igpc.report import read_digest
+from onnx_igpc.summary import NOTHING_WARNING
 from tests.helpers import pointwise_model, run
 from tests.test_pipeline import network, saved
 from tests.untouched import assert_untouched

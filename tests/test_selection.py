@@ -18,7 +18,6 @@ from onnx_igpc.selection import (
     best_within,
     choose,
     interpolate_damage,
-    pareto,
     trade_off,
 )
 
@@ -103,15 +102,6 @@ def test_the_trade_off_falls_from_the_least_cost_to_dense() -> None:
 
 def test_no_sites_cost_nothing() -> None:
     assert choose([], PARAMETERS, 0) == Choice((), 0, 0.0)
-
-
-def test_pareto_keeps_what_is_not_beaten() -> None:
-    all_of = site("x", (10, 0.5), (20, 0.6), (20, 0.3), (30, 0.3), (40, 0.1)).candidates
-    assert [(each.weights, each.error) for each in pareto(all_of)] == [
-        (10, 0.5),
-        (20, 0.3),
-        (40, 0.1),
-    ]
 
 
 @given(

@@ -1,0 +1,292 @@
+"""Planning a whole model under a budget: candidates of every site, their damage, the best choice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_igpc.batches import Data
+from onnx_igpc.calibrated_fit import corrected_bias
+from onnx_igpc.calibration import collect_moments, untapped_reason
+from onnx_igpc.cost import ModelCost
+from onnx_igpc.errors import DataError, UsageError
+from onnx_igpc.extended_layout import dense_layout
+from onnx_igpc.family import SIZES, candidate_layouts
+from onnx_igpc.family import Candidate as FittedLayout
+from onnx_igpc.fitting import igpc_matrix
+from onnx_igpc.graph_view import GraphView
+from onnx_igpc.grouping import better_grouping, learned_published
+from onnx_igpc.layout import GroupLayout
+from onnx_igpc.model_io import OpenModel, PathLike, write_atomically
+from onnx_igpc.moments import Moments, SiteStatistics
+from onnx_igpc.options import CompressOptions
+from onnx_igpc.passes.fold_batch_norm import following_batch_norm
+from onnx_igpc.selection import (
+    Candidate,
+    Options,
+    Target,
+    best_within,
+    interpolate_damage,
+    trade_off,
+)
+from onnx_igpc.sensitivity import DamageProbe
+from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.taps import Tap
+
+SENSITIVITY_VERSION = 1
+# Candidates of a site whose damage is measured; that of the others lies between.
+_MEASURED = 4
+_UNOBSERVED = "it cannot be observed on the data, so that it stays dense under a budget"
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class BudgetPlan:
+    """A layout for every site by name, and what to say of the choice in the report."""
+
+    layouts: dict[str, GroupLayout]
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_budget(
+    model: OpenModel,
+    view: GraphView,
+    sites: Sequence[PointwiseSite],
+    data: Data,
+    cost: ModelCost,
+    options: CompressOptions,
+    progress: Progress | None = None,
+) -> BudgetPlan:
+    """Choose a layout for every site so that the target holds and the predicted damage is least.
+
+    Args:
+        model: the model before the rewrite, which is not changed.
+        view: the view in which the sites were found.
+        sites: the sites that may be rewritten.
+        data: calibration data.
+        cost: of the model as it is.
+        options: target, family, grouping.
+        progress: called with (sites done, sites in all, name of the next).
+
+    Raises:
+        CheckFailedError: the target cannot be reached.
+        UsageError: measurements to reuse that belong to another model.
+        DataError: data that cannot be used.
+    """
+    assert options.target is not None
+    seen = [site for site in sites if untapped_reason(site) is None]
+    owners = _owners(seen)
+    first = [site for site in seen if owners[site.name] == site.name]
+    known = _load(options.sensitivity) if options.sensitivity else {}
+    moments = collect_moments(model, [Tap.of(site) for site in first], data)
+    probe = None if options.sensitivity else DamageProbe(model, first, data)
+    planned: list[Options] = []
+    measured: dict[str, Any] = {}
+    for number, site in enumerate(first):
+        if progress is not None:
+            progress(number, len(first), site.name)
+        fitted = _candidates(view, site, moments[Tap.of(site)], options)
+        entry = known.get(site.name) if probe is None else None
+        points = _points(site, fitted, moments[Tap.of(site)], probe, entry)
+        measured[site.name] = {"weight": _digest(site), "points": points}
+        planned.append(_options(site, fitted, points, cost))
+    if options.save_sensitivity is not None and probe is not None:
+        _save(options.save_sensitivity, probe, measured)
+    choice = best_within(planned, options.target, _fixed(planned, seen, cost, options.target))
+    layouts = {
+        each.name: each.candidates[index].layout
+        for each, index in zip(planned, choice.indices, strict=True)
+    }
+    result = {site.name: layouts[owners[site.name]] for site in seen}
+    for site in sites:
+        result.setdefault(site.name, _dense(site, _UNOBSERVED))
+    summary = {
+        "target": str(options.target),
+        "family": options.family,
+        "grouping": options.grouping,
+        "measure": probe.measure if probe else "read from a file",
+        "samples": probe.samples if probe else None,
+        "predicted_damage": choice.damage,
+        "curve": [list(point) for point in trade_off(planned, options.target)],
+        "chosen": [choice.cost / max(_dense_cost(planned, options.target), 1), choice.damage],
+        "damage_by_site": {
+            each.name: each.candidates[index].damage
+            for each, index in zip(planned, choice.indices, strict=True)
+        },
+    }
+    return BudgetPlan(result, summary)
+
+
+def learned_layouts(
+    model: OpenModel,
+    view: GraphView,
+    sites: Sequence[PointwiseSite],
+    data: Data,
+    plan: Callable[[PointwiseSite], GroupLayout],
+) -> dict[str, GroupLayout]:
+    """The planned layouts by site, their groups made of channels that belong together where that fits
+    better; as planned where the site cannot be observed.
+
+    Raises:
+        DataError: data that cannot be used.
+    """
+    layouts = {site.name: plan(site) for site in sites}
+    seen = [
+        site
+        for site in sites
+        if untapped_reason(site) is None and layouts[site.name].kept_reason is None
+    ]
+    owners = _owners(seen)
+    first = [site for site in seen if owners[site.name] == site.name]
+    moments = collect_moments(model, [Tap.of(site) for site in first], data)
+    for site in first:
+        planned = layouts[site.name]
+        norm = following_batch_norm(view, site.ref)
+        scale = norm.factor if norm is not None else None
+        weight = site.weight_matrix().astype(np.float64)
+        second = moments[Tap.of(site)].second
+        learned = learned_published(planned, weight, second, scale)
+        layouts[site.name], _, _ = better_grouping([planned, learned], weight, second, scale)
+    for site in seen:
+        layouts[site.name] = layouts[owners[site.name]]
+    return layouts
+
+
+def _candidates(
+    view: GraphView, site: PointwiseSite, moments: Moments, options: CompressOptions
+) -> list[FittedLayout]:
+    """Everything but dense, fitted; only what no other beats in weights and error."""
+    norm = following_batch_norm(view, site.ref)
+    found = candidate_layouts(
+        site.weight_matrix().astype(np.float64),
+        moments.second,
+        norm.factor if norm is not None else None,
+        SIZES if options.family == "extended" else (),
+        grouping="learned" if options.grouping == "learned" else "contiguous",
+    )
+    return [each for each in found if each.layout.kept_reason is None]
+
+
+def _points(
+    site: PointwiseSite,
+    fitted: Sequence[FittedLayout],
+    moments: Moments,
+    probe: DamageProbe | None,
+    known: Mapping[str, Any] | None,
+) -> list[list[float]]:
+    """(error, damage) of a few candidates, measured now or read."""
+    if probe is None:
+        if known is None or known.get("weight") != _digest(site):
+            raise UsageError(
+                f"--sensitivity has no measurement of {site.name!r} as it is in this model: "
+                "measure again with --save-sensitivity"
+            )
+        return [[float(error), float(damage)] for error, damage in known["points"]]
+    ordered = sorted(fitted, key=lambda each: each.error)
+    picks = np.unique(np.linspace(0, len(ordered) - 1, _MEASURED).round().astype(int))
+    statistics = SiteStatistics.unchanged(moments)
+    bias = site.bias.values() if site.bias is not None else None
+    points = []
+    for pick in picks if ordered else ():
+        each = ordered[int(pick)]
+        matrix = igpc_matrix(each.layout, each.weights)
+        offset = corrected_bias(site.weight_matrix(), matrix, bias, statistics)
+        damage = probe.damage(site, matrix, offset)
+        if not np.isfinite(damage):
+            raise DataError(f"the output is not finite when {site.name!r} is rewritten")
+        points.append([each.error, damage])
+    return points
+
+
+def _options(
+    site: PointwiseSite,
+    fitted: Sequence[FittedLayout],
+    points: Sequence[Sequence[float]],
+    cost: ModelCost,
+) -> Options:
+    """The site's candidates with dense first, whose error and damage are zero."""
+    dense = Candidate(_dense(site, "dense costs least damage within the budget"), 0.0, 0.0)
+    damages = [0.0] * len(fitted)
+    if fitted:
+        pairs = [(error, damage) for error, damage in points]
+        damages = interpolate_damage([each.error for each in fitted], pairs)
+    candidates = [
+        Candidate(each.layout, each.error, damage)
+        for each, damage in zip(fitted, damages, strict=True)
+        if each.layout.weights < dense.weights
+    ]
+    node = cost.nodes.get(site.ref.proto.output[0])
+    positions = 1
+    if node is not None and node.macs:
+        positions = max(round(node.macs / dense.weights), 1)
+    return Options(site.name, positions, (dense, *candidates))
+
+
+def _dense(site: PointwiseSite, reason: str) -> GroupLayout:
+    assert site.in_channels is not None
+    assert site.out_channels is not None
+    return dense_layout(site.in_channels, site.out_channels, reason)
+
+
+def _dense_cost(planned: Sequence[Options], target: Target) -> int:
+    return sum(each.cost(0, target) for each in planned)
+
+
+def _fixed(
+    planned: Sequence[Options], sites: Sequence[PointwiseSite], cost: ModelCost, target: Target
+) -> int:
+    """What the model costs apart from the candidates; a bias that a rewrite may add counts."""
+    if not target.whole_model:
+        return 0
+    whole = cost.macs if target.counts_macs else cost.parameters
+    added = 0
+    if not target.counts_macs:
+        added = sum(site.out_channels or 0 for site in sites if not site.has_bias)
+    return max(whole + added - _dense_cost(planned, target), 0)
+
+
+def _owners(sites: Sequence[PointwiseSite]) -> dict[str, str]:
+    """The first site with the same weight, by name: sites that share a weight share the layout."""
+    first: dict[tuple[int, str], str] = {}
+    owners = {}
+    for site in sites:
+        assert site.weight is not None
+        owners[site.name] = first.setdefault((id(site.weight.root), _digest(site)), site.name)
+    return owners
+
+
+def _digest(site: PointwiseSite) -> str:
+    return hashlib.sha256(np.ascontiguousarray(site.weight_matrix()).tobytes()).hexdigest()[:16]
+
+
+def _save(path: Path, probe: DamageProbe, measured: Mapping[str, Any]) -> None:
+    data = {
+        "version": SENSITIVITY_VERSION,
+        "measure": probe.measure,
+        "samples": probe.samples,
+        "sites": measured,
+    }
+    write_atomically(path, lambda file: file.write(json.dumps(data, indent=2).encode()))
+
+
+def _load(path: PathLike) -> Mapping[str, Any]:
+    """The measurements in a file by site.
+
+    Raises:
+        UsageError: the file cannot be read or is of another kind.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+        if data["version"] != SENSITIVITY_VERSION:
+            raise UsageError(f"--sensitivity {path} is of version {data['version']}: measure again")
+        sites: Mapping[str, Any] = data["sites"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--sensitivity {path} cannot be read: {error}") from error
+    return sites

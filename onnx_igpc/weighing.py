@@ -1,0 +1,56 @@
+"""Layouts and weights of single sites, as the options of a rewrite ask for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_igpc.fitting import (
+    IgpcWeights,
+    fit_layout,
+    igpc_matrix,
+    random_weights,
+    relative_error,
+)
+from onnx_igpc.layout import GroupedStage, GroupLayout, plan_layout
+from onnx_igpc.options import CompressOptions
+from onnx_igpc.passes.group_pointwise import Weigher
+from onnx_igpc.sites import PointwiseSite
+
+
+def published_layout(site: PointwiseSite, options: CompressOptions) -> GroupLayout:
+    """The published layout of a site."""
+    assert site.in_channels is not None
+    assert site.out_channels is not None
+    return plan_layout(
+        site.in_channels, site.out_channels, options.channels_per_group, options.scheme
+    )
+
+
+def weigher(options: CompressOptions) -> Weigher:
+    """Fitted or random weights, as the options say."""
+    if options.init == "random":
+        return lambda site, layout, scale: (
+            random_weights(layout, options.seed, site.name, options.form == "paper"),
+            None,
+        )
+    return fit_without_data
+
+
+def fit_without_data(
+    site: PointwiseSite, layout: GroupLayout, scale: np.ndarray | None
+) -> tuple[IgpcWeights, float]:
+    """The fit to the dense weight alone, and its relative error."""
+    weight = site.weight_matrix().astype(np.float64)
+    weights = fit_layout(layout, weight, filter_scale=scale)
+    return weights, relative_error(weight, igpc_matrix(layout, weights))
+
+
+def no_weights(
+    site: PointwiseSite, layout: GroupLayout, scale: np.ndarray | None
+) -> tuple[IgpcWeights, None]:
+    """Zeros, for a plan that is only counted."""
+
+    def zeros(stage: GroupedStage) -> tuple[np.ndarray, ...]:
+        return tuple(np.zeros(path.weight_shape, dtype=site.dtype) for path in stage.paths)
+
+    return IgpcWeights(zeros(layout.k), zeros(layout.l) if layout.l else None), None
