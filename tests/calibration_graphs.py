@@ -13,6 +13,7 @@ from onnx_igpc.feeds import model_inputs
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.inputs import open_data
 from onnx_igpc.model_io import OpenModel
+from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.sites import PointwiseSite, SiteFilter, find_sites
 from tests.helpers import GraphBuilder
 
@@ -41,7 +42,7 @@ class EndlessData:
         self.size = batches * shape[0]
         self.labelled = False
         self.classes: tuple[str, ...] | None = None
-        self.preprocessing = None
+        self.preprocessing: Preprocessing | None = None
         self.skipped: list[str] = []
 
     def __iter__(self) -> Iterator[Batch]:
@@ -77,7 +78,7 @@ def images(count: int, channels: int = 8, side: int = 6, seed: int = 0) -> np.nd
     generator = np.random.default_rng(seed)
     mixing = generator.standard_normal((channels, channels)) / np.sqrt(channels)
     values = generator.standard_normal((count, channels, side, side)) + 1.0
-    return np.einsum("dc,nchw->ndhw", mixing, values).astype(np.float32)
+    return np.asarray(np.einsum("dc,nchw->ndhw", mixing, values), np.float32)
 
 
 def residual_model(
@@ -111,4 +112,44 @@ def residual_model(
     graph.add("GlobalAveragePool", [x], "pooled")
     graph.add("Flatten", ["pooled"], "y")
     graph.output("y")
+    return graph.model()
+
+
+def hidden_sites_model(channels: int = 8) -> onnx.ModelProto:
+    """1x1 convolutions in each branch of an If, one in a function, one in the main graph."""
+    branches = {}
+    for name in ("then", "else"):
+        inner = GraphBuilder(seed=len(name))
+        inner.conv("x", f"{name}_conv", channels, channels)
+        inner.output(f"{name}_conv", ["batch", channels, 6, 6])
+        branches[f"{name}_branch"] = inner.graph(name)
+    graph = GraphBuilder()
+    graph.input("x", ["batch", channels, 6, 6])
+    graph.initializer("flag", np.array(True))
+    graph.add("If", ["flag"], "chosen", **branches)
+    function = onnx.helper.make_function(
+        "local",
+        "f",
+        ["u"],
+        ["v"],
+        [
+            onnx.helper.make_node(
+                "Constant",
+                [],
+                ["w"],
+                value=onnx.numpy_helper.from_array(
+                    np.random.default_rng(0)
+                    .standard_normal((channels, channels, 1, 1))
+                    .astype(np.float32)
+                ),
+            ),
+            onnx.helper.make_node("Conv", ["u", "w"], ["v"], name="inner"),
+        ],
+        [onnx.helper.make_opsetid("", 17)],
+    )
+    graph.functions.append(function)
+    graph.add("f", ["chosen"], "called", domain="local")
+    graph.conv("called", "conv", channels, 16)
+    graph.activation("conv", "y", "Relu")
+    graph.output("y", ["batch", 16, 6, 6])
     return graph.model()

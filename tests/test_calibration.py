@@ -18,6 +18,7 @@ from onnx_igpc.taps import Tap
 from tests.calibration_graphs import (
     EndlessData,
     ListData,
+    hidden_sites_model,
     images,
     opened,
     residual_model,
@@ -186,46 +187,8 @@ def test_results_are_the_same_every_time() -> None:
     assert all(np.array_equal(first[tap].second, second[tap].second) for tap in taps)
 
 
-def _model_with_hidden_sites() -> onnx.ModelProto:
-    """A site in each branch of an If, one in a function, one in the main graph."""
-    branches = {}
-    for name in ("then", "else"):
-        inner = GraphBuilder(seed=len(name))
-        inner.conv("x", f"{name}_conv", 8, 8)
-        inner.output(f"{name}_conv", ["batch", 8, 6, 6])
-        branches[f"{name}_branch"] = inner.graph(name)
-    graph = GraphBuilder()
-    graph.input("x", ["batch", 8, 6, 6])
-    graph.initializer("flag", np.array(True))
-    graph.add("If", ["flag"], "chosen", **branches)
-    function = onnx.helper.make_function(
-        "local",
-        "f",
-        ["u"],
-        ["v"],
-        [
-            onnx.helper.make_node(
-                "Constant",
-                [],
-                ["w"],
-                value=onnx.numpy_helper.from_array(
-                    np.random.default_rng(0).standard_normal((8, 8, 1, 1)).astype(np.float32)
-                ),
-            ),
-            onnx.helper.make_node("Conv", ["u", "w"], ["v"], name="inner"),
-        ],
-        [onnx.helper.make_opsetid("", 17)],
-    )
-    graph.functions.append(function)
-    graph.add("f", ["chosen"], "called", domain="local")
-    graph.conv("called", "conv", 8, 16)
-    graph.activation("conv", "y", "Relu")
-    graph.output("y", ["batch", 16, 6, 6])
-    return graph.model()
-
-
 def test_sites_that_cannot_be_tapped_say_why() -> None:
-    view = GraphView(OpenModel(_model_with_hidden_sites()))
+    view = GraphView(OpenModel(hidden_sites_model()))
     reasons = {site.name: untapped_reason(site) for site in find_sites(view)}
     assert reasons["conv_node"] is None
     assert "its input lies in the function" in str(reasons["inner"])
