@@ -211,6 +211,10 @@ def _compress(
     doubt = shape_doubt(opened) if checked else None
     size = file_bytes(opened.path, opened.proto) if opened.path else opened.proto.ByteSize()
     digest = read_digest(opened.proto)
+    if digest is not None and digest.lowering:
+        raise UsageError(
+            f"{opened.name} was lowered for a runtime, which is final: compress the model before that"
+        )
     taken = {name: site.name for site in digest.rewritten for name in site.nodes} if digest else {}
     report = RewriteReport(options=options.as_dict(), notes=list(before.notes))
     report.input_shapes = {name: list(shape) for name, shape in before.input_shapes.items()}
@@ -248,6 +252,8 @@ def _compress(
     if calibration and changed:
         calibration.fill(report, opened)
     add_warnings(report, options, changed, digest)
+    if digest is not None:
+        report.inherit(digest)
     if checked and changed:
         report.checks = {**check_graph(interface, opened, doubt), **report.checks}
     if changed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import onnx
@@ -157,6 +158,18 @@ class RewriteReport:
     def kept(self) -> list[SiteReport]:
         return [site for site in self.sites if not site.rewritten]
 
+    def inherit(self, earlier: RewriteReport) -> None:
+        """Take over what an earlier run on the same model said and this one does not say anew.
+
+        The earlier run's damage is not that of this one, and is left out.
+        """
+        self.calibration = self.calibration or earlier.calibration
+        self.preprocessing = self.preprocessing or earlier.preprocessing
+        self.permutations = [*earlier.permutations, *self.permutations]
+        for name in ("folded", "merged", "permuted", "removed", "inputs_removed"):
+            before = getattr(earlier, name)
+            setattr(self, name, [*before, *(x for x in getattr(self, name) if x not in before)])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dictionaries, strings and numbers."""
         return asdict(self)
@@ -231,9 +244,17 @@ def read_digest(model: onnx.ModelProto) -> RewriteReport | None:
 
 
 def write_digest(model: onnx.ModelProto, report: RewriteReport) -> None:
-    """Store the report in the model's metadata, without file sizes: those depend on it."""
+    """Store the report in the model's metadata.
+
+    Left out is what would make equal runs write different bytes or tell of the machine: the file's own
+    size, times, and the folder that the calibration data lay in.
+    """
     data = report.to_dict()
     data["totals"]["file_bytes"] = asdict(Change())
+    if data["calibration"]:
+        data["calibration"].pop("seconds", None)
+        if isinstance(source := data["calibration"].get("source"), str):
+            data["calibration"]["source"] = PurePath(source).name
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for entry in model.metadata_props:
         if entry.key == DIGEST_KEY:

@@ -92,7 +92,7 @@ BREAKS: list[Damage] = [
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_what_is_right_passes(dtype: type[np.generic]) -> None:
     text = check_sites(*rewritten(dtype=dtype))
-    assert text.startswith("1 of 1 compute M x + b (largest deviation ")
+    assert text.startswith("1 of 1 compute M x + b (deviation below ")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

@@ -1,0 +1,225 @@
+"""Accuracy before any training: every method at equal pointwise parameters, on the same images.
+
+``python benchmarks/accuracy.py MODEL --calibration IMAGES --validation LABELLED`` compresses MODEL
+under each target with the product's budget, then with other methods at the same numbers of weights
+per layer (SVD) or in total (published layouts), fits all on the same calibration images and compares
+them on the validation images. Preprocessing options are those of ``onnx-igpc verify``.
+
+Methods: ``budget`` (extended family, sizes chosen by measured damage); ``svd`` and ``svd-plain``
+(activation-weighted low rank with the budget's weights in every layer, fitted in sequence and not);
+``v2``, ``v2-plain``, ``v2-learned`` (published V2 at one number of channels per group: in sequence,
+not in sequence, with learned groups), whose weights come as near to the target as they can from above.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import onnx_igpc
+from onnx_igpc.calibration_run import CalibrationRun
+from onnx_igpc.cli_support import preprocessing_options, read_preprocessing
+from onnx_igpc.cost import count
+from onnx_igpc.extended_layout import dense_layout, low_rank_layout
+from onnx_igpc.graph_view import GraphView
+from onnx_igpc.layout import GroupLayout, plan_layout
+from onnx_igpc.model_io import open_model, save_model
+from onnx_igpc.passes import GroupPointwise, RemoveDead
+from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.sites import PointwiseSite, find_sites
+from onnx_igpc.verify import verify
+from onnx_igpc.weighing import fit_without_data
+
+METHODS = ("budget", "svd", "svd-plain", "v2", "v2-plain", "v2-learned")
+_CHANNELS = tuple(range(2, 257, 2))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one target; shares and accuracies from 0 to 1."""
+
+    target: float
+    method: str
+    share: float
+    parameters: int
+    macs: int
+    top1: float | None
+    agreement: float
+    seconds: float
+    note: str = ""
+
+
+class Bench:
+    """Runs methods on one model with one set of images."""
+
+    def __init__(
+        self,
+        model: Path,
+        calibration: Path,
+        validation: Path,
+        preprocessing: Preprocessing | None,
+        samples: int,
+        folder: Path,
+    ) -> None:
+        self.model = model
+        self.calibration = calibration
+        self.validation = validation
+        self.preprocessing = preprocessing
+        self.samples = samples
+        self.folder = folder
+        sites = [s for s in find_sites(GraphView(open_model(model))) if s.kept_reason is None]
+        self.shapes = {s.name: (s.in_channels or 0, s.out_channels or 0) for s in sites}
+        self.dense = sum(c * f for c, f in self.shapes.values())
+
+    def compressed(self, **options: Any) -> tuple[Path, dict[str, int]]:
+        """What the product's own compress writes, and the weights it leaves in every site."""
+        result = onnx_igpc.compress(
+            self.model,
+            calibration=self.calibration,
+            preprocessing=self.preprocessing,
+            samples=self.samples,
+            **options,
+        )
+        path = self.folder / "model.onnx"
+        result.save(path)
+        weights = {name: c * f for name, (c, f) in self.shapes.items()}
+        for site in result.report.rewritten:
+            weights[site.name] = sum(stage.weights for stage in (site.k, site.l) if stage)
+        return path, weights
+
+    def planned(
+        self, plan: Callable[[PointwiseSite], GroupLayout], sequential: bool
+    ) -> tuple[Path, dict[str, int]]:
+        """As :meth:`compressed` with a layout of our own for every site."""
+        opened = open_model(self.model)
+        run = CalibrationRun.open(
+            self.model, opened, self.calibration, self.preprocessing, self.samples, sequential
+        )
+        group = GroupPointwise(plan, fit_without_data)
+        RemoveDead(run.rewrite(opened, group).orphans).run(opened)
+        path = self.folder / "model.onnx"
+        save_model(opened, path)
+        weights = {name: c * f for name, (c, f) in self.shapes.items()}
+        for rewrite in group.rewrites:
+            if rewrite.layout is not None:
+                weights[rewrite.site.name] = rewrite.layout.weights
+        return path, weights
+
+    def row(self, target: float, method: str, run: Callable[[], Any], note: str = "") -> Row:
+        """Run a method and measure what it wrote."""
+        started = time.perf_counter()
+        path, weights = run()
+        seconds = time.perf_counter() - started
+        found = verify(
+            self.model, path, data=self.validation, preprocessing=self.preprocessing
+        ).classifier
+        if found is None:
+            raise click.ClickException("the model has no class scores to compare by")
+        cost = count(open_model(path))
+        top1 = found.candidate.top1 if found.candidate else None
+        share = sum(weights.values()) / self.dense
+        self.weights = weights
+        return Row(
+            target, method, share, cost.parameters, cost.macs, top1, found.agreement, seconds, note
+        )
+
+    def svd(self, weights: dict[str, int], site: PointwiseSite) -> GroupLayout:
+        """Low rank with no more weights than the budget left in this site."""
+        C, F = self.shapes[site.name]
+        rank = weights[site.name] // (C + F)
+        if weights[site.name] >= C * F or rank < 1:
+            return dense_layout(C, F, "dense in the budget")
+        return low_rank_layout(C, F, rank)
+
+    def channels_for(self, share: float) -> int:
+        """The least channels per group of V2 whose weights are no fewer than the share."""
+        for ch in _CHANNELS:
+            total = sum(_published_weights(c, f, ch) for c, f in self.shapes.values())
+            if total >= share * self.dense:
+                return ch
+        return _CHANNELS[-1]
+
+
+def _published_weights(C: int, F: int, ch: int) -> int:
+    layout = plan_layout(C, F, ch)
+    return min(layout.weights, C * F)
+
+
+def run_target(bench: Bench, target: float, methods: Sequence[str]) -> list[Row]:
+    """All methods at one target; the budget first, since SVD takes its weights per layer."""
+    spec = f"pointwise-parameters={100 * target:g}%"
+    rows = [bench.row(target, "budget", lambda: bench.compressed(target=spec))]
+    budget = dict(bench.weights)
+    ch = bench.channels_for(target)
+    note = f"ch {ch}"
+    runs: dict[str, tuple[Callable[[], Any], str]] = {
+        "svd": (lambda: bench.planned(lambda s: bench.svd(budget, s), True), ""),
+        "svd-plain": (lambda: bench.planned(lambda s: bench.svd(budget, s), False), ""),
+        "v2": (lambda: bench.compressed(channels_per_group=ch), note),
+        "v2-plain": (lambda: bench.compressed(channels_per_group=ch, sequential=False), note),
+        "v2-learned": (lambda: bench.compressed(channels_per_group=ch, grouping="learned"), note),
+    }
+    for method in methods:
+        if method != "budget":
+            run, text = runs[method]
+            rows.append(bench.row(target, method, run, text))
+            click.echo(_line(rows[-1]), err=True)
+    return rows
+
+
+def _line(row: Row) -> str:
+    top1 = "" if row.top1 is None else f"{100 * row.top1:.1f}"
+    return (
+        f"| {100 * row.target:g} % | {row.method} {row.note} | {100 * row.share:.1f} % | "
+        f"{row.parameters:,} | {row.macs:,} | {top1} | {100 * row.agreement:.1f} | "
+        f"{row.seconds:.0f} |"
+    )
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--calibration", type=click.Path(path_type=Path), required=True)
+@click.option("--validation", type=click.Path(path_type=Path), required=True)
+@click.option("--samples", type=int, default=512, show_default=True)
+@click.option("--share", "shares", type=float, multiple=True, default=(60.0, 40.0, 25.0))
+@click.option("--method", "methods", type=click.Choice(METHODS), multiple=True, default=METHODS)
+@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@preprocessing_options
+def main(
+    model: Path,
+    calibration: Path,
+    validation: Path,
+    samples: int,
+    shares: tuple[float, ...],
+    methods: tuple[str, ...],
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    """Compare methods at equal pointwise parameters, before any training."""
+    preprocessing = read_preprocessing(options)
+    original = verify(model, model, data=validation, preprocessing=preprocessing).classifier
+    before = original.original.top1 if original and original.original else float(np.nan)
+    click.echo(f"original: top-1 {100 * before:.1f}\n")
+    click.echo("| target | method | left | parameters | MACs | top-1 | agreement | seconds |")
+    click.echo("|---|---|--:|--:|--:|--:|--:|--:|")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(model, calibration, validation, preprocessing, samples, Path(folder))
+        for share in shares:
+            rows += run_target(bench, share / 100.0, methods)
+    for row in rows:
+        click.echo(_line(row))
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+
+
+if __name__ == "__main__":
+    main()
