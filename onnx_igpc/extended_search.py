@@ -35,6 +35,8 @@ _POLISH_ROUNDS = 60
 _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
 _REFITS, _REFITS_AT, _LEAST_REFITS = 40, 128, 5
+# Layers with more channels or filters than this are searched with less care.
+_LARGE = 256
 
 
 @dataclass
@@ -62,6 +64,8 @@ class ExtendedSearch:
         l_counts: numbers of groups of L to try with a dense K, besides one; their filters are
             permuted, so that the layer's output must be put back into order.
         grouping: whether channels and filters are grouped by what fits or as they come.
+
+    ``polished_trials`` is how many trials of one size are worth polishing.
     """
 
     def __init__(
@@ -84,6 +88,8 @@ class ExtendedSearch:
         larger = max(self.C, self.F)
         refits = int(_REFITS * min(1.0, (_REFITS_AT / larger) ** 1.5))
         self._refits = max(refits, _LEAST_REFITS)
+        self._rounds = 2 if larger <= _LARGE else 1
+        self.polished_trials = 2 if larger <= _LARGE else 1
 
     def trials(self, budgets: Sequence[int]) -> list[list[Trial]]:
         """For each budget of weights, in ascending order, the trials that keep to it."""
@@ -172,13 +178,16 @@ class ExtendedSearch:
         ranks = [0] * len(columns)
         found: list[list[Trial]] = []
         for budget in budgets:
-            gains = [problem.directions(group).gains for group in range(len(columns))]
-            grown = _grow(ranks, gains, costs, most, budget)
+            known = [
+                problem.directions(group).gains if gains is None else gains
+                for group, gains in enumerate(problem.gains)
+            ]
+            grown = _grow(ranks, known, costs, most, budget)
             if not any(grown):
                 found.append([])
                 continue
             ranks = grown
-            error = problem.solve(ranks, 0.0, 2)
+            error = problem.solve(ranks, 0.0, self._rounds)
             kept = problem.with_columns(columns, problem.K)
             found.append([Trial(kept, list(ranks), error)])
         return found

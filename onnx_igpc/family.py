@@ -29,13 +29,14 @@ CHANNELS_PER_GROUP = (4, 8, 12, 16, 24, 32, 64, 128)
 K_GROUPS = (2, 4, 8)
 L_GROUPS = (2, 4)
 
-_POLISHED = 2
-# A rough fit's error is up to 20 % above that of the full one. A published layout is fitted in full
-# where roughly fitted it is not further than this behind the extended family, or behind its better
-# grouping.
-_ROUGH_TOLERANCE = 1e-2
-_PROMISING = 1.3
-_CLOSE = 1.05
+# A rough fit's error is up to 30 % above that of the full one. A published layout is fitted in full
+# where the rough fit of its better grouping is not further than this behind the extended family.
+_ROUGH_TOLERANCE = 3e-2
+_PROMISING = 1.35
+# Both groupings are fitted in full where their rough fits are this close.
+_CLOSE = 1.1
+# Groups of fewer channels than this part leave so much error that a rough fit says enough.
+_MOST_GROUPS = 32
 
 
 class Candidate(NamedTuple):
@@ -91,8 +92,8 @@ def candidate_layouts(
     with threadpool_limits(1):
         l_counts = L_GROUPS if permute_filters else ()
         search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, l_counts, grouping)
-        found = _extended(search, budgets, scale, tolerance)
         layer = _Layer(weight, moments, scale, tolerance)
+        found = _extended(search, budgets, layer)
         found += _published(layer, channels_per_group, grouping, found)
     return [*_front(each for each in found if each.layout.weights < C * F), dense]
 
@@ -113,23 +114,21 @@ def _positive_scale(filter_scale: np.ndarray | None, F: int) -> np.ndarray:
     return np.maximum(scale / max(float(scale.max()), 1e-300), 1e-4)
 
 
-def _extended(
-    search: ExtendedSearch, budgets: Sequence[int], scale: np.ndarray, tolerance: float
-) -> list[Candidate]:
+def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> list[Candidate]:
     """The best trial of each budget."""
-    total = max(search.low_rank.total, 1e-300)
     found = []
     for trials in search.trials(budgets):
-        leading = sorted(trials, key=lambda trial: trial.error)[:_POLISHED]
+        leading = sorted(trials, key=lambda trial: trial.error)[: search.polished_trials]
         # Low rank is exact: it stays in, whatever a rough trial says.
         leading += [trial for trial in trials if _is_low_rank(trial)]
         if not leading:
             continue
         best = min(
-            (search.polished(trial, tolerance) for trial in leading), key=lambda trial: trial.error
+            (search.polished(trial, layer.tolerance) for trial in leading),
+            key=lambda trial: trial.error,
         )
-        layout, weights = search.layout(best, scale)
-        found.append(Candidate(layout, weights, best.error / total))
+        layout, weights = search.layout(best, layer.scale)
+        found.append(layer.candidate(layout, weights))
     return found
 
 
@@ -152,22 +151,16 @@ def _published(
             continue
         layouts = [layout]
         if grouping == "learned":
-            layouts.append(learned_published(layout, layer.weight, layer.moments, layer.scale))
-        rough = [layer.fitted(each, _ROUGH_TOLERANCE) for each in layouts]
-        if layout.l is None:
-            found += rough
-            continue
+            learned = learned_published(layout, layer.weight, layer.moments, layer.scale)
+            layouts.insert(0, learned)
         rival = best_within(extended, layout.weights)
-        limit = _CLOSE * min(each.error for each in rough)
-        limit = limit if rival is None else min(limit, _PROMISING * rival.error)
-        promising = [each.layout for each in rough if each.error <= limit]
-        found += [layer.fitted(each, layer.tolerance) for each in promising]
+        found += layer.promising(layouts, None if rival is None else _PROMISING * rival.error)
     return found
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """What layouts are fitted to; ``scale`` is d."""
+    """What layouts are fitted to, and how well; ``scale`` is d."""
 
     weight: np.ndarray
     moments: np.ndarray | None
@@ -176,8 +169,24 @@ class _Layer:
 
     def fitted(self, layout: GroupLayout, tolerance: float) -> Candidate:
         given = (self.weight, self.moments, self.scale)
-        weights = fit_layout(layout, *given, tolerance=tolerance)
-        return Candidate(layout, weights, fit_error(layout, weights, *given))
+        return self.candidate(layout, fit_layout(layout, *given, tolerance=tolerance))
+
+    def candidate(self, layout: GroupLayout, weights: IgpcWeights) -> Candidate:
+        error = fit_error(layout, weights, self.weight, self.moments, self.scale)
+        return Candidate(layout, weights, error)
+
+    def promising(self, layouts: Sequence[GroupLayout], limit: float | None) -> list[Candidate]:
+        """Groupings of one published layout, if the first is roughly within the limit: the best."""
+        rough: list[Candidate] = []
+        for layout in layouts:
+            rough.append(self.fitted(layout, _ROUGH_TOLERANCE))
+            if limit is not None and rough[0].error > limit:
+                return []
+        close = _CLOSE * min(each.error for each in rough)
+        near = [each for each in rough if each.error <= close]
+        if layouts[0].l is None or layouts[0].k.groups > _MOST_GROUPS:
+            return near
+        return [self.fitted(each.layout, self.tolerance) for each in near]
 
 
 def _front(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -78,8 +78,7 @@ def fit_layout(
             )
             problem.start()
             problem.solve(tolerance, _MAX_SWEEPS)
-            K = problem.K
-            L = problem.A - np.eye(len(target)) if layout.has_sum else problem.A
+            K, L = problem.K, problem.L
         else:
             scaled = target * scale[:, None]
             K, L = fit_without_sum(scaled, moments, k_groups, l_groups, tolerance, _MAX_SWEEPS)

@@ -62,7 +62,7 @@ def learned_columns(
     plain = ProjectionProblem(target, moments, contiguous_groups(sizes))
     clustered = plain.with_columns(balanced_clusters(affinity, sizes), [])
     for problem in (plain, clustered):
-        problem.solve(ranks, 1e-3, _MAX_ROUNDS)
+        problem.solve(ranks, 1e-2, _MAX_ROUNDS)
     best = min((clustered, plain), key=ProjectionProblem.objective)
     return [np.sort(each) for each in search_groups(best, ranks, refits).columns]
 

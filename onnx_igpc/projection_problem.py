@@ -53,6 +53,9 @@ class ProjectionProblem:
         target: T, the dense weight with each filter times its scale, shape (F, C), float64.
         moments: S, shape (C, C), or ``None`` for the identity.
         columns: the input channels of each group of K.
+
+    ``K`` has the rows of each group, shape (rows, channels of the group), and ``gains`` what each
+    direction of a group was worth when the group last had its turn (``None`` before that).
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class ProjectionProblem:
         self.columns = [np.asarray(each) for each in columns]
         self.K = [np.zeros((0, len(each))) for each in self.columns]
         self._KS = [np.zeros((0, C)) for _ in self.columns]
+        self.gains: list[np.ndarray | None] = [None] * len(self.columns)
         everything = np.concatenate(self.columns)
         disjoint = len(np.unique(everything)) == len(everything)
         self._separable = len(self.columns) == 1 or (self._plain and disjoint)
@@ -127,6 +131,7 @@ class ProjectionProblem:
         Rows that can add nothing, because the group has too few directions, are zero.
         """
         found = self.directions(group)
+        self.gains[group] = found.gains
         rows = np.zeros((count, len(self.columns[group])))
         chosen = found.rows[:count]
         rows[: len(chosen)] = chosen
