@@ -6,6 +6,7 @@ if __name__ != "onnx_igpc.passes":
         "the bare name would load a second copy of every class"
     )
 
+from onnx_igpc.passes.absorb_gathers import AbsorbGathers
 from onnx_igpc.passes.base import Pass, PassResult, Pipeline
 from onnx_igpc.passes.fold_batch_norm import FoldBatchNorm
 from onnx_igpc.passes.group_pointwise import GroupPointwise
@@ -13,6 +14,7 @@ from onnx_igpc.passes.merge_gathers import MergeGathers
 from onnx_igpc.passes.remove_dead import RemoveDead
 
 __all__ = [
+    "AbsorbGathers",
     "FoldBatchNorm",
     "GroupPointwise",
     "MergeGathers",

@@ -1,0 +1,43 @@
+"""Orders of channels: permutations, and what they do to blocks of consecutive channels.
+
+An order is a permutation p of the channels of a tensor t; the reordered tensor is ``t[:, p]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Order = tuple[int, ...]
+
+
+def is_order(indices: Sequence[int]) -> bool:
+    """Whether ``indices`` has each number from 0 to its length less one exactly once."""
+    return sorted(indices) == list(range(len(indices)))
+
+
+def is_identity(order: Sequence[int]) -> bool:
+    """Whether nothing moves."""
+    return list(order) == list(range(len(order)))
+
+
+def block_order(order: Sequence[int], blocks: int) -> Order | None:
+    """The order of ``blocks`` equal blocks of channels, if every block stays together.
+
+    Entry b says which block lies in place b; within the blocks channels may lie in any order.
+    ``None`` if the order takes channels from one block to several, or the blocks cannot be equal.
+    """
+    size, left = divmod(len(order), blocks)
+    if left or not size:
+        return None
+    placed = []
+    for start in range(0, len(order), size):
+        sources = {channel // size for channel in order[start : start + size]}
+        if len(sources) > 1:
+            return None
+        placed.append(sources.pop())
+    return tuple(placed)
+
+
+def spread_order(blocks: Sequence[int], size: int) -> Order:
+    """The order of channels that moves whole blocks of ``size`` as ``blocks`` says."""
+    return tuple(block * size + offset for block in blocks for offset in range(size))

@@ -1,0 +1,73 @@
+"""Checking that a model computes what it did before its channels were reordered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+
+from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError
+from onnx_igpc.feeds import random_inputs, session_inputs
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
+
+# Sums may be added up in another order, which a deep network can amplify; channels that were
+# mistaken for others deviate by about the whole value.
+TOLERANCE = 1e-2
+
+
+def snapshot(model: OpenModel) -> OpenModel:
+    """The model as it is now; external data is not copied."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    return replace(model, proto=proto)
+
+
+def check_reordered(before: OpenModel, after: OpenModel) -> str:
+    """Run both models on the same random inputs and compare all outputs of floats; says so in words.
+
+    A model that onnxruntime cannot run on random inputs is not compared.
+
+    Raises:
+        CheckFailedError: an output deviates by more than 1e-2 of its largest value.
+    """
+    try:
+        import_onnxruntime("checking reordered channels")
+        first = make_session(before, threads=1)
+        feeds = random_inputs(session_inputs(first))
+        expected = run_session(first, feeds)
+    except MissingExtraError:
+        return "not run: onnxruntime is not installed"
+    except IgpcError as reason:
+        return f"not run: {reason}"
+    try:
+        found = run_session(make_session(after, threads=1), feeds)
+    except IgpcError as problem:
+        raise CheckFailedError(
+            f"the model with reordered channels cannot be run ({problem}): please report this"
+        ) from problem
+    worst = 0.0
+    for name, values in expected.items():
+        deviation = _deviation(np.asarray(values), np.asarray(found[name]))
+        if not deviation <= TOLERANCE:
+            raise CheckFailedError(
+                f"output {name!r} deviates by {deviation:.1e} after channels were reordered: "
+                "please report this"
+            )
+        worst = max(worst, deviation)
+    return f"same outputs as in the original order (largest deviation {worst:.1e})"
+
+
+def _deviation(expected: np.ndarray, found: np.ndarray) -> float:
+    """max |found - expected| / max |expected| where both are finite; infinite for another shape."""
+    if expected.dtype.kind != "f":
+        return 0.0
+    if expected.shape != found.shape:
+        return float("inf")
+    seen = np.isfinite(expected) & np.isfinite(found)
+    if not seen.any():
+        return 0.0
+    wide = expected[seen].astype(np.float64)
+    scale = float(np.abs(wide).max()) or 1.0
+    return float(np.abs(found[seen].astype(np.float64) - wide).max()) / scale
