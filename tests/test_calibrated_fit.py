@@ -10,9 +10,12 @@ from onnx_igpc.calibrated_fit import (
     corrected_bias,
     effective_target,
     fit_calibrated,
+    scale_filters,
+    variance_gains,
 )
-from onnx_igpc.fitting import fit_layout, igpc_matrix, relative_error
-from onnx_igpc.layout import plan_layout
+from onnx_igpc.extended_layout import extended_layout, low_rank_layout
+from onnx_igpc.fitting import fit_layout, igpc_matrix, random_weights, relative_error
+from onnx_igpc.layout import GroupLayout, plan_layout
 from onnx_igpc.moments import Moments, PairAccumulator, SiteStatistics
 
 C, F, POSITIONS = 12, 12, 4000
@@ -111,6 +114,41 @@ def test_filter_scale_decides_which_filters_count() -> None:
         M = igpc_matrix(layout, fit_calibrated(layout, W, None, statistics, each).weights)
         errors.append(relative_error(W[:3], M[:3], statistics.second))
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        plan_layout(12, 12, 4),
+        plan_layout(12, 10, 5),
+        plan_layout(13, 11, 4),
+        plan_layout(12, 30, 4),
+        plan_layout(8, 16, 4, "v1"),
+        plan_layout(16, 8, 4, "v1"),
+        low_rank_layout(12, 9, 4),
+        extended_layout(12, 12, [(tuple(range(7)), 4), (tuple(range(7, 12)), 3)], 1),
+    ],
+    ids=["even", "replicated", "uneven", "wide", "v1-wide", "v1", "low-rank", "extended"],
+)
+def test_filters_are_scaled_in_every_layout(layout: GroupLayout) -> None:
+    weights = random_weights(layout, 0, "site", False)
+    gains = np.random.default_rng(0).uniform(0.5, 2.0, layout.out_channels)
+    scaled = igpc_matrix(layout, scale_filters(layout, weights, gains))
+    expected = gains[:, np.newaxis] * igpc_matrix(layout, weights)
+    np.testing.assert_allclose(scaled, expected, atol=1e-12)
+
+
+def test_variance_comes_half_way_back() -> None:
+    x, damaged = _pair(noise=2.0)
+    W, layout, statistics = _weight(), plan_layout(C, F, 4), _statistics(x, damaged)
+    target, metric = effective_target(W, statistics)
+    bare = igpc_matrix(layout, fit_layout(layout, target, metric))
+    M = igpc_matrix(layout, fit_calibrated(layout, W, None, statistics).weights)
+    wanted, shrunk, made = (W @ x).std(axis=1), (bare @ damaged).std(axis=1), (M @ damaged).std(1)
+    assert (shrunk < wanted).all()
+    np.testing.assert_allclose(made, np.sqrt(wanted * shrunk), rtol=1e-6)
+    gains = variance_gains(W, np.zeros_like(W), statistics)
+    assert np.array_equal(gains, np.ones(F))
 
 
 def test_corrected_bias_takes_any_matrix() -> None:
