@@ -111,7 +111,7 @@ class ChannelRegion:
                 raise CannotReorderError(f"'{current.name}' is an input of the graph")
             for ref in (producer, *self.view.consumers(current)):
                 if ref.scope.holder is not self.scope.holder:
-                    raise CannotReorderError(f"{label(ref)} reads it in a sub-graph")
+                    raise CannotReorderError(f"{label(ref)} lies in another scope")
                 self.nodes[id(ref.node)] = ref
                 self.operators.rule(ref).relate(self, ref)
 

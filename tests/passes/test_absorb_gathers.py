@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[Layers, str]] = {
     ),
     "two outputs": (second_output, "MaxPool 'pool' has a second output"),
     "run time": (runtime_weight, "Conv 'dw_node' has no constant weight"),
-    "a branch": (in_branch, "reads it in a sub-graph"),
+    "a branch": (in_branch, "lies in another scope"),
     "own gather": (
         lambda b, x: b.add("Gather", [x, ints(b, "own", *range(C))], "own_g", axis=1),
         "Gather 'own_g_node' is the model's own",
@@ -226,7 +226,7 @@ def test_channels_that_are_padded_or_resized() -> None:
     for node, values in (("Pad", ints), ("Resize", floats)):
         builder = start()
         numbers = (0, 3, 0, 0, 0, -3, 0, 0) if node == "Pad" else (1, 0.5, 1, 1)
-        setting = values(builder, "setting", *numbers)  # type: ignore[operator]
+        setting = values(builder, "setting", *numbers)
         inputs = ["origin", setting] if node == "Pad" else ["wide", "", setting]
         if node == "Resize":
             builder.conv("origin", "wide", C, 2 * C)
@@ -384,3 +384,14 @@ def test_other_places_of_weights(weights: Any) -> None:
     builder.conv("origin", "dw", C, C, kernel=3, group=C, bias=True)
     found = absorbed(finish(builder, builder.batch_norm("dw", "bn", C)))
     assert found.result.changed == ["g"]
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_other_numbers_of_dimensions(dims: int) -> None:
+    builder = GraphBuilder()
+    builder.input("x", [2, 4, *[5] * dims])
+    builder.conv("x", "origin", 4, C, dims=dims, kernel=3)
+    operand = vector(builder, "v", C, *[1] * dims)
+    gather(builder, builder.add("Add", ["origin", operand], "sum"), "g")
+    builder.output(builder.conv("g", "K", C, C, dims=dims, group=3))
+    assert absorbed(builder.model()).result.changed == ["g"]

@@ -87,7 +87,8 @@ class _Layers:
 def networks(draw: st.DrawFn) -> onnx.ModelProto:
     """Up to eight layers between a convolution and a site."""
     opset = draw(st.sampled_from([9, 11, 13, 17, NEWEST]))
-    dtype = draw(st.sampled_from([np.float32, np.float32, np.float16]))
+    dtypes: list[type[np.generic]] = [np.float32, np.float32, np.float16]
+    dtype = draw(st.sampled_from(dtypes))
     builder = start(opset, dtype, draw(st.integers(0, 99)))
     builder.weights = draw(st.sampled_from(["initializer", "constant"]))
     layers = _Layers(draw, builder)
