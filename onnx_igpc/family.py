@@ -24,7 +24,7 @@ SIZES = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.33, 0.4, 0.5, 0.6, 0.75)
 """Parts of C F at which the extended family offers a member."""
 
 CHANNELS_PER_GROUP = (4, 8, 12, 16, 24, 32, 64, 128)
-"""Sizes of group at which published V2 is offered."""
+"""Sizes of group at which published V2 is offered, besides those that suit the sizes asked for."""
 
 K_GROUPS = (2, 4, 8)
 L_GROUPS = (2, 4)
@@ -37,6 +37,8 @@ _PROMISING = 1.35
 _CLOSE = 1.1
 # Groups of fewer channels than this part leave so much error that a rough fit says enough.
 _MOST_GROUPS = 32
+# Below this part of C F, no further sizes of V2 are tried than those asked for.
+_LEAST_WITH_SUM = 0.2
 
 
 class Candidate(NamedTuple):
@@ -76,7 +78,7 @@ def candidate_layouts(
             the layer or taken over by its producer. ``"contiguous"`` leaves them in order.
         permute_filters: also offer groups of filters of any choice, which need a Gather behind the
             layer (one that can be taken over by what follows).
-        channels_per_group: where to offer published V2.
+        channels_per_group: where to offer published V2, besides at the given sizes.
         tolerance: of the fits, see :func:`~onnx_igpc.fitting.fit_layout`.
 
     Raises:
@@ -94,7 +96,8 @@ def candidate_layouts(
         search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, l_counts, grouping)
         layer = _Layer(weight, moments, scale, tolerance)
         found = _extended(search, budgets, layer)
-        found += _published(layer, channels_per_group, grouping, found)
+        widths = {*channels_per_group, *_suitable_widths(C, F, budgets)}
+        found += _published(layer, sorted(widths), grouping, found)
     return [*_front(each for each in found if each.layout.weights < C * F), dense]
 
 
@@ -134,6 +137,21 @@ def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> 
 
 def _is_low_rank(trial: Trial) -> bool:
     return not trial.filters and len(trial.problem.columns) == 1
+
+
+def _suitable_widths(C: int, F: int, budgets: Sequence[int]) -> list[int]:
+    """For each budget, the most channels per group of a V2 with the sum that keeps to it.
+
+    With the sum V2 is often ahead where many weights are left, and never where few are.
+    """
+    found = []
+    for budget in budgets:
+        width = budget // (2 * F)
+        if C >= F and budget >= _LEAST_WITH_SUM * C * F and C > 2 * width:
+            while width > 1 and plan_layout(C, F, width).weights > budget:
+                width -= 1
+            found.append(max(width, 1))
+    return found
 
 
 def _published(
