@@ -14,11 +14,11 @@ SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("bf16", "fp16")
 BATCH_NORM_MODES = ("train", "frozen")
 
-LEARNING_RATES = {"adamw": 3e-3, "sgd": 5e-2}
+LEARNING_RATES = {"adamw": 5e-3, "sgd": 5e-2}
 """First choice of the learning rate: the middle of the range in which the digits model recovers."""
 
 # A run has about so many steps where the number of epochs is left open, within these bounds.
-_STEPS = 700
+_STEPS = 500
 _BATCH_SIZE = 64
 # The variance over fewer samples is too uncertain to normalise by.
 _FEWEST_FOR_STATISTICS = 8
@@ -30,7 +30,7 @@ class Recipe:
     """How a model is fine-tuned. Raises UsageError for values that cannot be meant.
 
     Attributes:
-        epochs: Passes over the data; None takes as many as make about 700 steps, 5 to 100.
+        epochs: Passes over the data; None takes as many as make about 500 steps, 5 to 100.
         lr: Highest learning rate; None takes that of the optimizer (``LEARNING_RATES``).
         batch_size: Samples of one step, over all processes together; None takes 64, or what the
             model fixes.
