@@ -91,7 +91,7 @@ def _duration(seconds: float) -> str:
 
 def _recipe_options(command: Any) -> Any:
     options = (
-        click.option("--epochs", type=int, help="Passes over the data  [about 700 steps]."),
+        click.option("--epochs", type=int, help="Passes over the data  [about 500 steps]."),
         click.option("--lr", type=float, help="Highest learning rate  [by the optimizer]."),
         click.option("--batch-size", type=int, help="Of all processes together  [64]."),
         click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),

@@ -197,14 +197,12 @@ class _Files:
 class _TarMembers:
     """The content of the images of tar archives, read from where they lie.
 
-    Nothing moves a shared file position: processes that inherit the open files do not disturb each
-    other.
+    No file stays open: processes that share one would move each other's position in it.
     """
 
     def __init__(self, paths: Sequence[Path], prefix: str) -> None:
         self._places: list[tuple[int, int, int]] = []
         self._paths = list(paths)
-        self._files: list[int] = []
         start = f"{prefix}/" if prefix else ""
         for number, path in enumerate(paths):
             if not path.name.lower().endswith(".tar"):
@@ -223,10 +221,13 @@ class _TarMembers:
         return len(self._places)
 
     def read(self, index: int) -> bytes:
-        if not self._files:
-            self._files = [os.open(path, os.O_RDONLY) for path in self._paths]
         number, offset, size = self._places[index]
-        content = os.pread(self._files[number], size, offset)
+        try:
+            with self._paths[number].open("rb") as file:
+                file.seek(offset)
+                content = file.read(size)
+        except OSError as error:
+            raise DataError(f"{self._paths[number]}: {error}") from error
         if len(content) != size:
             raise DataError(f"{self._paths[number]}: ends too early: it has changed or is damaged")
         return content

@@ -125,11 +125,12 @@ def finetune(
             "and lower the result"
         )
     with join(device) as world, _own_random_state(world):
-        autocast((recipe or Recipe()).amp, world.device)
+        autocast((recipe or Recipe()).amp, world.device)  # refuses what the device cannot do
         job = prepare(
             model, taught, digest, (data, val), recipe or Recipe(), preprocessing, world, workers
         )
-        torch.manual_seed(job.recipe.seed)
+        # Each process drops out other units.
+        torch.manual_seed(job.recipe.seed + world.rank)
         state = RunState(_settings(job, model, taught))
         checkpoint = checkpoint_path(target) if target is not None else None
         if resume and checkpoint is not None:

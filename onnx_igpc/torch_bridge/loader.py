@@ -54,6 +54,7 @@ class BatchLoader:
         self._dataset = _Batches(data, tuple(input_names), augmentation, rows)
         self._data = data
         self._augmentation = augmentation
+        self.rows = rows
         self._workers = workers
         self._pin = pin
         self.skipped: set[str] = set()

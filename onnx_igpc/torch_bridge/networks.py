@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from onnx import ModelProto
 from torch import nn
@@ -81,7 +80,7 @@ class Networks:
             taught = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    taught = as_list(self.teacher(*inputs))
+                    taught = as_list(self.teacher(*_in_order(self.student, self.teacher, inputs)))
             return as_list(student(*inputs)), taught
 
 
@@ -109,20 +108,23 @@ def build_networks(
     pairing = Pairing((), {})
     if teacher is not None and recipe.feature_loss:
         pairing = pair_sites(model, teacher, digest)
-    tensors = [pair.tensor for pair in pairing.pairs]
-    student = to_torch(with_outputs(model, tensors))
+    student = to_torch(with_outputs(model, [pair.tensor for pair in pairing.pairs]))
     freeze(student, recipe.freeze)
     taught = None
     if teacher is not None:
-        taught = to_torch(with_outputs(teacher, tensors)).eval().requires_grad_(False)
+        sources = [pair.source for pair in pairing.pairs]
+        names = [output.name for output in model.graph.output]
+        taught = to_torch(with_outputs(teacher, sources, names)).eval().requires_grad_(False)
     for module in (student, taught):
         if module is not None:
             module.to(world.device).to(memory_format=torch.channels_last)
     student.eval()
     inputs = [_placed(tensor, world.device) for tensor in probe.inputs]
     ours = as_list(student(*inputs))
-    with torch.no_grad():
-        theirs = as_list(taught(*inputs)) if taught is not None else None
+    theirs = None
+    if taught is not None:
+        with torch.no_grad():
+            theirs = as_list(taught(*_in_order(student, taught, inputs)))
     if theirs is not None:
         check_pairs(ours, theirs, student.output_names)
     notes: list[str] = []
@@ -188,6 +190,14 @@ def _placed(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """On the device; images with the channels innermost, the faster order for depthwise layers."""
     tensor = tensor.to(device, non_blocking=True)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _in_order(
+    student: OnnxModule, teacher: OnnxModule, inputs: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The student's inputs in the order in which the teacher takes them."""
+    by_name = dict(zip(student.input_names, inputs, strict=True))
+    return [by_name[name] for name in teacher.input_names]
 
 
 def _labels_fit(
@@ -265,8 +275,3 @@ def _leave_unreached(student: OnnxModule, total: torch.Tensor, notes: list[str])
         names = {id(p): student.bindings.get(n, n) for n, p in student.named_parameters()}
         listed = ", ".join(names[id(p)] for p in unreached[:3])
         notes.append(f"{len(unreached)} weights have no part in the loss and stay: {listed}")
-
-
-def to_arrays(outputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """Outputs as numpy arrays."""
-    return [output.detach().float().cpu().numpy() for output in outputs]

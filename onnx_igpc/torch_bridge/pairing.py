@@ -1,7 +1,7 @@
 """Which tensors of the compressed model must do what the same tensors of the original do.
 
-A rewrite keeps the names of the tensors that the dense layers made. The digest lists them, and the order
-of channels where a later layer was spared a Gather by it.
+A rewrite keeps the names of the tensors that the dense layers made. The digest lists them, and those
+whose channels were put into another order, which spares a later layer a Gather.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from onnx_igpc.report import RewriteReport
 
 @dataclass(frozen=True)
 class Pair:
-    """One tensor in both models. order: channel i of the compressed model's tensor is channel
-    ``order[i]`` of the teacher's; None where they are in the same order."""
+    """The output of a site in both models. ``tensor`` of the compressed one corresponds to
+    ``source[:, order]`` of the teacher; order is None where the channels lie in the same order."""
 
     site: str
     tensor: str
+    source: str
     order: tuple[int, ...] | None = None
 
 
@@ -36,28 +37,45 @@ class Pairing:
 
 
 def pair_sites(student: ModelProto, teacher: ModelProto, digest: RewriteReport | None) -> Pairing:
-    """Pair the output of each rewritten site with the teacher's tensor of the same name."""
-    pairs, unpaired = {}, {}
+    """Pair the output of each rewritten site with the teacher's tensor that it stands for."""
+    if digest is None:
+        return Pairing((), {})
+    pairs: dict[str, Pair] = {}
+    unpaired: dict[str, str] = {}
     ours, theirs = _computed(student), _computed(teacher)
     outputs = {output.name for output in student.graph.output}
-    for site in digest.rewritten if digest else ():
-        if site.output in outputs:
+    moved = {
+        tensor: (former, tuple(permutation.order))
+        for permutation in digest.permutations
+        for tensor, former in permutation.tensors.items()
+    }
+    renamed = {former: tensor for tensor, (former, _) in moved.items()}
+    for site in digest.rewritten:
+        tensor = site.output if site.output in ours else renamed.get(site.output, site.output)
+        source, order = moved.get(tensor, (tensor, None))
+        if tensor in outputs:
             unpaired[site.name] = "it makes a model output, which is matched by itself"
-        elif site.output not in ours:
+        elif tensor not in ours:
             unpaired[site.name] = "it lies in a function or sub-graph"
-        elif site.output not in theirs:
-            unpaired[site.name] = f"the teacher has no tensor {site.output!r}"
+        elif source not in theirs:
+            unpaired[site.name] = f"the teacher has no tensor {source!r}"
         else:
-            assert digest is not None
-            order = digest.permutations.get(site.output)
-            pairs[site.output] = Pair(site.name, site.output, tuple(order) if order else None)
+            pairs[tensor] = Pair(site.name, tensor, source, order)
     return Pairing(tuple(pairs.values()), unpaired)
 
 
-def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
-    """A copy of a model in which inner tensors follow the graph outputs as further outputs."""
+def with_outputs(
+    model: ModelProto, tensors: Sequence[str], outputs: Sequence[str] | None = None
+) -> ModelProto:
+    """A copy of a model in which inner tensors follow the graph outputs as further outputs.
+
+    outputs: the order of the graph outputs, by name; None keeps it.
+    """
     copy = ModelProto()
     copy.CopyFrom(model)
+    if outputs is not None:
+        place = {name: index for index, name in enumerate(outputs)}
+        copy.graph.output.sort(key=lambda output: place[output.name])
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     return copy
 

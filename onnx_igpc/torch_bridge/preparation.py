@@ -56,14 +56,14 @@ class Job:
     def some_batch(self) -> TensorBatch:
         """A few samples as they are, of the validation data if there is such."""
         data, loader = (self.val.data, self.val.loader) if self.val else (self.data, self.train)
-        return next(loader.plain(iter([list(range(min(_PROBE, data.size)))])))
+        return next(loader.plain(iter([list(range(min(loader.rows or _PROBE, data.size)))])))
 
     def describe(self) -> dict[str, Any]:
         """What the log and the report say about the run, as JSON values."""
         pairing = self.networks.pairing
         return {
-            "recipe": self.recipe.to_dict() | {"augment": self.augmentation.describe()},
-            "loss": self.networks.objective.loss,
+            "recipe": self.recipe.to_dict()
+            | {"augment": self.augmentation.describe(), "loss": self.networks.objective.loss},
             "taught": self.networks.teacher is not None,
             "data": _describe(self.data),
             "val": _describe(self.val.data) if self.val else None,
@@ -152,7 +152,7 @@ def _workers(source: TrainingData, asked: int | None, processes: int) -> int:
 def _probe(loader: BatchLoader, data: TrainingData, seed: int) -> TensorBatch:
     """A few samples from all over the data, the same for every number of processes."""
     order = np.random.default_rng(seed).permutation(data.size)
-    return next(loader.plain(iter([order[:_PROBE].tolist()])))
+    return next(loader.plain(iter([order[: loader.rows or _PROBE].tolist()])))
 
 
 def _labels_of(val: TrainingData, networks: Networks) -> bool:

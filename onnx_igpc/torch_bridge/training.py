@@ -169,7 +169,7 @@ class Trainer:
             **tally.means(self.world),
         }
         measured = self.validate()
-        if measured is not None and not math.isfinite(measured["loss"]):
+        if not self._is_finite() or (measured and not math.isfinite(measured["loss"])):
             self._stop_diverged()
         for key in ("loss", "accuracy", "agreement"):
             row[f"val_{key}"] = measured[key] if measured else None
@@ -215,7 +215,13 @@ class Trainer:
             f"than {self.recipe.learning_rate:g}{kept}"
         )
 
+    def _is_finite(self) -> bool:
+        """Whether all weights are: the last step can have broken them without its loss showing it."""
+        return all(bool(value.isfinite().all()) for value in self.networks.student.parameters())
+
     def _stop_interrupted(self, tally: Tally, number: int) -> None:
+        if not self._is_finite():
+            self._stop_diverged()
         self.state.sums = tally.local()
         self._save()
         name = signal.Signals(number).name
