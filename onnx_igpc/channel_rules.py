@@ -79,8 +79,9 @@ class PerChannel:
     check: Check = lambda region, ref: None
 
     def relate(self, region: ChannelRegion, ref: NodeRef) -> None:
-        if any(name for name in ref.proto.output[1:]):
-            raise CannotReorderError(f"{label(ref)} has a second output")
+        for extra in ref.node.outputs[1:]:
+            if region.view.consumers(extra) or region.view.is_output(extra):
+                raise CannotReorderError(f"{label(ref)} has a second output")
         tensors = self._tensors(region, ref)
         orders = [order for tensor in tensors if (order := region.order_of(tensor))]
         if not orders:

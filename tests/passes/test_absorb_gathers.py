@@ -73,6 +73,7 @@ ABSORBED: dict[str, Layers] = {
     "swish": lambda b, x: b.activation(x, "a", "Swish"),
     "hard swish": hard_swish,
     "identity": lambda b, x: b.add("Identity", [b.add("Dropout", [x], "d")], "i"),
+    "mask": lambda b, x: mask_that_nobody_reads(b, x),
     "cast": lambda b, x: b.add("Cast", [b.add("Cast", [x], "c", to=11)], "d", to=1),
     "prelu": lambda b, x: b.add("PRelu", [x, vector(b, "slope", C, 1, 1)], "a"),
     "one slope": lambda b, x: b.add("PRelu", [x, vector(b, "slope", 1)], "a"),
@@ -148,6 +149,11 @@ def second_output(b: GraphBuilder, x: str) -> str:
     b.nodes.append(helper.make_node("MaxPool", [x], ["p", "places"], "pool", kernel_shape=[2, 2]))
     b.output("places", elem_type=TensorProto.INT64)
     return "p"
+
+
+def mask_that_nobody_reads(b: GraphBuilder, x: str) -> str:
+    b.nodes.append(helper.make_node("Dropout", [x], ["d", "mask"], "drop"))
+    return "d"
 
 
 def runtime_weight(b: GraphBuilder, x: str) -> str:
