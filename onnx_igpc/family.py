@@ -33,6 +33,10 @@ L_GROUPS = (2, 4)
 # where the rough fit of its better grouping is not further than this behind the extended family.
 _ROUGH_TOLERANCE = 3e-2
 _PROMISING = 1.35
+# A large layer takes long: one grouping is fitted, less closely, and only if it is likelier to win.
+_LARGE = 256
+_PROMISING_LARGE = 1.2
+_TOLERANCE_LARGE = 4e-3
 # Both groupings are fitted in full where their rough fits are this close.
 _CLOSE = 1.1
 # Groups of fewer channels than this part leave so much error that a rough fit says enough.
@@ -67,7 +71,7 @@ def candidate_layouts(
     """Ways to rewrite a layer, from few weights to many; the last is the dense layer.
 
     Each has less error than all before it: what others are better than at equal or fewer weights is
-    left out. Deterministic.
+    left out, as is a published layout that a rough fit shows to be far behind. Deterministic.
 
     Args:
         weight: W, shape (F, C).
@@ -94,7 +98,8 @@ def candidate_layouts(
     with threadpool_limits(1):
         l_counts = L_GROUPS if permute_filters else ()
         search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, l_counts, grouping)
-        layer = _Layer(weight, moments, scale, tolerance)
+        large = max(C, F) > _LARGE
+        layer = _Layer(weight, moments, scale, max(tolerance, _TOLERANCE_LARGE * large), large)
         found = _extended(search, budgets, layer)
         widths = {*channels_per_group, *_suitable_widths(C, F, budgets)}
         found += _published(layer, sorted(widths), grouping, found)
@@ -144,13 +149,14 @@ def _suitable_widths(C: int, F: int, budgets: Sequence[int]) -> list[int]:
 
     With the sum V2 is often ahead where many weights are left, and never where few are.
     """
-    found = []
+    found: list[int] = []
     for budget in budgets:
         width = budget // (2 * F)
         if C >= F and budget >= _LEAST_WITH_SUM * C * F and C > 2 * width:
             while width > 1 and plan_layout(C, F, width).weights > budget:
                 width -= 1
-            found.append(max(width, 1))
+            if all(abs(width - known) > width // 8 for known in (*CHANNELS_PER_GROUP, *found)):
+                found.append(max(width, 1))
     return found
 
 
@@ -172,7 +178,8 @@ def _published(
             learned = learned_published(layout, layer.weight, layer.moments, layer.scale)
             layouts.insert(0, learned)
         rival = best_within(extended, layout.weights)
-        found += layer.promising(layouts, None if rival is None else _PROMISING * rival.error)
+        factor = _PROMISING_LARGE if layer.large else _PROMISING
+        found += layer.promising(layouts, None if rival is None else factor * rival.error)
     return found
 
 
@@ -184,6 +191,7 @@ class _Layer:
     moments: np.ndarray | None
     scale: np.ndarray
     tolerance: float
+    large: bool
 
     def fitted(self, layout: GroupLayout, tolerance: float) -> Candidate:
         given = (self.weight, self.moments, self.scale)
@@ -202,6 +210,8 @@ class _Layer:
                 return []
         close = _CLOSE * min(each.error for each in rough)
         near = [each for each in rough if each.error <= close]
+        if self.large:
+            near = [min(rough, key=lambda candidate: candidate.error)]
         if layouts[0].l is None or layouts[0].k.groups > _MOST_GROUPS:
             return near
         return [self.fitted(each.layout, self.tolerance) for each in near]
