@@ -34,6 +34,10 @@ change for the training data; ``images_per_second`` is of the whole run's proces
 since the start. What was not measured is empty, and null in the JSON."""
 
 
+TIMES = ("images_per_second", "seconds")
+"""Columns that differ between equal runs."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a run reports while it runs.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from onnx_igpc.passes import FoldBatchNorm, RemoveDead
 from onnx_igpc.report import RewriteReport, write_digest
 from onnx_igpc.runtime import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
+from onnx_igpc.torch_bridge.finetune_log import TIMES
 from onnx_igpc.torch_bridge.loader import TensorBatch
 from onnx_igpc.torch_bridge.networks import Networks, as_list
 from onnx_igpc.torch_bridge.preparation import Job
@@ -111,10 +113,27 @@ def update_report(
 def write(model: onnx.ModelProto, report: RewriteReport, digest: bool, target: Path | None) -> None:
     """Put the report into the model if it had one, and save it whole or not at all."""
     if digest:
-        write_digest(model, report)
+        assert report.finetune is not None
+        write_digest(model, replace(report, finetune=portable(report.finetune)))
     if target is not None:
         save_model(model, target)
         report.totals.file_bytes.after = file_bytes(target)
+
+
+def portable(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a run without times and folders: equal runs write equal bytes."""
+    kept = {key: value for key, value in facts.items() if key != "seconds"}
+    kept["epochs"] = [
+        {key: value for key, value in row.items() if key not in TIMES} for row in facts["epochs"]
+    ]
+    notes = list(facts["notes"])
+    for part in ("data", "val"):
+        if facts[part] is not None:
+            source = facts[part]["source"]
+            name = PurePath(source).name
+            kept[part] = facts[part] | {"source": name}
+            notes = [note.replace(source, name) for note in notes]
+    return kept | {"notes": notes}
 
 
 def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:

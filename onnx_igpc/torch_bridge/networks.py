@@ -117,7 +117,9 @@ def build_networks(
         taught = to_torch(with_outputs(teacher, sources, names)).eval().requires_grad_(False)
     for module in (student, taught):
         if module is not None:
-            module.to(world.device).to(memory_format=torch.channels_last)
+            module.to(world.device)
+            # The stubs of PyTorch lack what its documentation has.
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     student.eval()
     inputs = [_placed(tensor, world.device) for tensor in probe.inputs]
     ours = as_list(student(*inputs))
