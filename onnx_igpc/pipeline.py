@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +23,15 @@ from onnx_igpc.model_io import (
     save_model,
 )
 from onnx_igpc.options import DEFAULT_CH, CompressOptions, chosen_init
-from onnx_igpc.passes import FoldBatchNorm, GroupPointwise, MergeGathers, RemoveDead
-from onnx_igpc.passes.group_pointwise import Form, Weigher
+from onnx_igpc.order_check import check_reordered, snapshot
+from onnx_igpc.passes import (
+    AbsorbGathers,
+    FoldBatchNorm,
+    GroupPointwise,
+    MergeGathers,
+    RemoveDead,
+)
+from onnx_igpc.passes.group_pointwise import Form, SiteRewrite, Weigher
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport, read_digest, write_digest
 from onnx_igpc.selection import Target
@@ -242,12 +249,15 @@ def _compress(
     merged = MergeGathers(inserted).run(opened)
     report.merged = merged.changed
     _clean(opened, merged.orphans, report)
+    rewrites = group.rewrites
+    if options.grouping == "learned":
+        rewrites = _absorb(opened, rewrites, report, taken, digest)
     after = count(opened)
-    changed = any(rewrite.layout is not None for rewrite in group.rewrites) or bool(report.folded)
-    report.sites = site_reports(group.rewrites, before, after, fold.renamed, digest)
+    changed = any(rewrite.layout is not None for rewrite in rewrites) or bool(report.folded)
+    report.sites = site_reports(rewrites, before, after, fold.renamed, digest)
     fill_totals(report, before, after, size)
     report.totals.pointwise_parameters = pointwise_parameters(
-        group.rewrites, before, after, fold.renamed, digest
+        rewrites, before, after, fold.renamed, digest
     )
     if calibration and changed:
         calibration.fill(report, opened)
@@ -260,6 +270,31 @@ def _compress(
         write_digest(opened.proto, report)
     report.totals.file_bytes.after = opened.total_bytes() if changed else size
     return CompressResult(opened, report, changed)
+
+
+def _absorb(
+    opened: OpenModel,
+    rewrites: Sequence[SiteRewrite],
+    report: RewriteReport,
+    taken: Mapping[str, str],
+    digest: RewriteReport | None,
+) -> list[SiteRewrite]:
+    """Let producers take over the order of channels that learned groups read; checked as a whole."""
+    inserted = {name for rewrite in rewrites for name in rewrite.nodes}
+    absorb = AbsorbGathers(inserted, taken, digest.permutations if digest else ())
+    before = snapshot(opened)
+    done = absorb.run(opened)
+    if not done:
+        return list(rewrites)
+    _clean(opened, done.orphans, report)
+    report.permuted = absorb.permuted
+    report.permutations = absorb.permutations
+    report.checks["order"] = check_reordered(before, opened)
+    if digest is not None:
+        for site in digest.sites:
+            site.input = absorb.renamed.get(("", site.input), site.input)
+            site.output = absorb.renamed.get(("", site.output), site.output)
+    return [absorb.updated(rewrite) for rewrite in rewrites]
 
 
 def _interface(proto: onnx.ModelProto) -> onnx.ModelProto:

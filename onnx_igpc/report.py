@@ -165,7 +165,8 @@ class RewriteReport:
         """
         self.calibration = self.calibration or earlier.calibration
         self.preprocessing = self.preprocessing or earlier.preprocessing
-        self.permutations = [*earlier.permutations, *self.permutations]
+        # A run that reorders channels builds on the orders of the run before.
+        self.permutations = self.permutations or earlier.permutations
         for name in ("folded", "merged", "permuted", "removed", "inputs_removed"):
             before = getattr(earlier, name)
             setattr(self, name, [*before, *(x for x in getattr(self, name) if x not in before)])

@@ -93,7 +93,8 @@ def pointwise_parameters(
     for rewrite in rewrites:
         path = rewrite.site.ref.scope.path
         output = str(rewrite.site.ref.proto.output[0])
-        written += [(path, name) for name in rewrite.convolutions or (output,)]
+        made = rewrite.convolutions or (rewrite.output or output,)
+        written += [(path, name) for name in made]
         if not _is_part(rewrite):
             dense.append((path, renamed.get((path, output), output)))
     earlier = [site for site in digest.rewritten if not site.shares_weight_with] if digest else []
