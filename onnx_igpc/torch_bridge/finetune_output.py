@@ -21,6 +21,7 @@ from onnx_igpc.runtime import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
 from onnx_igpc.torch_bridge.finetune_log import TIMES
 from onnx_igpc.torch_bridge.loader import TensorBatch
+from onnx_igpc.torch_bridge.losses import is_bounded
 from onnx_igpc.torch_bridge.networks import Networks, as_list
 from onnx_igpc.torch_bridge.preparation import Job
 
@@ -56,8 +57,9 @@ def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch
     """Run the written model in onnxruntime and the module in PyTorch on the same samples.
 
     Returns:
-        ``relative``: the largest ``max|a - b| / max|b|`` of an output, b being the module's; ``bound``:
-        what it may be (1e-4, with half precision in the graph 5e-3); ``samples``.
+        ``relative``: the largest ``max|a - b| / max|b|`` of an output, b being the module's, or
+        ``max|a - b|`` behind a Sigmoid or Softmax, which onnxruntime computes to so many digits of 1;
+        ``bound``: what it may be (1e-4, with half precision in the graph 5e-3); ``samples``.
 
     Raises:
         CheckFailedError: it is larger.
@@ -73,13 +75,14 @@ def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch
     worst, name = 0.0, ""
     for output, ours, theirs in zip(model.graph.output, got, outputs, strict=True):
         if theirs.is_floating_point():
-            apart = _relative(ours, theirs.detach().numpy())
+            unit = 1.0 if is_bounded(model, output.name) else None
+            apart = _relative(ours, theirs.detach().numpy(), unit)
             if not apart <= worst:
                 worst, name = apart, output.name
     if not worst <= bound:
         raise CheckFailedError(
-            f"output {name!r} of the written model is {worst:.2g} of its largest value away from what "
-            f"the trained module computes, more than {bound:g}: nothing was written"
+            f"output {name!r} of the written model is {worst:.2g} away from what the trained module "
+            f"computes, relative to its largest value, more than {bound:g}: nothing was written"
         )
     return {"relative": worst, "bound": bound, "samples": batch.count}
 
@@ -136,12 +139,12 @@ def portable(facts: dict[str, Any]) -> dict[str, Any]:
     return kept | {"notes": notes}
 
 
-def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max|a - b| / max|b|; infinite where shapes differ, NaN where values are."""
+def _relative(ours: np.ndarray, theirs: np.ndarray, unit: float | None) -> float:
+    """max|a - b| in the unit, or in max|b|; infinite where shapes differ, NaN where values are."""
     if ours.shape != theirs.shape:
         return float("inf")
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    return float(np.abs(a - b).max(initial=0.0) / max(np.abs(b).max(initial=0.0), 1e-30))
+    return float(np.abs(a - b).max(initial=0.0) / (unit or max(np.abs(b).max(initial=0.0), 1e-30)))
 
 
 def _has_half(model: onnx.ModelProto) -> bool:

@@ -56,7 +56,7 @@ def find_scores(
     for index, (name, output) in enumerate(zip(names, outputs, strict=False)):
         wide = [size for size in output.shape[1:] if size != 1]
         fits = output.dim() > 1 and len(output) == count and len(wide) == 1
-        maker = _maker(model, name)
+        maker = maker_of(model, name)
         if fits and output.is_floating_point() and (wanted == name or maker != "Sigmoid"):
             found.append(Scores(index, name, maker == "Softmax", wide[0]))
     chosen = [each for each in found if wanted is None or each.name == wanted]
@@ -65,7 +65,12 @@ def find_scores(
     return chosen[0] if len(chosen) == 1 else None
 
 
-def _maker(model: onnx.ModelProto, name: str) -> str:
+def is_bounded(model: onnx.ModelProto, name: str) -> bool:
+    """Whether a tensor holds shares of 1: what comes out of a Sigmoid or Softmax."""
+    return maker_of(model, name) in ("Sigmoid", "HardSigmoid", "Softmax")
+
+
+def maker_of(model: onnx.ModelProto, name: str) -> str:
     """The operator that computes the values of a tensor, behind those that only move them."""
     producers = {output: node for node in model.graph.node for output in node.output}
     while name in producers:
@@ -171,10 +176,15 @@ def divergence(ours: torch.Tensor, theirs: torch.Tensor, temperature: float) -> 
     return kl * temperature**2
 
 
-def scale_of(values: torch.Tensor) -> float:
-    """One over the variance of a tensor, of a sample at least as large as it takes to have one."""
-    variance = float(values.detach().double().var(correction=0))
-    # A tensor that does not vary is matched as it is.
+def scale_of(values: torch.Tensor, *, bounded: bool = False) -> float:
+    """One over the variance of a tensor, which makes its squared error comparable with others'.
+
+    A tensor that hardly varies in the sample does not outweigh all others: the variance counts as at
+    least 1e-6 of the mean square, and where ``bounded`` says that values are shares of 1, as 1e-4.
+    """
+    exact = values.detach().double()
+    least = max(1e-6 * float(exact.square().mean()), 1e-4 if bounded else 0.0)
+    variance = max(float(exact.var(correction=0)), least)
     return 1 / variance if variance > 0 else 1.0
 
 

@@ -23,6 +23,7 @@ from onnx_igpc.torch_bridge.losses import (
     Scores,
     check_pairs,
     find_scores,
+    is_bounded,
     scale_of,
 )
 from onnx_igpc.torch_bridge.module import OnnxModule
@@ -143,7 +144,7 @@ def build_networks(
         temperature=recipe.temperature,
         label_weight=recipe.label_weight,
         feature_weight=recipe.feature_loss,
-        scales=_scales(theirs, scores),
+        scales=_scales(model, student.output_names, theirs, scores) if theirs else {},
     )
     labels = probe.labels.to(world.device) if probe.labels is not None and labelled else None
     _leave_unreached(student, objective(ours, theirs, labels).total, notes)
@@ -155,6 +156,7 @@ def freeze(module: OnnxModule, globs: Sequence[str]) -> None:
 
     Raises:
         UsageError: a glob matches no weight, or nothing is left to train.
+        ModelError: the model has no weights.
     """
     named = {module.bindings.get(path, path): p for path, p in module.named_parameters()}
     for glob in globs:
@@ -167,7 +169,9 @@ def freeze(module: OnnxModule, globs: Sequence[str]) -> None:
         for name in found:
             named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
-        raise UsageError("no weight is left to train" if globs else "the model has no weights")
+        if globs:
+            raise UsageError("--freeze leaves no weight to train")
+        raise ModelError("the model has no float weights: fine-tune before it is quantized")
 
 
 def autocast(amp: str | None, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -251,12 +255,16 @@ def _matched(outputs: Sequence[torch.Tensor], scores: Scores | None) -> tuple[in
     return tuple(i for i, value in enumerate(outputs) if i != own and value.requires_grad)
 
 
-def _scales(theirs: Sequence[torch.Tensor] | None, scores: Scores | None) -> dict[int, float]:
+def _scales(
+    model: ModelProto, names: Sequence[str], theirs: Sequence[torch.Tensor], scores: Scores | None
+) -> dict[int, float]:
+    """What the squared errors of the outputs and paired tensors are multiplied by, by place."""
     found: dict[int, float] = {}
-    for place, value in enumerate(theirs or ()):
-        is_scores = scores is not None and place == scores.index
-        if value.is_floating_point():
-            found[place] = scale_of(scores.logits(value) if is_scores and scores else value)
+    for place, (name, value) in enumerate(zip(names, theirs, strict=True)):
+        if scores is not None and place == scores.index:
+            found[place] = scale_of(scores.logits(value))
+        elif value.is_floating_point():
+            found[place] = scale_of(value, bounded=is_bounded(model, name))
     return found
 
 

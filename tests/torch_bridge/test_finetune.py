@@ -18,6 +18,7 @@ from onnx_igpc.torch_bridge.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.distributed import World
 from onnx_igpc.torch_bridge.finetune import finetune
 from onnx_igpc.torch_bridge.finetune_log import COLUMNS, TIMES
+from onnx_igpc.torch_bridge.losses import scale_of
 from onnx_igpc.torch_bridge.preparation import prepare
 from tests.torch_bridge.graphs import difference, make_model, random, run_onnx
 from tests.torch_bridge.training_cases import arrays_of, classifier, short, smaller, write_data
@@ -130,6 +131,10 @@ class TestLearning:
         for tensor in student.graph.initializer:
             values = onnx.numpy_helper.to_array(tensor) + 0.3
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        # Outputs are paired by name.
+        reordered = teacher.graph.output[::-1]
+        del teacher.graph.output[:]
+        teacher.graph.output.extend(reordered)
         np.savez(tmp_path / "d.npz", x=random(32, 3, 4, 4))
         recipe = short(epochs=20, lr=3e-2)
         result = finetune(student, teacher=teacher, data=tmp_path / "d.npz", recipe=recipe)
@@ -312,6 +317,14 @@ def test_the_teacher_only_runs_forward(
     assert all(value.requires_grad for value in student)
 
 
+def test_an_output_that_hardly_varies_does_not_outweigh_the_others() -> None:
+    values = torch.tensor([1.0, 1.0 + 1e-9, 1.0])
+    assert scale_of(values) == pytest.approx(1e6, rel=1e-3)
+    assert scale_of(values * 1e-9, bounded=True) == pytest.approx(1e4)
+    assert scale_of(torch.zeros(3)) == 1
+    assert scale_of(torch.tensor([-2.0, 2.0])) == pytest.approx(0.25)
+
+
 class TestRefusals:
     def test_lowered_model(
         self, compressed: onnx.ModelProto, teacher: onnx.ModelProto, data: Path
@@ -349,6 +362,14 @@ class TestRefusals:
         other = classifier(end="Softmax")
         with pytest.raises(ModelError, match="only the teacher has an output 'ended'"):
             finetune(compressed, teacher=other, data=data)
+
+    def test_quantized_model(self, tmp_path: Path) -> None:
+        model = make_model(
+            [onnx.helper.make_node("Relu", ["x"], ["y"])], {}, {"x": ["n", 1, 5, 5]}, ["y"]
+        )
+        np.savez(tmp_path / "d.npz", x=random(4, 1, 5, 5))
+        with pytest.raises(ModelError, match="no float weights: fine-tune before it is quantized"):
+            finetune(model, teacher=model, data=tmp_path / "d.npz")
 
     def test_unknown_glob(self, compressed: onnx.ModelProto, data: Path) -> None:
         with pytest.raises(UsageError, match="--freeze 'conv\\*' matches none"):
