@@ -91,11 +91,13 @@ def test_rounds_never_raise_the_error_and_say_what_it_is(
         columns.append(np.arange(C))
     problem = ProjectionProblem(W, S, columns)
     previous = problem.total
+    # Where S is nearly singular, the ridge is seen in what the last direction is said to bring.
+    tolerance = max(1e-6, 1e-11 * float(np.linalg.cond(S))) * problem.total
     for _ in range(4):
         for group in range(len(columns)):
             told = problem.step(group, 1)
-            assert told == pytest.approx(problem.objective(), abs=1e-6 * problem.total)
-        assert told <= previous + 1e-6 * problem.total
+            assert told == pytest.approx(problem.objective(), abs=tolerance)
+        assert told <= previous + tolerance
         previous = told
 
 
