@@ -21,6 +21,8 @@ from onnx_igpc.layout import GroupedStage, GroupLayout
 
 REPORT_VERSION = 1
 DIGEST_KEY = "onnx_igpc.report"
+# Fields of a site and of the totals that have no default.
+_ALWAYS = frozenset({"in_channels", "out_channels", "parameters", "macs", "totals", "sites"})
 
 
 @dataclass
@@ -195,7 +197,7 @@ class RewriteReport:
             values = dict(data)
             totals = {key: Change(**change) for key, change in values.pop("totals").items()}
             sites = [_site(entry) for entry in values.pop("sites")]
-            orders = [Permutation(**entry) for entry in values.pop("permutations")]
+            orders = [Permutation(**entry) for entry in values.pop("permutations", [])]
             return cls(totals=Totals(**totals), sites=sites, permutations=orders, **values)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ModelError(f"the report is damaged: {error}") from error
@@ -244,6 +246,19 @@ def read_digest(model: onnx.ModelProto) -> RewriteReport | None:
     return None
 
 
+def _without_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """The report without what reading it back supplies: a small model should not grow by its digest."""
+
+    def stated(fields: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in fields.items()
+            if key in _ALWAYS or value not in (None, "", [], {})
+        }
+
+    return stated({**data, "sites": [stated(site) for site in data["sites"]]})
+
+
 def write_digest(model: onnx.ModelProto, report: RewriteReport) -> None:
     """Store the report in the model's metadata.
 
@@ -256,7 +271,7 @@ def write_digest(model: onnx.ModelProto, report: RewriteReport) -> None:
         data["calibration"].pop("seconds", None)
         if isinstance(source := data["calibration"].get("source"), str):
             data["calibration"]["source"] = PurePath(source).name
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(_without_defaults(data), ensure_ascii=False, separators=(",", ":"))
     for entry in model.metadata_props:
         if entry.key == DIGEST_KEY:
             entry.value = text
