@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Columns that stand beside a site's name, and the least that is left for the name.
 _BESIDE_NAME = 56
 _MIN_NAME = 16
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def show_rewrite(
@@ -27,6 +28,7 @@ def show_rewrite(
     for warning in report.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     show_damage(console, report)
+    show_training(console, report)
     if report.rewritten:
         console.print(_sites_table(report.rewritten, verbose, console.width - _BESIDE_NAME))
     _show_kept(console, report.kept, verbose)
@@ -58,11 +60,39 @@ def show_rewrite(
 
 def show_damage(console: Console, report: RewriteReport) -> None:
     """What the rewrite did to the outputs on calibration data, where that was measured."""
-    if not report.damage:
+    damage = report.damage
+    if not damage:
         return
-    for key, value in report.damage.items():
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        console.print(f"damage: {escape(str(key))} {escape(text)}")
+    on = f"on {damage.get('samples', '?')} samples"
+    if "agreement" in damage:
+        console.print(f"damage: top-1 agreement with the original {damage['agreement']:.1%} {on}")
+    if damage.get("relative_error") is not None:
+        output = escape(str(damage.get("output", "")))
+        console.print(
+            f"damage: relative error {damage['relative_error']:.3g} of output {output} {on}"
+        )
+    if damage.get("not_finite"):
+        console.print(f"damage: {damage['not_finite']} values that are not finite {on}")
+
+
+def show_training(console: Console, report: RewriteReport) -> None:
+    """The curves of a fine-tuning run, an epoch a column."""
+    epochs = (report.finetune or {}).get("epochs") or []
+    for key in ("loss", "accuracy", "agreement", "val_loss", "val_accuracy", "val_agreement"):
+        values = [row[key] for row in epochs if row.get(key) is not None]
+        if values:
+            console.print(
+                f"{key.replace('_', ' '):>13} {sparkline(values)} {values[0]:.4g} -> {values[-1]:.4g}"
+            )
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The values as a line of blocks of eight heights, the least lowest; at most ``width`` of them."""
+    if len(values) > width:
+        values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(_BLOCKS[round((value - low) / span * (len(_BLOCKS) - 1))] for value in values)
 
 
 def _sites_table(sites: list[SiteReport], verbose: bool, width: int) -> Table:
