@@ -5,7 +5,8 @@ under each target with the product's budget, then with other methods at the same
 per layer (SVD) or in total (published layouts), fits all on the same calibration images and compares
 them on the validation images. Preprocessing options are those of ``onnx-igpc verify``.
 
-Methods: ``budget`` (extended family, sizes chosen by measured damage); ``svd`` and ``svd-plain``
+Methods: ``budget`` (extended family, sizes chosen by measured damage); ``extended`` (the same family,
+the same share in every layer); ``svd`` and ``svd-plain``
 (activation-weighted low rank with the budget's weights in every layer, fitted in sequence and not);
 ``v2``, ``v2-plain``, ``v2-learned`` (published V2 at one number of channels per group: in sequence,
 not in sequence, with learned groups), whose weights come as near to the target as they can from above.
@@ -25,20 +26,24 @@ import click
 import numpy as np
 
 import onnx_igpc
+from onnx_igpc.calibration import collect_moments
 from onnx_igpc.calibration_run import CalibrationRun
 from onnx_igpc.cli_support import preprocessing_options, read_preprocessing
 from onnx_igpc.cost import count
 from onnx_igpc.extended_layout import dense_layout, low_rank_layout
+from onnx_igpc.family import best_within, candidate_layouts
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.layout import GroupLayout, plan_layout
 from onnx_igpc.model_io import open_model, save_model
 from onnx_igpc.passes import GroupPointwise, RemoveDead
+from onnx_igpc.passes.fold_batch_norm import following_batch_norm
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.sites import PointwiseSite, find_sites
+from onnx_igpc.taps import Tap
 from onnx_igpc.verify import verify
 from onnx_igpc.weighing import fit_without_data
 
-METHODS = ("budget", "svd", "svd-plain", "v2", "v2-plain", "v2-learned")
+METHODS = ("budget", "extended", "svd", "svd-plain", "v2", "v2-plain", "v2-learned")
 _CHANNELS = tuple(range(2, 257, 2))
 
 
@@ -139,6 +144,29 @@ class Bench:
             return dense_layout(C, F, "dense in the budget")
         return low_rank_layout(C, F, rank)
 
+    def extended(self, share: float) -> dict[str, GroupLayout]:
+        """For every site the member of the extended family that fits best within the share."""
+        opened = open_model(self.model)
+        view = GraphView(opened)
+        sites = [s for s in find_sites(view) if s.kept_reason is None]
+        run = CalibrationRun.open(
+            self.model, opened, self.calibration, self.preprocessing, self.samples
+        )
+        moments = collect_moments(opened, [Tap.of(site) for site in sites], run.data)
+        layouts = {}
+        for site in sites:
+            C, F = self.shapes[site.name]
+            norm = following_batch_norm(view, site.ref)
+            found = candidate_layouts(
+                site.weight_matrix().astype(np.float64),
+                moments[Tap.of(site)].second,
+                norm.factor if norm else None,
+                (share,),
+            )
+            best = best_within(found, int(share * C * F))
+            layouts[site.name] = best.layout if best else dense_layout(C, F, "nothing as small")
+        return layouts
+
     def channels_for(self, share: float) -> int:
         """The least channels per group of V2 whose weights are no fewer than the share."""
         for ch in _CHANNELS:
@@ -160,7 +188,13 @@ def run_target(bench: Bench, target: float, methods: Sequence[str]) -> list[Row]
     budget = dict(bench.weights)
     ch = bench.channels_for(target)
     note = f"ch {ch}"
+
+    def uniform() -> tuple[Path, dict[str, int]]:
+        layouts = bench.extended(target)
+        return bench.planned(lambda site: layouts[site.name], True)
+
     runs: dict[str, tuple[Callable[[], Any], str]] = {
+        "extended": (uniform, ""),
         "svd": (lambda: bench.planned(lambda s: bench.svd(budget, s), True), ""),
         "svd-plain": (lambda: bench.planned(lambda s: bench.svd(budget, s), False), ""),
         "v2": (lambda: bench.compressed(channels_per_group=ch), note),
