@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,7 +49,7 @@ class Data(Protocol):
         """What a report says about the data, as JSON values."""
 
 
-class BatchedData:
+class BatchedData(ABC):
     """What is the same for every source: batching and the description; a source gives samples."""
 
     def __init__(self, source: str, inputs: Sequence[InputSpec], batch_size: int) -> None:
@@ -85,8 +86,9 @@ class BatchedData:
             "skipped": list(self.skipped),
         }
 
+    @abstractmethod
     def _samples(self) -> Iterator[Sample]:
-        raise NotImplementedError
+        """Every sample of the source, in order."""
 
     def _batch(self, samples: list[Sample]) -> Batch:
         count = len(samples)
