@@ -1,0 +1,208 @@
+"""The commands that rewrite a model or say what a rewrite did: inspect, compress, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_igpc.cli_support import (
+    ProgressLine,
+    check_output,
+    console,
+    preprocessing_options,
+    read_preprocessing,
+    write_text,
+)
+
+_MODEL = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path)
+
+
+def register(main: click.Group) -> None:
+    """Add the commands of this module to the command line."""
+    for command in (inspect, compress, report):
+        main.add_command(command)
+
+
+def _site_options(command: Any) -> Any:
+    options = (
+        click.option(
+            "--ch",
+            "channels_per_group",
+            type=int,
+            help="Channels per group, the schemes' parameter [16].",
+        ),
+        click.option(
+            "--scheme",
+            type=click.Choice(["v1", "v2"]),
+            default="v2",
+            show_default=True,
+            help="v2: without divisibility constraints; v1: with.",
+        ),
+        click.option(
+            "--include",
+            metavar="GLOB",
+            multiple=True,
+            help="Only sites whose name matches. Repeatable.",
+        ),
+        click.option(
+            "--exclude",
+            metavar="GLOB",
+            multiple=True,
+            help="No site whose name matches. Repeatable.",
+        ),
+        click.option(
+            "--include-heads", is_flag=True, help="Rewrite convolutions that make an output, too."
+        ),
+        click.option("-v", "--verbose", is_flag=True, help="Every name and note in full."),
+        click.option("-q", "--quiet", is_flag=True, help="Errors only."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(epilog="Example: onnx-igpc inspect model.onnx --ch 32")
+@click.argument("model", type=_MODEL)
+@_site_options
+@click.option(
+    "--json", "json_file", type=_FILE, metavar="FILE", help="Write the plan as JSON; - for stdout."
+)
+def inspect(
+    model: Path, json_file: Path | None, verbose: bool, quiet: bool, **options: Any
+) -> None:
+    """List every pointwise convolution of MODEL and what rewriting it would save."""
+    from onnx_igpc.pipeline import inspect as run
+    from onnx_igpc.render import show_rewrite
+
+    check_output(json_file, model)
+    report = run(model, **options)
+    if json_file is not None:
+        write_text(json_file, report.to_json())
+    show_rewrite(console(quiet or str(json_file) == "-"), report, planned=True, verbose=verbose)
+
+
+@click.command(epilog="Example: onnx-igpc compress model.onnx -o small.onnx --ch 32")
+@click.argument("model", type=_MODEL)
+@click.option("-o", "--output", type=_FILE, help="The model to write.")
+@_site_options
+@click.option(
+    "--form",
+    type=click.Choice(["linear", "paper"]),
+    default="linear",
+    show_default=True,
+    help="linear: replace only the convolution; paper: BatchNorm and activation after K "
+    "and after L, for training from scratch.",
+)
+@click.option(
+    "--init",
+    type=click.Choice(["fitted", "random"]),
+    help="Weights of K and L [fitted; random in the paper's form].",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="For random weights.")
+@click.option("--fold-batch-norm", is_flag=True, help="Fold BatchNormalization first.")
+@click.option(
+    "--calibration",
+    type=_FILE,
+    metavar="DATA",
+    help="Unlabelled images or arrays to fit the weights to.",
+)
+@click.option(
+    "--samples",
+    type=int,
+    default=512,
+    show_default=True,
+    help="At most so many samples for calibration.",
+)
+@click.option(
+    "--sequential/--no-sequential",
+    default=True,
+    show_default=True,
+    help="Fit each site behind those that are rewritten already.",
+)
+@click.option(
+    "--target",
+    metavar="QUANTITY=SHARE%",
+    help="A budget in the place of --ch: pointwise-parameters, pointwise-macs, parameters or macs, as "
+    "pointwise-parameters=40%. Needs --calibration.",
+)
+@click.option(
+    "--family",
+    type=click.Choice(["extended", "published"]),
+    help="What a budget chooses from [extended].",
+)
+@click.option(
+    "--grouping",
+    type=click.Choice(["learned", "contiguous"]),
+    help="Which channels share a group [learned under a budget, else contiguous].",
+)
+@click.option("--save-sensitivity", type=_FILE, help="Keep what a budget measured.")
+@click.option("--sensitivity", type=_FILE, help="Use what an earlier run kept.")
+@preprocessing_options
+@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@click.option(
+    "--report",
+    "report_file",
+    type=_FILE,
+    metavar="FILE.json",
+    help="Write the report as JSON; - for stdout.",
+)
+def compress(
+    model: Path,
+    output: Path | None,
+    dry_run: bool,
+    report_file: Path | None,
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Rewrite the pointwise convolutions of MODEL into interleaved grouped ones."""
+    from onnx_igpc.pipeline import compress as run
+    from onnx_igpc.render import show_rewrite
+
+    if output is None and not dry_run:
+        raise click.UsageError("say where to write the model with -o FILE, or use --dry-run")
+    check_output(output, model)
+    check_output(report_file, model)
+    options["preprocessing"] = read_preprocessing(options)
+    with ProgressLine("fitting", quiet) as line:
+        result = run(model, progress=line.update, **options)
+    if not dry_run and output is not None:
+        result.save(output)
+    if report_file is not None:
+        write_text(report_file, result.report.to_json())
+    out = console(quiet or str(report_file) == "-")
+    show_rewrite(out, result.report, verbose=verbose)
+    if not result.changed:
+        click.echo("warning: nothing to rewrite", err=True)
+    if not dry_run:
+        out.print(f"wrote {output}", markup=False)
+
+
+@click.command(epilog="Example: onnx-igpc report small.onnx")
+@click.argument("model", type=_MODEL)
+@click.option(
+    "--json",
+    "json_file",
+    type=_FILE,
+    metavar="FILE",
+    help="Write the report as JSON; - for stdout.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Every name and note in full.")
+def report(model: Path, json_file: Path | None, verbose: bool) -> None:
+    """Show the report that a compressed MODEL carries."""
+    from onnx_igpc.errors import ModelError
+    from onnx_igpc.model_io import file_bytes, open_model
+    from onnx_igpc.render import show_rewrite
+    from onnx_igpc.report import read_digest
+
+    check_output(json_file, model)
+    digest = read_digest(open_model(model).proto)
+    if digest is None:
+        raise ModelError(f"{model} carries no report: it was not written by onnx-igpc compress")
+    digest.totals.file_bytes.after = file_bytes(model)
+    if json_file is not None:
+        write_text(json_file, digest.to_json())
+    show_rewrite(console(str(json_file) == "-"), digest, verbose=verbose)
