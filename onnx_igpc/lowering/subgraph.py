@@ -1,0 +1,204 @@
+"""Finding the interleaved grouped convolutions of a model that compress wrote.
+
+A site is found by the digest in the model, which names its nodes, and is believed only where those
+nodes are what the digest says: their structure and weights are read from the graph as it is now,
+after any fine-tuning, folding, merging and reordering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from onnx_igpc.fitting import IgpcWeights, igpc_matrix
+from onnx_igpc.graph_view import GraphView, NodeRef
+from onnx_igpc.graph_walk import NodeHolder
+from onnx_igpc.layout import GroupLayout, compose_gathers
+from onnx_igpc.layout_json import layout_from_dict
+from onnx_igpc.lowering.recognition import LINEAR, NotRecognisedError, read_structure
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.report import SiteReport, read_digest
+
+
+@dataclass(frozen=True, eq=False)
+class IgpcSubgraph:
+    """One site as it stands in the file: x -> M x + b, strided and padded like its Conv was.
+
+    ``name`` is the site's in the digest (the original Conv's); in the paper's form, where BatchNorm
+    and activation stand between the stages, each stage is a subgraph of its own and ``/K`` or
+    ``/L`` follows the name. ``input`` and ``output`` are the tensors it reads and makes, ``nodes``
+    the names of its nodes in the order of the graph, all of them in ``holder``.
+
+    ``layout`` counts channels as the file has them now. ``k`` and ``l`` have one float64 array of
+    shape (filters of the path, channels per group) for each path, ``bias`` is float64 of shape
+    (F,), everything that is added anywhere in the site. ``conv_attributes`` are K's, without group
+    and kernel_shape; ``dtype`` is that of the stored weights.
+
+    ``refs`` can be used until the model is edited.
+    """
+
+    name: str
+    input: str
+    output: str
+    nodes: tuple[str, ...]
+    holder: NodeHolder
+    layout: GroupLayout
+    k: tuple[np.ndarray, ...]
+    l: tuple[np.ndarray, ...] | None  # noqa: E741 - the paper's name
+    bias: np.ndarray | None
+    conv_attributes: tuple[onnx.AttributeProto, ...]
+    dtype: np.dtype
+    spatial_rank: int
+    refs: tuple[NodeRef, ...] = field(default=(), repr=False)
+
+    def matrix(self) -> np.ndarray:
+        """M of x -> M x + b, float64 of shape (F, C)."""
+        return igpc_matrix(self.layout, IgpcWeights(self.k, self.l))
+
+    def attribute(self, name: str, default: object = None) -> object:
+        """The value of an attribute of K, or ``default``."""
+        for entry in self.conv_attributes:
+            if entry.name == name:
+                return onnx.helper.get_attribute_value(entry)
+        return default
+
+    @property
+    def moves_nothing(self) -> bool:
+        """Whether every output pixel comes from the input pixel in the same place."""
+        strides = self.attribute("strides") or []
+        pads = self.attribute("pads") or []
+        return all(each == 1 for each in strides) and not any(pads)  # type: ignore[union-attr]
+
+
+def find_subgraphs(opened: OpenModel) -> tuple[list[IgpcSubgraph], list[tuple[str, str]]]:
+    """The sites of the model's digest: those that are recognised, and the others with the reason.
+
+    A model without a digest has none. Sites that are not recognised work as they are; they only
+    cannot be written in another way.
+
+    Raises:
+        ModelError: the digest cannot be read.
+    """
+    digest = read_digest(opened.proto)
+    if digest is None or not digest.rewritten:
+        return [], []
+    view = GraphView(opened)
+    by_name: dict[str, list[NodeRef]] = {}
+    for ref in view.nodes:
+        by_name.setdefault(ref.proto.name, []).append(ref)
+    found: list[IgpcSubgraph] = []
+    unknown: list[tuple[str, str]] = []
+    for site in digest.rewritten:
+        try:
+            found += _site(view, site, by_name)
+        except NotRecognisedError as reason:
+            unknown.append((site.name, str(reason)))
+    return found, unknown
+
+
+def _site(
+    view: GraphView, site: SiteReport, by_name: dict[str, list[NodeRef]]
+) -> list[IgpcSubgraph]:
+    refs: list[NodeRef] = []
+    for name in site.nodes:
+        known = by_name.get(name, [])
+        if len(known) > 1:
+            raise NotRecognisedError(f"several nodes are named '{name}'")
+        refs += known  # a Gather that another one was merged with is gone
+    if not any(ref.op_type == "Conv" for ref in refs):
+        raise NotRecognisedError("the nodes that the digest names are not in the model")
+    if len({id(ref.scope.holder) for ref in refs}) > 1:
+        raise NotRecognisedError("its nodes lie in different graphs")
+    refs.sort(key=lambda ref: ref.index)
+    if all(ref.op_type in LINEAR for ref in refs):
+        stated = (site.input, site.in_channels)
+        return [_subgraph(view, site, site.name, refs, stated)]
+    return _stages(view, site, refs)
+
+
+def _stages(view: GraphView, site: SiteReport, refs: list[NodeRef]) -> list[IgpcSubgraph]:
+    """K and L of the paper's form, each by itself: what lies between is not linear."""
+    linear = [ref for ref in refs if ref.op_type in LINEAR and ref.op_type != "Add"]
+    parts = [part for part in _connected(linear) if any(ref.op_type == "Conv" for ref in part)]
+    if len(parts) > 2:
+        raise NotRecognisedError(f"it has {len(parts)} stages where K and L are expected")
+    found = []
+    stated: tuple[str, int | None] = (site.input, site.in_channels)
+    for label, part in zip("KL", parts, strict=False):
+        found.append(_subgraph(view, site, f"{site.name}/{label}", part, stated))
+        stated = ("", found[0].layout.out_channels)
+    return found
+
+
+def _connected(refs: list[NodeRef]) -> list[list[NodeRef]]:
+    """The nodes that are joined by tensors that one of them makes, in the order of the graph."""
+    parts: list[list[NodeRef]] = []
+    for ref in refs:
+        reads = set(ref.proto.input)
+        joined = [p for p in parts if any(reads & {*each.proto.output} for each in p)]
+        siblings = [
+            p
+            for p in parts
+            if p not in joined and any(each.proto.input[0] == ref.proto.input[0] for each in p)
+        ]
+        merged = [each for part in (*joined, *siblings) for each in part]
+        parts = [p for p in parts if p not in joined and p not in siblings]
+        parts.append([*merged, ref])
+    for part in parts:
+        part.sort(key=lambda ref: ref.index)
+    return sorted(parts, key=lambda part: part[0].index)
+
+
+def _subgraph(
+    view: GraphView,
+    site: SiteReport,
+    name: str,
+    refs: Sequence[NodeRef],
+    stated: tuple[str, int | None],
+) -> IgpcSubgraph:
+    structure = read_structure(view, list(refs), stated)
+    layout = _as_in_digest(structure.layout, site) or structure.layout
+    if name == site.name and layout.out_channels != site.out_channels:
+        raise NotRecognisedError(
+            f"it makes {layout.out_channels} filters, where the digest says {site.out_channels}"
+        )
+    return IgpcSubgraph(
+        name,
+        structure.input,
+        structure.output,
+        tuple(ref.proto.name for ref in structure.refs),
+        structure.refs[0].scope.holder,
+        layout,
+        structure.k,
+        structure.l,
+        structure.bias,
+        structure.conv_attributes,
+        structure.dtype,
+        structure.spatial_rank,
+        structure.refs,
+    )
+
+
+def _as_in_digest(found: GroupLayout, site: SiteReport) -> GroupLayout | None:
+    """The digest's layout, if what was found in the graph is just that."""
+    if site.layout is None:
+        return None
+    try:
+        stated = layout_from_dict(site.layout)
+    except ValueError:
+        return None
+    return stated if _signature(stated) == _signature(found) else None
+
+
+def _signature(layout: GroupLayout) -> tuple[object, ...]:
+    """Equal for layouts with equal groups, whether channels move in the interleave or in L."""
+    parts: list[object] = [layout.output_interleave, layout.l is not None and layout.has_sum]
+    for stage, order in ((layout.k, None), (layout.l, layout.interleave)):
+        for path in stage.paths if stage else ():
+            inputs = path.inputs if order is None else compose_gathers(order, path.inputs)
+            parts.append((path.groups, path.channels_per_group, path.filters_per_group, inputs))
+        parts.append(stage is None)
+    return tuple(parts)

@@ -1,0 +1,148 @@
+"""What a lowering writes with: names, constants and nodes in the place of one site."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from onnx_igpc.edit import GraphEdit, SubgraphBuilder
+from onnx_igpc.errors import ModelError
+from onnx_igpc.graph_walk import NodeHolder
+from onnx_igpc.lowering.subgraph import IgpcSubgraph
+
+_OPSET_SPLIT_INPUT = 13
+_OPSET_AXES_INPUT = 13
+
+
+@dataclass
+class SharedConstants:
+    """Constants by their values, so that sites that shared weights share them still."""
+
+    edit: GraphEdit
+    _known: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def name(self, holder: NodeHolder, wanted: str, values: np.ndarray) -> str:
+        """The tensor that holds ``values``: a known one, or a new one named like ``wanted``."""
+        stored = np.ascontiguousarray(values)
+        digest = hashlib.sha256(stored.tobytes()).digest()
+        key = (id(holder), stored.dtype.str, stored.shape, digest)
+        if key not in self._known:
+            self._known[key] = self.edit.constant(holder, wanted, stored)
+        return self._known[key]
+
+
+class SiteWriter:
+    """Writes the nodes of one site; all names are derived from the original Conv's.
+
+    Tensors are given and returned by name. Node methods return the tensor they make: ``output``
+    where it is given, or else a new one.
+    """
+
+    def __init__(self, site: IgpcSubgraph, constants: SharedConstants, opset: int) -> None:
+        self.site = site
+        self.opset = opset
+        self._constants = constants
+        self._base = site.nodes[0].split("/igpc/")[0]
+        origin = site.refs[0].proto
+        self._builder = SubgraphBuilder(constants.edit.names, origin)
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """The nodes written so far."""
+        return tuple(self._builder.node_names)
+
+    def nodes(self) -> list[onnx.NodeProto]:
+        """All nodes as protobuf messages."""
+        return self._builder.build(self.opset)
+
+    def weights(self, label: str, values: np.ndarray) -> str:
+        """A float constant in the site's dtype.
+
+        Raises:
+            ModelError: a value that is too large for it.
+        """
+        with np.errstate(over="ignore"):
+            stored = values.astype(self.site.dtype)
+        if not np.isfinite(stored).all():
+            raise ModelError(
+                f"site {self.site.name!r} cannot be lowered this way: {label} would not be finite "
+                f"in {self.site.dtype}"
+            )
+        return self._constants.name(self.site.holder, self._wanted(label), stored)
+
+    def integers(self, label: str, values: Sequence[int]) -> str:
+        """An int64 constant."""
+        stored = np.asarray(values, dtype=np.int64)
+        return self._constants.name(self.site.holder, self._wanted(label), stored)
+
+    def conv(
+        self,
+        x: str,
+        label: str,
+        weight: np.ndarray,
+        *,
+        groups: int = 1,
+        bias: np.ndarray | None = None,
+        moving: bool = False,
+        output: str | None = None,
+    ) -> str:
+        """A pointwise convolution; ``weight`` has shape (filters, channels per group).
+
+        ``moving`` gives it the strides and padding of the site, as the first convolution needs.
+        """
+        kernel = weight.reshape(*weight.shape, *[1] * self.site.spatial_rank)
+        inputs = [x, self.weights(f"{label}.weight", kernel)]
+        if bias is not None:
+            inputs.append(self.weights(f"{label}.bias", bias))
+        attributes = self.site.conv_attributes if moving else ()
+        shape = {"group": groups, "kernel_shape": [1] * self.site.spatial_rank}
+        return self.node("Conv", inputs, label, output, attributes, **shape)
+
+    def gather(self, x: str, label: str, channels: Sequence[int], output: str | None = None) -> str:
+        """Channels of ``x``."""
+        inputs = [x, self.integers(f"{label}.indices", channels)]
+        return self.node("Gather", inputs, label, output, axis=1)
+
+    def add(self, a: str, b: str, label: str = "add", output: str | None = None) -> str:
+        """a + b."""
+        return self.node("Add", [a, b], label, output)
+
+    def concat(self, parts: Sequence[str], label: str, output: str | None = None) -> str:
+        """The channels of all parts."""
+        return self.node("Concat", parts, label, output, axis=1)
+
+    def split(self, x: str, label: str, sizes: Sequence[int]) -> list[str]:
+        """Consecutive channels of ``x``; the sizes are an attribute up to opset 12."""
+        made = [self.value(f"{label}{index + 1}") for index in range(len(sizes))]
+        name = self._builder.fresh(self._wanted(label))
+        if self.opset < _OPSET_SPLIT_INPUT:
+            self._builder.add_with_outputs("Split", [x], made, name, axis=1, split=list(sizes))
+        else:
+            inputs = [x, self.integers(f"{label}.sizes", sizes)]
+            self._builder.add_with_outputs("Split", inputs, made, name, axis=1)
+        return made
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        label: str,
+        output: str | None = None,
+        attributes: Sequence[onnx.AttributeProto] = (),
+        **attrs: object,
+    ) -> str:
+        """Any node of one output."""
+        made = output or self.value(label)
+        name = self._builder.fresh(self._wanted(label))
+        return self._builder.add(op, inputs, made, name, attributes, **attrs)
+
+    def value(self, label: str) -> str:
+        """A new name for a tensor."""
+        return self._builder.fresh(self._wanted(f"{label}_output"))
+
+    def _wanted(self, label: str) -> str:
+        return f"{self._base}/igpc/lowered/{label}"

@@ -1,0 +1,24 @@
+"""The lowering that changes nothing."""
+
+from __future__ import annotations
+
+from onnx_igpc.lowering.subgraph import IgpcSubgraph
+from onnx_igpc.lowering.writer import SiteWriter
+from onnx_igpc.passes.lowering import Lowering
+
+
+class LowerLiteral(Lowering):
+    """Leave the site as compress wrote it.
+
+    Rules:
+
+    * Applies to every site, and writes nothing: the nodes stay byte for byte.
+    """
+
+    label = "literal"
+
+    def refusal(self, site: IgpcSubgraph, opset: int) -> str | None:
+        return None
+
+    def write(self, site: IgpcSubgraph, writer: SiteWriter) -> None:
+        return
