@@ -2,21 +2,22 @@
 
 The same tree, less file sizes, goes into the written model's metadata_props as its digest. From it
 the report can be shown again from the file alone, and the later commands (finetune, lower) learn
-what they work on.
+what they work on. What does not change the model (verify, benchmark) and pictures of weights are parts
+of the tree, too, but of report files only.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePath
 from typing import Any
 
 import onnx
 
 from onnx_igpc._version import __version__
-from onnx_igpc.errors import ModelError
+from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.layout import GroupedStage, GroupLayout
 
 REPORT_VERSION = 1
@@ -69,7 +70,8 @@ class SiteReport:
 
     Parameters are the weights and biases of the convolutions; ``error`` is E|(W-M)x|^2 / E|Wx|^2.
     ``nodes`` are the inserted nodes, ``replaced`` those in whose place they are, ``input`` and
-    ``output`` the tensors the site reads and makes.
+    ``output`` the tensors the site reads and makes. ``thumbnails``: pictures of W and M, see
+    :mod:`onnx_igpc.thumbnails`.
     """
 
     name: str
@@ -92,6 +94,7 @@ class SiteReport:
     nodes: list[str] = field(default_factory=list)
     layout: dict[str, Any] | None = None
     replaced: list[str] = field(default_factory=list)
+    thumbnails: dict[str, Any] | None = None
 
     @property
     def rewritten(self) -> bool:
@@ -127,7 +130,8 @@ class RewriteReport:
     ``folded``, ``merged``, ``removed``, ``inputs_removed`` and ``permuted`` list what was changed
     outside the sites themselves; ``permutations`` has the tensors whose channels lie in another order
     in ``permuted`` nodes. ``calibration``, ``preprocessing``, ``damage`` and ``lowering``
-    belong to steps that a plain compress does not take, and are ``None`` then.
+    belong to steps that a plain compress does not take, and are ``None`` then. ``verify`` and
+    ``benchmark`` are what those commands measured, as their own reports say it.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -149,6 +153,8 @@ class RewriteReport:
     damage: dict[str, Any] | None = None
     lowering: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
+    verify: dict[str, Any] | None = None
+    benchmark: dict[str, Any] | None = None
     tool: str = f"onnx-igpc {__version__}"
     version: int = REPORT_VERSION
 
@@ -172,6 +178,25 @@ class RewriteReport:
         for name in ("folded", "merged", "permuted", "removed", "inputs_removed"):
             before = getattr(earlier, name)
             setattr(self, name, [*before, *(x for x in getattr(self, name) if x not in before)])
+
+    def adopt(self, other: RewriteReport) -> None:
+        """Take over what was measured or drawn of the same model and is in ``other`` alone.
+
+        Raises:
+            UsageError: ``other`` tells of other sites, so that it is of another model.
+        """
+        theirs = {site.name: site for site in other.sites}
+        if theirs and self.sites and set(theirs) != {site.name for site in self.sites}:
+            raise UsageError("the reports to merge are of different models: their sites differ")
+        for name in ("verify", "benchmark", "damage"):
+            setattr(self, name, getattr(self, name) or getattr(other, name))
+        for part in fields(Totals):
+            ours, known = getattr(self.totals, part.name), getattr(other.totals, part.name)
+            ours.before = known.before if ours.before is None else ours.before
+            ours.after = known.after if ours.after is None else ours.after
+        for site in self.sites:
+            if (twin := theirs.get(site.name)) is not None and twin.thumbnails:
+                site.thumbnails = {**twin.thumbnails, **(site.thumbnails or {})}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dictionaries, strings and numbers."""
@@ -263,10 +288,13 @@ def write_digest(model: onnx.ModelProto, report: RewriteReport) -> None:
     """Store the report in the model's metadata.
 
     Left out is what would make equal runs write different bytes or tell of the machine: the file's own
-    size, times, and the folder that the calibration data lay in.
+    size, times, and the folder that the calibration data lay in; and what only a report file has.
     """
     data = report.to_dict()
     data["totals"]["file_bytes"] = asdict(Change())
+    data["verify"] = data["benchmark"] = None
+    for site in data["sites"]:
+        site["thumbnails"] = None
     if data["calibration"]:
         data["calibration"].pop("seconds", None)
         if isinstance(source := data["calibration"].get("source"), str):
