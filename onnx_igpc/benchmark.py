@@ -6,6 +6,8 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,14 +86,15 @@ def benchmark(
     seed: int = 0,
     footprint: bool = True,
     per_operator: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> BenchmarkReport:
     """Race models; the first is the baseline of every speed-up.
 
     batches: sizes to race at; none means the one that the models fix, or 1. shapes: sizes of dynamic
     dimensions, by input; data: real inputs, as :func:`open_data` takes them; otherwise inputs are
     seeded random numbers. rounds: turns that each model gets. footprint: measure load time and peak
-    memory in a process a model. per_operator: add each node's time. progress is told what happens.
+    memory in a process a model. per_operator: add each node's time. progress: called with (rounds done,
+    rounds in all or 0 while none are counted, what is being done), and never within a timed turn.
 
     Raises CheckFailedError where the provider asked for ran none of a model's nodes or is not there,
     UsageError for options that do not fit the models, ModelError for models that cannot run.
@@ -100,18 +103,18 @@ def benchmark(
         raise UsageError("benchmark needs at least one model")
     if rounds < 2:
         raise UsageError(f"rounds must be at least 2 for an interval, not {rounds}")
-    say = progress or (lambda message: None)
+    say = progress or (lambda done, total, what: None)
     contenders = [Contender(os.fspath(path)) for path in models]
     facts, races = [], []
     for contender in contenders:
-        say(f"{contender.path}: loading and profiling")
+        say(0, 0, f"profiling {Path(contender.path).name}")
         facts.append(
             contender.facts(provider, threads[0], shapes, batches, footprint, per_operator)
         )
     for count in threads:
         sessions = [make_session(c.model, provider, threads=count) for c in contenders]
         for batch in batches or [natural_batch(sessions, shapes)]:
-            say(f"racing at batch {batch}")
+            what = f"at batch {batch}"
             feeds = [
                 _feeds(session, batch, seed, shapes, data, preprocessing) for session in sessions
             ]
@@ -119,7 +122,9 @@ def benchmark(
                 _runner(session, values, provider)
                 for session, values in zip(sessions, feeds, strict=True)
             ]
-            seconds = race(runs, rounds=rounds, warmup=warmup)
+            say(0, rounds, what)
+            tell = partial(_tell, say, what)
+            seconds = race(runs, rounds=rounds, warmup=warmup, progress=tell)
             races.append(Race(batch, count, _timings([c.path for c in contenders], seconds, batch)))
     return BenchmarkReport(
         provider=provider_label(provider_name(provider)),
@@ -130,6 +135,10 @@ def benchmark(
         models=tuple(facts),
         races=tuple(races),
     )
+
+
+def _tell(say: Callable[[int, int, str], None], what: str, done: int, total: int) -> None:
+    say(done, total, what)
 
 
 def _feeds(

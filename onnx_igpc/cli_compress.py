@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from onnx_igpc.cli_progress import ProgressLine
 from onnx_igpc.cli_support import (
-    ProgressLine,
     check_output,
     console,
     preprocessing_options,
@@ -149,11 +149,13 @@ def inspect(
     metavar="FILE.json",
     help="Write the report as JSON; - for stdout.",
 )
+@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
 def compress(
     model: Path,
     output: Path | None,
     dry_run: bool,
     report_file: Path | None,
+    json_file: Path | None,
     verbose: bool,
     quiet: bool,
     **options: Any,
@@ -166,14 +168,16 @@ def compress(
         raise click.UsageError("say where to write the model with -o FILE, or use --dry-run")
     check_output(output, model)
     check_output(report_file, model)
+    check_output(json_file, model)
     options["preprocessing"] = read_preprocessing(options)
-    with ProgressLine("fitting", quiet) as line:
+    with ProgressLine("compressing", quiet) as line:
         result = run(model, progress=line.update, **options)
     if not dry_run and output is not None:
         result.save(output)
-    if report_file is not None:
-        write_text(report_file, result.report.to_json())
-    out = console(quiet or str(report_file) == "-")
+    for file in (report_file, json_file):
+        if file is not None:
+            write_text(file, result.report.to_json())
+    out = console(quiet or "-" in (str(report_file), str(json_file)))
     show_rewrite(out, result.report, verbose=verbose)
     if not result.changed:
         click.echo("warning: nothing to rewrite", err=True)
@@ -191,7 +195,8 @@ def compress(
     help="Write the report as JSON; - for stdout.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Every name and note in full.")
-def report(model: Path, json_file: Path | None, verbose: bool) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def report(model: Path, json_file: Path | None, verbose: bool, quiet: bool) -> None:
     """Show the report that a compressed MODEL carries."""
     from onnx_igpc.errors import ModelError
     from onnx_igpc.model_io import file_bytes, open_model
@@ -205,4 +210,4 @@ def report(model: Path, json_file: Path | None, verbose: bool) -> None:
     digest.totals.file_bytes.after = file_bytes(model)
     if json_file is not None:
         write_text(json_file, digest.to_json())
-    show_rewrite(console(str(json_file) == "-"), digest, verbose=verbose)
+    show_rewrite(console(quiet or str(json_file) == "-"), digest, verbose=verbose)

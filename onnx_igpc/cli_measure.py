@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from onnx_igpc.cli_progress import ProgressLine
 from onnx_igpc.cli_support import (
-    ProgressLine,
     check_output,
     console,
     preprocessing_options,
@@ -34,7 +34,7 @@ def register(main: click.Group) -> None:
     "--data", type=_FILE, help="Images (folder, .tar) or arrays (.npz); random if left out."
 )
 @click.option("--samples", type=int, help="At most so many samples.")
-@click.option("--batch-size", type=int, default=16, show_default=True)
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Samples run at once.")
 @click.option(
     "--shape",
     "shapes",
@@ -124,7 +124,14 @@ def benchmark(
 
     check_output(json_file, *models)
     options["preprocessing"] = read_preprocessing(options)
-    result = run(models, threads=threads or (None,), shapes=parse_shapes(shapes), **options)
+    with ProgressLine("benchmarking", quiet, undisturbed=True) as line:
+        result = run(
+            models,
+            threads=threads or (None,),
+            shapes=parse_shapes(shapes),
+            progress=line.update,
+            **options,
+        )
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2))
     show_benchmark(console(quiet or str(json_file) == "-"), result)

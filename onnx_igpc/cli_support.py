@@ -1,4 +1,4 @@
-"""What every command shares: errors as one line and an exit code, progress, data options."""
+"""What every command shares: errors as one line and an exit code, output, data options."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import difflib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnx_igpc.errors import IgpcError, UsageError
+from onnx_igpc.errors import IgpcError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from onnx_igpc.preprocessing import Preprocessing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-# A command that takes no longer than this shows no progress.
-_PROGRESS_AFTER_SECONDS = 1.0
 
 
 class IgpcGroup(click.Group):
@@ -34,53 +31,26 @@ class IgpcGroup(click.Group):
         except IgpcError as error:
             click.echo(f"error: {' '.join(str(error).split())}", err=True)
             ctx.exit(error.exit_code)
+        except click.NoSuchOption as error:
+            # The nearest first, and no others: click lists up to three by the alphabet.
+            known = error.possibilities or []
+            error.possibilities = difflib.get_close_matches(error.option_name, known, n=1)
+            raise
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            ctx.fail(f"No such command {args[0]!r}.{hint}")
+            hint = did_you_mean(args[0], self.list_commands(ctx))
+            ctx.fail(f"No such command {args[0]!r}{hint or '.'}")
         return super().resolve_command(ctx, args)
 
 
 def console(quiet: bool = False) -> Console:
-    """Where reports go: stdout, plain when piped, nothing when quiet."""
+    """Where reports go: stdout, nothing when quiet; plain when piped, and sentences in one line then."""
     from rich.console import Console
 
-    return Console(quiet=quiet, highlight=False, soft_wrap=False)
-
-
-class ProgressLine:
-    """A progress bar on stderr for what takes longer than a second, on terminals only."""
-
-    def __init__(self, what: str, quiet: bool = False) -> None:
-        self._what = what
-        self._enabled = not quiet and sys.stderr.isatty()
-        self._start = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> ProgressLine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, done: int, total: int, label: str = "") -> None:
-        """``done`` of ``total``; ``label`` is what is being worked on."""
-        if not self._enabled or time.monotonic() - self._start < _PROGRESS_AFTER_SECONDS:
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self._what, total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done, total=total, description=self._what)
+    return Console(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def check_output(path: Path | None, *inputs: Path) -> None:

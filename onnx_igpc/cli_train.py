@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnx_igpc.cli_progress import ProgressLine
 from onnx_igpc.cli_support import (
     check_output,
     console,
@@ -30,28 +30,20 @@ def register(main: click.Group) -> None:
 
 
 class EpochLines:
-    """A line on stderr for each epoch, and on terminals one for the epoch that is under way."""
+    """A line on stderr for each epoch and note, and on terminals a bar for what is under way."""
 
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._live = sys.stderr.isatty()
-        self._open = False
+    def __init__(self, line: ProgressLine) -> None:
+        self._line = line
 
     def show(self, progress: Progress) -> None:
         """Write what a run reports."""
-        if self._quiet:
-            return
         for note in progress.notes:
-            self._write(f"note: {note}", stays=True)
+            self._line.log(f"note: {note}")
         if progress.row is not None:
-            self._write(_epoch_line(progress), stays=True)
-        elif self._live and progress.epoch:
-            self._write(_step_line(progress), stays=False)
-
-    def _write(self, text: str, *, stays: bool) -> None:
-        start = "\r\x1b[K" if self._open else ""
-        click.echo(start + text, err=True, nl=stays)
-        self._open = not stays
+            self._line.log(_epoch_line(progress))
+        if progress.epoch:
+            done = (progress.epoch - 1) * progress.steps + progress.step
+            self._line.update(done, progress.epochs * progress.steps, _step_label(progress))
 
 
 def _epoch_line(progress: Progress) -> str:
@@ -71,17 +63,13 @@ def _epoch_line(progress: Progress) -> str:
     return "  ".join([*parts, f"{_duration(left)} left"])
 
 
-def _step_line(progress: Progress) -> str:
-    parts = [
-        f"epoch {progress.epoch}/{progress.epochs} step {progress.step}/{progress.steps}",
-        f"loss {progress.loss or 0:.4f}",
-    ]
-    if progress.accuracy is not None:
-        parts.append(f"accuracy {progress.accuracy:.2%}")
-    elif progress.agreement is not None:
-        parts.append(f"agreement {progress.agreement:.2%}")
-    parts.append(f"{progress.images_per_second or 0:.0f} images/s")
-    return "  ".join([*parts, f"{_duration(progress.seconds_left or 0)} left"])
+def _step_label(progress: Progress) -> str:
+    parts = [f"epoch {progress.epoch}/{progress.epochs}"]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.4f}")
+    if progress.seconds_left is not None:
+        parts.append(f"{_duration(progress.seconds_left)} left")
+    return "  ".join(parts)
 
 
 def _duration(seconds: float) -> str:
@@ -191,6 +179,7 @@ def _let_threads_sleep() -> None:
 @click.option("--restart", is_flag=True, help="Start anew although there is a checkpoint.")
 @click.option("--log", type=_PATH, metavar="BASE", help="BASE.csv and BASE.json  [beside OUTPUT].")
 @click.option("--report", "report_file", type=_PATH, metavar="FILE", help="Write the report: JSON.")
+@click.option("--json", "json_file", type=_PATH, metavar="FILE", help="Write JSON; - for stdout.")
 @preprocessing_options
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def finetune(
@@ -198,6 +187,7 @@ def finetune(
     teacher: Path | None,
     output: Path,
     report_file: Path | None,
+    json_file: Path | None,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -210,26 +200,29 @@ def finetune(
     models = [model for model in (compressed, teacher) if model is not None]
     check_output(output, *models)
     check_output(report_file, *models)
+    check_output(json_file, *models)
     options["preprocessing"] = read_preprocessing(options)
     require_torch()
     _let_threads_sleep()
-    from onnx_igpc.torch_bridge.finetune import finetune as run
-    from onnx_igpc.torch_bridge.recipe import Recipe
+    # Of the processes of a torchrun, the first one speaks.
+    with ProgressLine("fine-tuning", quiet or os.environ.get("RANK", "0") != "0") as line:
+        from onnx_igpc.torch_bridge.finetune import finetune as run
+        from onnx_igpc.torch_bridge.recipe import Recipe
 
-    recipe = Recipe(**_take_recipe(options))
-    result = run(
-        compressed,
-        teacher=teacher,
-        output=output,
-        recipe=recipe,
-        progress=EpochLines(quiet).show,
-        **options,
-    )
+        result = run(
+            compressed,
+            teacher=teacher,
+            output=output,
+            recipe=Recipe(**_take_recipe(options)),
+            progress=EpochLines(line).show,
+            **options,
+        )
     if not result.leads:
         return
-    if report_file is not None:
-        write_text(report_file, result.report.to_json())
-    out = console(quiet or str(report_file) == "-")
+    for file in (report_file, json_file):
+        if file is not None:
+            write_text(file, result.report.to_json())
+    out = console(quiet or "-" in (str(report_file), str(json_file)))
     for line in result.summary():
         out.print(line, markup=False)
     out.print(f"wrote {output}", markup=False)
@@ -238,7 +231,8 @@ def finetune(
 @click.command("to-torch", epilog="Example: onnx-igpc to-torch small.onnx -o weights/")
 @click.argument("model", type=_PATH)
 @click.option("-o", "--output", type=_PATH, required=True, help="The folder to write into.")
-def to_torch(model: Path, output: Path) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def to_torch(model: Path, output: Path, quiet: bool) -> None:
     """Write the weights of MODEL as a PyTorch state dict: weights.safetensors in a folder."""
     from onnx_igpc.torch_bridge import require_torch
 
@@ -247,7 +241,7 @@ def to_torch(model: Path, output: Path) -> None:
     from onnx_igpc.torch_bridge.state_files import export_state
 
     path = export_state(load_model(model), output)
-    click.echo(f"wrote {path}")
+    console(quiet).print(f"wrote {path}", markup=False)
 
 
 @click.command(
@@ -256,7 +250,8 @@ def to_torch(model: Path, output: Path) -> None:
 @click.argument("model", type=_PATH)
 @click.argument("state", type=_PATH)
 @click.option("-o", "--output", type=_PATH, required=True, help="The model to write.")
-def from_torch(model: Path, state: Path, output: Path) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def from_torch(model: Path, state: Path, output: Path, quiet: bool) -> None:
     """Write the weights in STATE (.safetensors, .pt, or what to-torch wrote) into the graph of MODEL."""
     from onnx_igpc.torch_bridge import require_torch
 
@@ -266,4 +261,4 @@ def from_torch(model: Path, state: Path, output: Path) -> None:
     from onnx_igpc.torch_bridge.state_files import import_state
 
     save_model(import_state(load_model(model), state), output)
-    click.echo(f"wrote {output}")
+    console(quiet).print(f"wrote {output}", markup=False)

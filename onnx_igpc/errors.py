@@ -7,6 +7,9 @@ input.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class IgpcError(Exception):
     """Base of every error that is the user's to mend; ``str(error)`` is one line."""
@@ -40,3 +43,9 @@ class CheckFailedError(IgpcError):
     """A check on otherwise usable input did not hold."""
 
     exit_code = 1
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``". Did you mean 'cuda'?"`` for the nearest of the known words, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f". Did you mean {near[0]!r}?" if near else ""

@@ -34,14 +34,18 @@ def race(
     rounds: int,
     warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Seconds for one call of each run in each round: float64[rounds, runs].
 
-    Each is first called ``warmup`` times, from which the number of calls a turn is taken.
+    Each is first called ``warmup`` times, from which the number of calls a turn is taken. progress is
+    called with (rounds done, rounds in all) between rounds.
     """
     calls = [_calls_a_turn(run, warmup, clock) for run in runs]
     seconds = np.empty((rounds, len(runs)))
     for turn, row in enumerate(seconds):
+        if progress is not None:
+            progress(turn, rounds)
         for place in range(len(runs)):
             i = (turn + place) % len(runs)
             start = clock()

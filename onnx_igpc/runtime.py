@@ -16,7 +16,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, ModelError, UsageError
+from onnx_igpc.errors import (
+    CheckFailedError,
+    IgpcError,
+    MissingExtraError,
+    ModelError,
+    UsageError,
+    did_you_mean,
+)
 from onnx_igpc.session_source import AnyModel, session_source
 
 PROVIDERS: Mapping[str, str] = {
@@ -95,7 +102,10 @@ def provider_name(provider: str) -> str:
         return PROVIDERS[provider.lower()]
     except KeyError:
         known = ", ".join(PROVIDERS)
-        raise UsageError(f"unknown execution provider {provider!r}: choose from {known}") from None
+        hint = did_you_mean(provider.lower(), PROVIDERS)
+        raise UsageError(
+            f"unknown execution provider {provider!r}: choose from {known}{hint}"
+        ) from None
 
 
 def provider_label(name: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_igpc.errors import CheckFailedError, UsageError
+from onnx_igpc.errors import CheckFailedError, UsageError, did_you_mean
 from onnx_igpc.layout import GroupLayout
 
 TARGETS = ("pointwise-parameters", "pointwise-macs", "parameters", "macs")
@@ -36,9 +36,11 @@ class Target:
         """
         found = re.fullmatch(r"\s*([a-z-]+)\s*=\s*([0-9.]+)\s*%\s*", text)
         if found is None or found[1] not in TARGETS:
+            quantity = text.partition("=")[0].strip()
             raise UsageError(
                 f"--target {text!r} is not understood: say QUANTITY=SHARE%, as in "
                 f"pointwise-parameters=40%, with one of {', '.join(TARGETS)}"
+                f"{did_you_mean(quantity, TARGETS) if quantity not in TARGETS else ''}"
             )
         try:
             share = float(found[2]) / 100.0
