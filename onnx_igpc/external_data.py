@@ -114,8 +114,9 @@ class ExternalData:
             )
             inline.raw_data = self.read_bytes(tensor)
             return numpy_helper.to_array(inline)
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            reason = str(error) if not isinstance(error, KeyError) else "its type is unknown"
+            raise ModelError(f"tensor {tensor.name!r} cannot be read: {reason}") from error
 
     def read_bytes(self, tensor: onnx.TensorProto) -> bytes:
         """The raw bytes of an external tensor.
@@ -125,13 +126,19 @@ class ExternalData:
         """
         if self._in_scratch(tensor):
             assert self._scratch is not None
-            _, offset, length = _entries(tensor)
+            _, offset, length = external_entry(tensor)
             self._scratch.seek(offset)
             return self._scratch.read(length or 0)
         path, offset, length = self._place(tensor)
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ModelError(
+                f"{path} of tensor {tensor.name!r} cannot be read: {reason}"
+            ) from error
         if len(data) != length:
             raise ModelError(f"{path}: ends before tensor {tensor.name!r}: the file is truncated")
         return data
@@ -163,11 +170,11 @@ class ExternalData:
         return offsets
 
     def _in_scratch(self, tensor: onnx.TensorProto) -> bool:
-        return _entries(tensor)[0] == SCRATCH_LOCATION and self._scratch is not None
+        return external_entry(tensor)[0] == SCRATCH_LOCATION and self._scratch is not None
 
     def _place(self, tensor: onnx.TensorProto) -> tuple[Path, int, int]:
         """File, offset and length of an external tensor, checked to lie in the model's folder."""
-        location, offset, length = _entries(tensor)
+        location, offset, length = external_entry(tensor)
         if self.base_dir is None:
             raise ModelError(
                 f"tensor {tensor.name!r} has external data ({location!r}), but the model was not "
@@ -197,7 +204,7 @@ class ExternalData:
             and "\\" not in location
         )
         roots = [self.base_dir.resolve(), self.real_dir.resolve()]
-        found = [root / relative for root in roots if inside and (root / relative).is_file()]
+        found = [root / relative for root in roots if inside and _is_file(root / relative)]
         path = found[0] if found else roots[0] / relative
         if not inside or not any(path.resolve().is_relative_to(root) for root in roots):
             raise ModelError(
@@ -212,8 +219,21 @@ class ExternalData:
         return path
 
 
-def _entries(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
-    """Location, offset and length of an external tensor as written."""
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for a file
+        return False
+
+
+def external_entry(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
+    """Location, offset and length of an external tensor as written; ``None`` without a length.
+
+    Raises:
+        ModelError: offset or length are not natural numbers, or an entry is given twice.
+    """
+    if len({entry.key for entry in tensor.external_data}) < len(tensor.external_data):
+        raise ModelError(f"tensor {tensor.name!r} says twice where its external data lies")
     entries = {entry.key: entry.value for entry in tensor.external_data}
     try:
         offset = int(entries.get("offset", 0))

@@ -7,7 +7,8 @@ NodeProto it was made from, so that what is found in the view can be edited in t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,12 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 from onnx_igpc.errors import ModelError
 from onnx_igpc.graph_walk import NodeHolder, Scope, function_path, opset_version, subgraph_path
 from onnx_igpc.model_io import OpenModel
+from onnx_igpc.operator_inference import EVALUATION_ERRORS
 
+# The most elements of a constant that is computed rather than stored: 1 GiB of float32.
+_MAX_CONSTANT = 2**28
+_MAX_RANK = 64
+_MAX_REASON = 300
 # Operators through which a constant is still the same constant, only seen differently.
 TRANSPARENT = frozenset(
     {"Identity", "Cast", "Reshape", "Transpose", "Expand", "Squeeze", "Unsqueeze"}
@@ -102,7 +108,14 @@ def _imported(model: OpenModel) -> gs.Graph:
     try:
         with graphsurgeon_quiet():
             return gs.import_onnx(model.proto)
-    except (OnnxGraphSurgeonException, ValueError, TypeError, LookupError) as error:
+    except (
+        OnnxGraphSurgeonException,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{model.name} holds a graph that cannot be read: {reason}") from error
 
@@ -231,12 +244,28 @@ class GraphView:
         return None
 
     def evaluate(self, link: NodeRef, first_input: np.ndarray) -> np.ndarray:
-        """The output of a node whose first input has the given values and whose others are constant."""
+        """The output of a node whose first input has the given values and whose others are constant.
+
+        Raises:
+            ModelError: the node cannot be evaluated, or makes a constant of more than 2^28 elements.
+        """
         values = [first_input]
         for other in link.node.inputs[1:]:
             constant = self.constant(other, link.scope)
             assert constant is not None
             values.append(constant.values())
+        if link.op_type == "Expand" and len(values) > 1:
+            _refuse_giant(link, values)
+        try:
+            return self._run(link, values)
+        except EVALUATION_ERRORS as error:
+            reason = " ".join(str(error).split())[:_MAX_REASON]
+            raise ModelError(
+                f"{self.model.name}: the constant that {link.op_type} {link.proto.output[0]!r} makes "
+                f"cannot be evaluated: {reason}"
+            ) from error
+
+    def _run(self, link: NodeRef, values: Sequence[np.ndarray]) -> np.ndarray:
         names = [f"input_{index}" for index in range(len(values))]
         node = onnx.NodeProto()
         node.CopyFrom(link.proto)
@@ -258,3 +287,13 @@ class GraphView:
         feeds = dict(zip(names, values, strict=True))
         outputs: Any = ReferenceEvaluator(model).run(None, feeds)
         return np.asarray(outputs[0])
+
+
+def _refuse_giant(link: NodeRef, values: Sequence[np.ndarray]) -> None:
+    """Expand makes an array of any size out of a few bytes."""
+    wanted = [max(int(size), 1) for size in values[1].reshape(-1)[:_MAX_RANK]]
+    # Dimensions that both have are not multiplied; the target alone says how large it is at least.
+    if math.prod(wanted) > _MAX_CONSTANT:
+        raise ModelError(
+            f"Expand {link.proto.output[0]!r} makes a constant of shape {wanted}: too large"
+        )

@@ -8,37 +8,58 @@ the new pair.
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import functools
+import itertools
 import mmap
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import EncodeError
 from onnx import numpy_helper
 
+from onnx_igpc.atomic_files import (
+    PathLike,
+    locked_folder,
+    publish,
+    temporary_file,
+    write_atomically,
+)
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.external_data import (
     MIN_EXTERNAL_BYTES,
     ExternalData,
     content_name,
     expected_bytes,
+    external_entry,
     is_external,
     set_location,
 )
-from onnx_igpc.graph_walk import all_names, tensors
+from onnx_igpc.graph_walk import tensors
+from onnx_igpc.model_reading import check_message, parse_model
+
+__all__ = [
+    "OpenModel",
+    "PathLike",
+    "copy_model",
+    "external_locations",
+    "file_bytes",
+    "load_model",
+    "open_model",
+    "refuse_same_file",
+    "save_model",
+    "write_atomically",
+]
 
 # A serialised protobuf message cannot be larger; leave room for what is not tensor data.
 _MAX_SINGLE_FILE = 2**31 - 2**24
-PathLike = str | os.PathLike[str]
+# A folder with more files than this is not searched for other models that use the old data.
+_MAX_SIBLINGS = 1000
 
 
 @dataclass
@@ -136,14 +157,12 @@ def open_model(path: PathLike) -> OpenModel:
             missing, too short or outside the model's folder.
     """
     file = Path(path)
-    proto = _parse(file)
-    _check_names(file, proto)
+    proto = parse_model(file)
+    check_message(file, proto)
     model = OpenModel(proto, ExternalData(file.absolute().parent, file.resolve().parent), file)
     for tensor in tensors(proto):
         if is_external(tensor):
             model.data.check(tensor)
-        else:
-            _check_inline(file, tensor)
     return model
 
 
@@ -210,66 +229,20 @@ def file_bytes(path: PathLike, proto: onnx.ModelProto | None = None) -> int:
     ``proto`` is what the file holds, if it has been read already.
     """
     file = Path(path)
-    locations = external_locations(proto or _parse(file))
-    return file.stat().st_size + sum((file.parent / each).stat().st_size for each in locations)
+    locations = external_locations(proto or parse_model(file))
+    data = ExternalData(file.absolute().parent, file.resolve().parent)
+    return file.stat().st_size + sum(data.locate(each, each).stat().st_size for each in locations)
 
 
 def external_locations(proto: onnx.ModelProto) -> set[str]:
     """The external data files that a model refers to, relative to its folder."""
-    return {
-        entry.value
-        for tensor in tensors(proto)
-        if is_external(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    return {external_entry(tensor)[0] for tensor in tensors(proto) if is_external(tensor)}
 
 
 def refuse_same_file(source: Path | None, target: Path) -> None:
     """Raise UsageError where ``target`` is the model that is being read."""
     if source is not None and target.exists() and target.samefile(source):
         raise UsageError(f"{target} is the input itself: choose another output")
-
-
-def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:
-    """Call ``write`` with a temporary file, then rename that file to ``path``.
-
-    Raises:
-        UsageError: the folder does not exist or the file cannot be written.
-    """
-    with temporary_file(Path(path)) as file:
-        write(file)
-        _publish(file, Path(path))
-
-
-@contextlib.contextmanager
-def temporary_file(target: Path) -> Iterator[IO[bytes]]:
-    """A temporary file in the folder of ``target``, removed unless it was renamed.
-
-    Raises:
-        UsageError: the folder does not exist or the file cannot be written.
-    """
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".tmp", delete=False
-        ) as file:
-            try:
-                yield file
-            finally:
-                Path(file.name).unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"cannot write {target}: {reason}") from error
-
-
-def _publish(file: IO[bytes], target: Path) -> None:
-    """Give a complete temporary file its name, with the permissions a new file would have."""
-    file.flush()
-    os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(file.name).chmod(0o666 & ~umask)
-    Path(file.name).replace(target)
 
 
 def _save_with_data(model: OpenModel, target: Path) -> None:
@@ -288,18 +261,19 @@ def _save_with_data(model: OpenModel, target: Path) -> None:
             length = _length(tensor)
             set_location(tensor, location, offsets[id(tensor)], length)
         file.write(proto.SerializeToString())
-        replaced = _own_data_of(target)
-        _publish(data, target.with_name(location))
-        _publish(file, target)
-        for old in replaced - {location}:
-            target.with_name(old).unlink(missing_ok=True)
+        with locked_folder(target.parent):
+            replaced = _own_data_of(target) - {location}
+            publish(data, target.with_name(location))
+            publish(file, target)
+            for old in replaced - _used_by_others(target, replaced):
+                target.with_name(old).unlink(missing_ok=True)
 
 
 def _length(tensor: onnx.TensorProto) -> int:
     if not is_external(tensor):
         return len(tensor.raw_data)
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    return int(entries["length"]) if "length" in entries else (expected_bytes(tensor) or 0)
+    length = external_entry(tensor)[2]
+    return (expected_bytes(tensor) or 0) if length is None else length
 
 
 def _own_data_of(target: Path) -> set[str]:
@@ -307,58 +281,40 @@ def _own_data_of(target: Path) -> set[str]:
     if not target.is_file():
         return set()
     try:
-        old = _parse(target)
+        old = parse_model(target)
     except ModelError:
         return set()
     locations = external_locations(old)
     return {name for name in locations if _is_own_name(name, target.name)}
 
 
+def _used_by_others(target: Path, locations: set[str]) -> set[str]:
+    """Which of the data files ``locations`` a file beside ``target`` names: a copy of the old model.
+
+    Where that is not sure, all of them.
+    """
+    if not locations:
+        return set()
+    siblings = list(itertools.islice(target.parent.iterdir(), _MAX_SIBLINGS))
+    if len(siblings) == _MAX_SIBLINGS:
+        return locations
+    used: set[str] = set()
+    for sibling in siblings:
+        if sibling.name in (target.name, *locations) or not sibling.is_file():
+            continue
+        try:
+            with sibling.open("rb") as file:
+                if not os.fstat(file.fileno()).st_size:
+                    continue
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    used |= {name for name in locations if content.find(name.encode()) >= 0}
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return locations
+    return used
+
+
 def _is_own_name(name: str, model_name: str) -> bool:
     digest = name.removeprefix(f"{model_name}.").removesuffix(".data")
     return name == f"{model_name}.{digest}.data" and len(digest) == 16 and digest.isalnum()
-
-
-def _parse(path: Path) -> onnx.ModelProto:
-    """The message in the file, without copying the file into memory first."""
-    proto = onnx.ModelProto()
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise ModelError(f"{path} is empty: not an ONNX model")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                proto.ParseFromString(memoryview(mapped))
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise ModelError(f"{path} is a folder, not an ONNX model") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except DecodeError:
-        raise ModelError(f"{path} is not an ONNX model, or is truncated") from None
-    if not proto.HasField("graph") or not proto.ir_version or not proto.opset_import:
-        raise ModelError(f"{path} is not an ONNX model, or is truncated")
-    return proto
-
-
-def _check_names(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuse names that are not text: a damaged file can hold any bytes."""
-    try:
-        readable = all(isinstance(name, str) for name in all_names(proto))
-    except (TypeError, UnicodeDecodeError):
-        readable = False
-    if not readable:
-        raise ModelError(f"{path} holds names that are not UTF-8: the file is damaged")
-
-
-def _check_inline(path: Path, tensor: onnx.TensorProto) -> None:
-    """Refuse raw data that does not fill the declared shape, before anything allocates for it."""
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelError(f"{path}: tensor {tensor.name!r} has a negative dimension")
-    if tensor.HasField("raw_data"):
-        expected = expected_bytes(tensor)
-        if expected is not None and expected != len(tensor.raw_data):
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} needs {expected} bytes but holds "
-                f"{len(tensor.raw_data)}: the file is damaged"
-            )

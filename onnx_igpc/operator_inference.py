@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_igpc.shape_values import MAX_KNOWN_ELEMENTS, Value, tensor_type
 
 # What an operator may raise for inputs or attributes that it cannot take.
-_EVALUATION_ERRORS = (
+EVALUATION_ERRORS = (
     onnx.checker.ValidationError,
     RuntimeError,
     TypeError,
@@ -24,6 +24,29 @@ _EVALUATION_ERRORS = (
     LookupError,
     AttributeError,
     ArithmeticError,
+    AssertionError,
+    MemoryError,
+)
+# Operators that make much of little; they are evaluated where inference tells how much.
+_EXPANDING = frozenset(
+    {
+        "BlackmanWindow",
+        "CenterCropPad",
+        "Col2Im",
+        "ConstantOfShape",
+        "Expand",
+        "EyeLike",
+        "HammingWindow",
+        "HannWindow",
+        "MaxUnpool",
+        "MelWeightMatrix",
+        "OneHot",
+        "Pad",
+        "Range",
+        "Resize",
+        "Tile",
+        "Upsample",
+    }
 )
 _NOT_EVALUATED = frozenset(
     {
@@ -54,12 +77,14 @@ class OperatorInference:
         types = self._types(node, inputs)
         outputs = [Value(known, constant) for known in types]
         small = all((out.elements or 0) <= MAX_KNOWN_ELEMENTS for out in outputs) and outputs
+        if node.op_type in _EXPANDING and any(out.elements is None for out in outputs):
+            return outputs
         if constant and small and all(value is None or value.tensor for value in inputs):
             try:
                 arrays = [
                     numpy_helper.to_array(v.tensor) if v and v.tensor else None for v in inputs
                 ]
-            except _EVALUATION_ERRORS:
+            except EVALUATION_ERRORS:
                 return outputs
             outputs = self._evaluate(node, arrays) or outputs
         return outputs
@@ -81,7 +106,7 @@ class OperatorInference:
             inferred = shape_inference.infer_node_outputs(
                 schema, node, types, data, None, self._imports, self._ir_version
             )
-        except (defs.SchemaError, shape_inference.InferenceError, *_EVALUATION_ERRORS):
+        except (defs.SchemaError, shape_inference.InferenceError, *EVALUATION_ERRORS):
             return []
         return [inferred.get(name) for name in node.output]
 
@@ -106,7 +131,7 @@ class OperatorInference:
             feeds = {name: array for name, array in zip(names, arrays, strict=True) if name}
             outputs = ReferenceEvaluator(single).run(None, feeds)
             stored = iter([numpy_helper.from_array(np.asarray(output)) for output in outputs])
-        except _EVALUATION_ERRORS:
+        except EVALUATION_ERRORS:
             return []
         values = []
         for name in node.output:

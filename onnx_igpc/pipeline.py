@@ -22,6 +22,7 @@ from onnx_igpc.model_io import (
     refuse_same_file,
     save_model,
 )
+from onnx_igpc.model_reading import check_message
 from onnx_igpc.options import DEFAULT_CH, CompressOptions, chosen_init
 from onnx_igpc.order_check import check_reordered, snapshot
 from onnx_igpc.passes import (
@@ -317,6 +318,7 @@ def _clean(opened: OpenModel, orphans: set[str], report: RewriteReport) -> None:
 def _open(model: onnx.ModelProto | PathLike) -> OpenModel:
     if not isinstance(model, onnx.ModelProto):
         return open_model(model)
+    check_message("the model", model)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return OpenModel(copy)

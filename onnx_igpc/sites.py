@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.errors import UsageError
+from onnx_igpc.conv_form import malformed
+from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph_view import TRANSPARENT, ConstantRef, GraphView, NodeRef
 
 # Between a head and the output that it makes stand only operators that move or normalise values.
@@ -92,6 +93,7 @@ def find_sites(view: GraphView, site_filter: SiteFilter | None = None) -> list[P
 
     Raises:
         UsageError: an include or exclude glob matches no pointwise convolution.
+        ModelError: a convolution lacks its weight, or a constant cannot be evaluated.
     """
     chosen = site_filter or SiteFilter()
     convolutions = [
@@ -113,20 +115,24 @@ def find_sites(view: GraphView, site_filter: SiteFilter | None = None) -> list[P
 
 def _shape(view: GraphView, ref: NodeRef) -> tuple[int, ...] | None:
     """The shape of the weight as far as it is known without running the model."""
+    if len(ref.node.inputs) < 2 or not ref.proto.output:
+        raise ModelError(f"{view.model.name}: Conv {ref.proto.name!r} lacks its weight or output")
     weight = view.constant(ref.node.inputs[1], ref.scope)
     if weight is not None:
-        if not weight.chain:
-            return tuple(weight.root.dims)
-        return tuple(weight.values().shape)
+        return _constant_shape(weight)
     declared = ref.node.inputs[1].shape
     if declared and all(isinstance(dim, int) for dim in declared):
         return tuple(declared)
     return _dequantized_shape(view, ref)
 
 
+def _constant_shape(constant: ConstantRef) -> tuple[int, ...]:
+    return tuple(constant.values().shape) if constant.chain else tuple(constant.root.dims)
+
+
 def _dequantized_shape(view: GraphView, ref: NodeRef) -> tuple[int, ...] | None:
     producer = view.producer(ref.node.inputs[1])
-    if producer is None or producer.op_type != "DequantizeLinear":
+    if producer is None or producer.op_type != "DequantizeLinear" or not producer.node.inputs:
         return None
     constant = view.constant(producer.node.inputs[0], ref.scope)
     return tuple(constant.root.dims) if constant else None
@@ -135,7 +141,7 @@ def _dequantized_shape(view: GraphView, ref: NodeRef) -> tuple[int, ...] | None:
 def _is_dequantized(view: GraphView, tensor: gs.Tensor) -> bool:
     """Whether the values are made by DequantizeLinear and then at most moved."""
     producer = view.producer(tensor)
-    while producer is not None and producer.op_type in TRANSPARENT:
+    while producer is not None and producer.op_type in TRANSPARENT and producer.node.inputs:
         producer = view.producer(producer.node.inputs[0])
     return producer is not None and producer.op_type == "DequantizeLinear"
 
@@ -146,7 +152,9 @@ def _is_pointwise(ref: NodeRef, shape: tuple[int, ...] | None) -> bool:
         if shape is None:
             return False
         kernel = shape[2:]
-    return 1 <= len(kernel) <= 3 and all(size == 1 for size in kernel)
+    return isinstance(kernel, Sequence) and (
+        1 <= len(kernel) <= 3 and all(size == 1 for size in kernel)
+    )
 
 
 def _names(refs: Sequence[NodeRef]) -> list[str]:
@@ -183,10 +191,12 @@ def _describe(
     name: str,
     chosen: SiteFilter,
 ) -> PointwiseSite:
-    groups = int(ref.attribute("group", 1))
     inputs = ref.node.inputs
     weight = view.constant(inputs[1], ref.scope)
     bias = view.constant(inputs[2], ref.scope) if len(inputs) > 2 and inputs[2].name else None
+    flaw = malformed(ref, shape, _constant_shape(bias) if bias else None)
+    shape = None if flaw else shape
+    groups = 1 if flaw else ref.attribute("group", 1)
     site = PointwiseSite(
         name,
         ref,
@@ -199,6 +209,7 @@ def _describe(
     )
     checks: tuple[Callable[[], str | None], ...] = (
         lambda: _reason_taken(ref, chosen),
+        lambda: flaw,
         lambda: f"already a grouped convolution ({groups} groups)" if groups > 1 else None,
         lambda: "attributes are parameters of the function" if ref.is_parametrized else None,
         lambda: _reason_weight(view, site),

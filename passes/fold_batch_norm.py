@@ -54,7 +54,7 @@ def following_batch_norm(view: GraphView, ref: NodeRef) -> BatchNorm | None:
         return None
     constants = [view.constant(tensor, consumer.scope) for tensor in consumer.node.inputs[1:]]
     stored = [constant.values() for constant in constants if constant]
-    if len(stored) != 4:
+    if len(stored) != 4 or len({each.shape for each in stored}) != 1 or stored[0].ndim != 1:
         return None
     values = [each.astype(np.float64) for each in stored]
     epsilon = float(consumer.attribute("epsilon", 1e-5))

@@ -249,7 +249,7 @@ def test_a_crash_leaves_the_old_pair_or_the_new_pair(
         versions.append(model.SerializeToString())
     save_model(open_model(tmp_path / "0.onnx"), target)
     done = 0
-    publish = model_io._publish
+    publish = model_io.publish
 
     class KilledError(BaseException):
         """Nothing catches it, as nothing catches a kill."""
@@ -261,7 +261,7 @@ def test_a_crash_leaves_the_old_pair_or_the_new_pair(
         done += 1
         publish(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(model_io, "_publish", dying)
+    monkeypatch.setattr(model_io, "publish", dying)
     with pytest.raises(KilledError):
         save_model(open_model(tmp_path / "1.onnx"), target)
     assert load_model(target).SerializeToString() == versions[0]
