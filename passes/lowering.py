@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from onnx_igpc.edit import GraphEdit
 from onnx_igpc.graph_walk import opset_version
@@ -24,9 +23,9 @@ class Lowering(Pass):
     makes keep their names.
     """
 
-    label: ClassVar[str]
+    label: str
     """The name by which it is chosen."""
-    exact: ClassVar[bool] = True
+    exact: bool = True
     """Whether stored weights are only moved, so that no rounding is added to the model's."""
 
     def __init__(self, sites: Collection[str] | None = None) -> None:

@@ -15,7 +15,8 @@ from tests.lowering_cases import LAYOUTS, network, rewritten, sites_of
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_the_layout_and_weights_are_those_in_the_file(case: str) -> None:
     C, F, ch, scheme = LAYOUTS[case]
-    model = rewritten(network(C, F), ch, scheme)
+    before = network(C, F)
+    model = rewritten(before, ch, scheme)
     (site,) = sites_of(model)
     assert site.name == "conv_node"
     assert (site.input, site.output) == ("before", "conv")
@@ -25,7 +26,7 @@ def test_the_layout_and_weights_are_those_in_the_file(case: str) -> None:
         site.matrix(), igpc_matrix(site.layout, IgpcWeights(site.k, site.l))
     )
     assert site.bias is not None
-    np.testing.assert_array_equal(site.bias, tensor_named(model.proto, "conv_b"))
+    np.testing.assert_array_equal(site.bias, tensor_named(before, "conv_b"))
     assert (site.dtype, site.spatial_rank) == (np.float32, 2)
     assert {*site.nodes} == {n.name for n in model.proto.graph.node if "/igpc/" in n.name}
 

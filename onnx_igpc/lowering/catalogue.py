@@ -9,11 +9,29 @@ from onnx_igpc.errors import UsageError
 from onnx_igpc.graph_walk import opset_version
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.model_io import OpenModel
+from onnx_igpc.passes.lower_blocks import LowerBlocks
 from onnx_igpc.passes.lower_dense import LowerDense
+from onnx_igpc.passes.lower_folded_sum import LowerFoldedSum
 from onnx_igpc.passes.lower_literal import LowerLiteral
+from onnx_igpc.passes.lower_matmul import LowerMatMul
+from onnx_igpc.passes.lower_merged_groups import LowerMergedGroups
+from onnx_igpc.passes.lower_transpose import LowerTranspose
 from onnx_igpc.passes.lowering import Lowering, lower_sites
 
-LOWERINGS: dict[str, Lowering] = {each.label: each for each in (LowerLiteral(), LowerDense())}
+LOWERINGS: dict[str, Lowering] = {
+    each.label: each
+    for each in (
+        LowerLiteral(),
+        LowerDense(),
+        LowerFoldedSum(),
+        LowerBlocks(8),
+        LowerBlocks(16),
+        LowerMergedGroups(8),
+        LowerMergedGroups(16),
+        LowerTranspose(),
+        LowerMatMul(),
+    )
+}
 """The lowerings by name; the docstring of each one's class states its rules."""
 
 

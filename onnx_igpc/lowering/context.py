@@ -75,9 +75,7 @@ class Surroundings:
     digest: RewriteReport
 
     @classmethod
-    def of(
-        cls, opened: OpenModel, trace: Trace, subgraphs: list[IgpcSubgraph]
-    ) -> Surroundings:
+    def of(cls, opened: OpenModel, trace: Trace, subgraphs: list[IgpcSubgraph]) -> Surroundings:
         """``trace`` is of the same model, at the sizes that are to be timed."""
         graph = opened.proto.graph
         producers = {name: node for node in graph.node for name in node.output if name}
@@ -93,9 +91,7 @@ class Surroundings:
                 if value is not None
             )
             values.update(zip(traced.node.output, traced.outputs, strict=False))
-        inner = {
-            name for sub in subgraphs for ref in sub.refs for name in ref.proto.output if name
-        }
+        inner = {name for sub in subgraphs for ref in sub.refs for name in ref.proto.output if name}
         return cls(
             opened,
             producers,
@@ -208,7 +204,12 @@ class _Cut:
         if any(name in node.output for node in self.taken.values()):
             return
         node = self.around.producers.get(name)
-        if node is None or depth >= _DEPTH or name in self.around.site_outputs or not self._fits(node):
+        if (
+            node is None
+            or depth >= _DEPTH
+            or name in self.around.site_outputs
+            or not self._fits(node)
+        ):
             self.boundary.add(name)
             return
         self._take(node)

@@ -15,7 +15,7 @@ from onnx_igpc.graph_walk import NodeHolder
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
 
 _OPSET_SPLIT_INPUT = 13
-_OPSET_AXES_INPUT = 13
+_OPSET_SLICE_INPUT = 10
 
 
 @dataclass
@@ -125,6 +125,15 @@ class SiteWriter:
             inputs = [x, self.integers(f"{label}.sizes", sizes)]
             self._builder.add_with_outputs("Split", inputs, made, name, axis=1)
         return made
+
+    def slice(self, x: str, label: str, start: int, end: int, axis: int = 0) -> str:
+        """Elements from ``start`` to before ``end``; the bounds are attributes up to opset 9."""
+        if self.opset < _OPSET_SLICE_INPUT:
+            bounds = {"starts": [start], "ends": [end], "axes": [axis]}
+            return self.node("Slice", [x], label, **bounds)
+        parts = (("starts", start), ("ends", end), ("axes", axis))
+        inputs = [self.integers(f"{label}.{part}", [value]) for part, value in parts]
+        return self.node("Slice", [x, *inputs], label)
 
     def node(
         self,

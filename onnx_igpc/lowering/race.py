@@ -1,0 +1,211 @@
+"""Racing ways to write a model down, on the machine and at the setting that they are meant for.
+
+A race is known by what decides its times: the structure of every contender (operators, attributes,
+shapes and types, not the values of weights), the number of threads, the provider, the version of
+onnxruntime and the processor. Races of equal keys are run once and kept in a cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_igpc.errors import UsageError
+from onnx_igpc.feeds import Shapes, random_inputs, session_inputs
+from onnx_igpc.lowering.cache import RaceCache
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.racing import race
+from onnx_igpc.runners import timed_run
+from onnx_igpc.runtime import (
+    import_onnxruntime,
+    make_session,
+    provider_label,
+    provider_name,
+)
+
+SITE_ROUNDS = 15
+"""Turns of each contender in the race of one site."""
+_HEAT_ROUNDS = 4
+# A contender that is so much slower than the fastest after the heat is not raced further.
+_OUT = 1.3
+# Values of small integer tensors are structure: indices of a Gather, sizes of a Split.
+_SMALL = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a model will run.
+
+    threads: intra-operator threads, ``None`` for onnxruntime's choice. batch: for inputs whose first
+    dimension is dynamic. shapes: sizes of other dynamic inputs, by name.
+    """
+
+    provider: str = "cpu"
+    threads: int | None = None
+    batch: int = 1
+    shapes: Shapes = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        provider_name(self.provider)
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads must be at least 1, not {self.threads}")
+        if self.batch < 1:
+            raise UsageError(f"batch must be at least 1, not {self.batch}")
+
+    @property
+    def label(self) -> str:
+        """As in ``cpu (1 thread, batch 1)``."""
+        if self.threads is None:
+            threads = "onnxruntime's threads"
+        else:
+            threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{provider_label(provider_name(self.provider))} ({threads}, batch {self.batch})"
+
+    def environment(self) -> dict[str, object]:
+        """What decides the times of a given model."""
+        return {
+            "provider": provider_name(self.provider),
+            "threads": self.threads,
+            "onnxruntime": import_onnxruntime("racing lowerings").__version__,
+            "processor": device_name(self.provider),
+        }
+
+
+@functools.cache
+def device_name(provider: str) -> str:
+    """The processor, and for providers on an NVIDIA GPU the GPU, as the system names them."""
+    parts = [platform.machine(), _processor(), f"{os.cpu_count()} processors"]
+    if provider_label(provider_name(provider)) in ("cuda", "tensorrt"):
+        parts.append(_gpu())
+    return ", ".join(part for part in parts if part)
+
+
+def _processor() -> str:
+    """Linux tells the model, stepping and instruction sets, others what platform knows."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    first = dict(
+        (part.strip() for part in line.split(":", 1))
+        for line in text.split("\n\n")[0].splitlines()
+        if ":" in line
+    )
+    flags = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]
+    known = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    return " ".join([*(first[key] for key in known if key in first), flags])
+
+
+def _gpu() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown GPU"
+    asked = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown GPU"
+    return said.stdout.strip().splitlines()[0] if said.stdout.strip() else "unknown GPU"
+
+
+def race_models(
+    models: Sequence[OpenModel], setting: Setting, rounds: int, seed: int = 0
+) -> np.ndarray:
+    """Seconds of one run of each model in each round: float64[rounds, models].
+
+    All models have the inputs of the first; they are fed the same seeded random numbers.
+
+    Raises:
+        UsageError, CheckFailedError: as :func:`onnx_igpc.runtime.make_session`.
+        ModelError: a model that onnxruntime cannot load or run.
+    """
+    sessions = [make_session(model, setting.provider, threads=setting.threads) for model in models]
+    inputs = session_inputs(sessions[0])
+    feeds = random_inputs(inputs, batch=setting.batch, seed=seed, shapes=setting.shapes)
+    runs = [timed_run(session, feeds, setting.provider) for session in sessions]
+    return race(runs, rounds=rounds)
+
+
+def race_site(
+    contenders: Mapping[str, OpenModel],
+    setting: Setting,
+    cache: RaceCache,
+    rounds: int = SITE_ROUNDS,
+) -> dict[str, float]:
+    """Median seconds of each contender: cut-outs of one site (:func:`~.context.cut_out`).
+
+    Contenders that are far behind after a first heat have their time from that. Raises as
+    :func:`race_models`.
+    """
+    key = race_key(contenders, setting)
+    known = cache.get(key)
+    if known is not None:
+        return known
+    plain = Setting(setting.provider, setting.threads)  # cut-outs have shapes of their own
+    names = list(contenders)
+    sessions = [
+        make_session(contenders[name], plain.provider, threads=plain.threads) for name in names
+    ]
+    feeds = random_inputs(session_inputs(sessions[0]))
+    runs = [timed_run(session, feeds, plain.provider) for session in sessions]
+    heat = np.median(race(runs, rounds=_HEAT_ROUNDS), axis=0)
+    seconds = dict(zip(names, map(float, heat), strict=True))
+    left = [i for i in range(len(names)) if heat[i] <= _OUT * heat.min()]
+    if len(left) > 1:
+        final = np.median(race([runs[i] for i in left], rounds=rounds), axis=0)
+        seconds.update((names[i], float(time)) for i, time in zip(left, final, strict=True))
+    cache.put(key, seconds)
+    return seconds
+
+
+def race_key(contenders: Mapping[str, OpenModel], setting: Setting) -> str:
+    """Equal for races whose times must be equal but for noise."""
+    forms = {name: structure(model.proto) for name, model in sorted(contenders.items())}
+    text = json.dumps({"environment": setting.environment(), "contenders": forms})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def structure(model: onnx.ModelProto) -> str:
+    """A digest of the graph without names and without the values of weights."""
+    numbers: dict[str, int] = {}
+
+    def number(name: str) -> int:
+        return numbers.setdefault(name, len(numbers)) if name else -1
+
+    graph = model.graph
+    inputs = [
+        [number(value.name), value.type.SerializeToString(deterministic=True).hex()]
+        for value in graph.input
+    ]
+    nodes = []
+    for node in graph.node:
+        attributes = sorted(
+            attribute.SerializeToString(deterministic=True).hex()
+            for attribute in node.attribute
+            if not (node.op_type == "Constant" and attribute.t.ByteSize() > 4 * _SMALL)
+        )
+        ends = [[number(name) for name in part] for part in (node.input, node.output)]
+        nodes.append([node.op_type, attributes, ends])
+    stored = []
+    for tensor in graph.initializer:
+        if tensor.name in numbers:
+            integers = tensor.data_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+            small = integers and int(np.prod(tensor.dims)) <= _SMALL
+            values = onnx.numpy_helper.to_array(tensor).tolist() if small else None
+            stored.append([number(tensor.name), tensor.data_type, list(tensor.dims), values])
+    stored.sort(key=lambda entry: entry[0])
+    outputs = [number(value.name) for value in graph.output]
+    opsets = sorted((each.domain, each.version) for each in model.opset_import)
+    text = json.dumps([opsets, inputs, nodes, stored, outputs])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,166 @@
+"""K and L seen as matrices and groups, and K written as it was found: what several lowerings need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnx_igpc.channel_sources import path_sources
+from onnx_igpc.fitting import stage_matrix
+from onnx_igpc.layout import (
+    GroupedStage,
+    compose_gathers,
+    interleave_permutation,
+    invert_permutation,
+)
+from onnx_igpc.lowering.subgraph import IgpcSubgraph
+from onnx_igpc.lowering.writer import SiteWriter
+
+
+def l_inputs(site: IgpcSubgraph) -> list[tuple[int, ...]]:
+    """The rows of K that each path of L reads, after the interleave."""
+    stage, order = site.layout.l, site.layout.interleave
+    assert stage is not None
+    return [
+        path.inputs if order is None else compose_gathers(order, path.inputs)
+        for path in stage.paths
+    ]
+
+
+def second_matrix(site: IgpcSubgraph) -> np.ndarray:
+    """All that comes after K: A of y = A K x + b, float64 of shape (F, rows of K).
+
+    That is L P, with the sum I + L P, and what is left of it where there is no L, in the order in which
+    the site gives its filters.
+    """
+    layout = site.layout
+    rows = layout.k.out_channels
+    if layout.l is None:
+        matrix = np.eye(rows)
+    else:
+        assert site.l is not None
+        matrix = stage_matrix(layout.l, site.l)
+        if layout.interleave is not None:
+            matrix = matrix[:, list(invert_permutation(layout.interleave))]
+        if layout.has_sum:
+            matrix = matrix + np.eye(rows)
+    order = layout.output_interleave
+    return matrix if order is None else matrix[list(order)]
+
+
+def write_k(writer: SiteWriter, site: IgpcSubgraph) -> str:
+    """K as it was found; returns the tensor with its rows.
+
+    Where there is an L, that adds the bias; where K is all there is, it makes the site's output.
+    """
+    layout = site.layout
+    alone = layout.l is None
+    return write_stage(
+        writer,
+        site.input,
+        "K",
+        layout.k,
+        site.k,
+        moving=True,
+        bias=_bias_of_rows(site) if alone else None,
+        output=site.output if alone and layout.output_interleave is None else None,
+    )
+
+
+def _bias_of_rows(site: IgpcSubgraph) -> np.ndarray | None:
+    """The bias for a stage that makes the filters before an order of the output."""
+    order = site.layout.output_interleave
+    if site.bias is None or order is None:
+        return site.bias
+    return site.bias[list(invert_permutation(order))]
+
+
+def write_stage(
+    writer: SiteWriter,
+    x: str,
+    label: str,
+    stage: GroupedStage,
+    weights: Sequence[np.ndarray],
+    *,
+    moving: bool = False,
+    interleave: Sequence[int] | None = None,
+    bias: np.ndarray | None = None,
+    output: str | None = None,
+) -> str:
+    """A stage path by path: Gather or Split where it needs one, grouped Conv, Concat."""
+    sources = path_sources(stage, interleave)
+    if sources.order is not None:
+        x = writer.gather(x, f"{label}/order", sources.order)
+    parts = dict(
+        zip(
+            sources.parts,
+            writer.split(x, f"{label}/split", list(sources.parts.values()))
+            if sources.parts
+            else (),
+            strict=True,
+        )
+    )
+    made = []
+    first = 0
+    for index, (path, values) in enumerate(zip(stage.paths, weights, strict=True)):
+        single = len(stage.paths) == 1
+        name = label if single else f"{label}{index + 1}"
+        source, order = parts.get(index, x), sources.gathers[index]
+        if order is not None:
+            source = writer.gather(x, f"{name}/order", order)
+        made.append(
+            writer.conv(
+                source,
+                name,
+                values,
+                groups=path.groups,
+                bias=None if bias is None else bias[first : first + path.filters],
+                moving=moving,
+                output=output if single else None,
+            )
+        )
+        first += path.filters
+    return made[0] if len(made) == 1 else writer.concat(made, f"{label}/concat", output)
+
+
+def write_after_k(
+    writer: SiteWriter, site: IgpcSubgraph, k: str, shuffled: str | None = None
+) -> None:
+    """Everything after K as compress writes it: interleave, L, the sum, an order of the output.
+
+    ``shuffled`` is the tensor that L reads, if its interleave is written already. Where there is an
+    L, it adds the bias.
+    """
+    layout = site.layout
+    order = layout.output_interleave
+    last = site.output if order is None else None
+    y = k
+    if layout.l is not None:
+        assert site.l is not None
+        y = write_stage(
+            writer,
+            shuffled or k,
+            "L",
+            layout.l,
+            site.l,
+            interleave=layout.interleave if shuffled is None else None,
+            bias=_bias_of_rows(site),
+            output=None if layout.has_sum else last,
+        )
+        if layout.has_sum:
+            y = writer.add(y, k, output=last)
+    if order is not None:
+        writer.gather(y, "output_order", order, site.output)
+
+
+def transpose_step(order: Sequence[int]) -> int | None:
+    """The step s of an order that takes every s-th channel first, where s divides their number.
+
+    Such an order is the transpose of a matrix of shape (channels / s, s); ``None`` for any other.
+    """
+    total = len(order)
+    step = order[1] if total > 1 else 0
+    if step < 2 or total % step or tuple(order) != interleave_permutation(total, step):
+        return None
+    return step
