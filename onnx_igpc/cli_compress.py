@@ -140,6 +140,13 @@ def inspect(
 )
 @click.option("--save-sensitivity", type=_FILE, help="Keep what a budget measured.")
 @click.option("--sensitivity", type=_FILE, help="Use what an earlier run kept.")
+@click.option(
+    "--pass",
+    "passes",
+    metavar="NAME",
+    multiple=True,
+    help="A pass that an installed package brings, behind the rewrite. Repeatable.",
+)
 @preprocessing_options
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @click.option(

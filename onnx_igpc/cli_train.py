@@ -223,8 +223,8 @@ def finetune(
         if file is not None:
             write_text(file, result.report.to_json())
     out = console(quiet or "-" in (str(report_file), str(json_file)))
-    for line in result.summary():
-        out.print(line, markup=False)
+    for text in result.summary():
+        out.print(text, markup=False)
     out.print(f"wrote {output}", markup=False)
 
 

@@ -34,6 +34,7 @@ class CompressOptions:
     grouping: str = "contiguous"
     sensitivity: Path | None = None
     save_sensitivity: Path | None = None
+    passes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For the report: everything that decides what is written."""
@@ -52,6 +53,8 @@ class CompressOptions:
             options |= {"target": str(self.target), "family": self.family}
         if self.init == "random":
             options["seed"] = self.seed
+        if self.passes:
+            options["passes"] = list(self.passes)
         return options
 
     def check(self, calibrated: bool) -> None:

@@ -1,4 +1,4 @@
-"""Checking that a model computes what it did before its channels were reordered."""
+"""Checking that a model computes what it did before its channels were reordered, or a pass ran."""
 
 from __future__ import annotations
 
@@ -25,15 +25,22 @@ def snapshot(model: OpenModel) -> OpenModel:
 
 
 def check_reordered(before: OpenModel, after: OpenModel) -> str:
+    """As :func:`check_same_outputs`, where it is this tool that reordered channels."""
+    text = check_same_outputs(before, after, "the reordering of channels", "please report this")
+    return text.replace("as before", "as in the original order")
+
+
+def check_same_outputs(before: OpenModel, after: OpenModel, step: str, advice: str) -> str:
     """Run both models on the same random inputs and compare all outputs of floats; says so in words.
 
-    A model that onnxruntime cannot run on random inputs is not compared.
+    A model that onnxruntime cannot run on random inputs is not compared. ``step`` is what lies between
+    the two, ``advice`` what an error ends with.
 
     Raises:
         CheckFailedError: an output deviates by more than 1e-2 of its largest value.
     """
     try:
-        import_onnxruntime("checking reordered channels")
+        import_onnxruntime("comparing two models")
         first = make_session(before, threads=1)
         feeds = random_inputs(session_inputs(first))
         expected = run_session(first, feeds)
@@ -45,19 +52,20 @@ def check_reordered(before: OpenModel, after: OpenModel) -> str:
         found = run_session(make_session(after, threads=1), feeds)
     except IgpcError as problem:
         raise CheckFailedError(
-            f"the model with reordered channels cannot be run ({problem}): please report this"
+            f"the model cannot be run after {step} ({problem}): {advice}"
         ) from problem
     worst = 0.0
     for name, values in expected.items():
+        if name not in found:
+            raise CheckFailedError(f"output {name!r} is not there after {step}: {advice}")
         deviation = _deviation(np.asarray(values), np.asarray(found[name]))
         if not deviation <= TOLERANCE:
             raise CheckFailedError(
-                f"output {name!r} deviates by {deviation:.1e} after channels were reordered: "
-                "please report this"
+                f"output {name!r} deviates by {deviation:.1e} after {step}: {advice}"
             )
         worst = max(worst, deviation)
     bound = 10.0 ** np.ceil(np.log10(max(worst, 1e-12)))
-    return f"same outputs as in the original order (deviation below {bound:.0e})"
+    return f"same outputs as before (deviation below {bound:.0e})"
 
 
 def _deviation(expected: np.ndarray, found: np.ndarray) -> float:

@@ -30,9 +30,11 @@ from onnx_igpc.passes import (
     FoldBatchNorm,
     GroupPointwise,
     MergeGathers,
+    Pass,
     RemoveDead,
 )
 from onnx_igpc.passes.group_pointwise import Form, SiteRewrite, Weigher
+from onnx_igpc.plugins import PluginPass, load_plugins, run_plugin
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport, read_digest, write_digest
 from onnx_igpc.selection import Target
@@ -110,6 +112,7 @@ def compress(
     grouping: str | None = None,
     sensitivity: PathLike | None = None,
     save_sensitivity: PathLike | None = None,
+    passes: Sequence[str | Pass] = (),
     progress: Progress | None = None,
 ) -> CompressResult:
     """Rewrite the pointwise convolutions of a model into interleaved grouped ones.
@@ -139,6 +142,8 @@ def compress(
         grouping: ``"learned"`` puts channels that belong together into one group (the default under a
             budget), ``"contiguous"`` leaves them in order.
         sensitivity: a file of measurements to reuse; ``save_sensitivity`` is where to write them.
+        passes: names of passes that installed packages bring (:mod:`onnx_igpc.plugins`), or passes; they
+            run in this order behind the rewrite.
         progress: called with (sites done, sites in all, name of the next).
 
     Raises:
@@ -146,10 +151,11 @@ def compress(
         UsageError: an option that cannot be used as given, or a glob that matches nothing.
         ModelError: the model cannot be read or is not valid ONNX.
         CheckFailedError: the target cannot be reached, or the written graph does not do what it
-            should, which is a defect of this tool.
+            should, which is a defect of this tool or of one of the ``passes``.
     """
     if target is not None and channels_per_group is not None:
         raise UsageError("--ch and --target both say how small: give one of them")
+    plugins = load_plugins(passes)
     options = CompressOptions(
         DEFAULT_CH if channels_per_group is None else channels_per_group,
         scheme,
@@ -165,6 +171,7 @@ def compress(
         grouping or ("learned" if target else "contiguous"),
         Path(sensitivity) if sensitivity is not None else None,
         Path(save_sensitivity) if save_sensitivity is not None else None,
+        tuple(plugin.label for plugin in plugins),
     )
     options.check(calibrated=calibration is not None)
     if calibration is None and preprocessing is not None:
@@ -174,7 +181,7 @@ def compress(
     run = None
     if calibration is not None:
         run = CalibrationRun.open(model, opened, calibration, preprocessing, samples, sequential)
-    return _compress(opened, options, weigher(options), progress, checked=True, calibration=run)
+    return _compress(opened, options, weigher(options), progress, True, run, plugins)
 
 
 def inspect(
@@ -213,6 +220,7 @@ def _compress(
     progress: Progress | None,
     checked: bool,
     calibration: CalibrationRun | None = None,
+    plugins: Sequence[PluginPass] = (),
 ) -> CompressResult:
     before = count(opened)
     interface = _interface(opened.proto)
@@ -253,8 +261,10 @@ def _compress(
     rewrites = group.rewrites
     if options.grouping == "learned":
         rewrites = _absorb(opened, rewrites, report, taken, digest)
+    _run_plugins(opened, plugins, rewrites, report)
     after = count(opened)
     changed = any(rewrite.layout is not None for rewrite in rewrites) or bool(report.folded)
+    changed = changed or any(report.passes.values())
     report.sites = site_reports(rewrites, before, after, fold.renamed, digest)
     fill_totals(report, before, after, size)
     report.totals.pointwise_parameters = pointwise_parameters(
@@ -296,6 +306,19 @@ def _absorb(
             site.input = absorb.renamed.get(("", site.input), site.input)
             site.output = absorb.renamed.get(("", site.output), site.output)
     return [absorb.updated(rewrite) for rewrite in rewrites]
+
+
+def _run_plugins(
+    opened: OpenModel,
+    plugins: Sequence[PluginPass],
+    rewrites: Sequence[SiteRewrite],
+    report: RewriteReport,
+) -> None:
+    inserted = [name for rewrite in rewrites for name in rewrite.nodes]
+    for plugin in plugins:
+        done = run_plugin(plugin, opened, inserted)
+        report.passes[plugin.label] = done.changed
+        _clean(opened, done.orphans, report)
 
 
 def _interface(proto: onnx.ModelProto) -> onnx.ModelProto:

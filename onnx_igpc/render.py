@@ -12,7 +12,6 @@ from rich.table import Table
 from onnx_igpc.report import Change, RewriteReport, SiteReport, StageReport
 
 if TYPE_CHECKING:
-    from onnx_igpc.benchmark import BenchmarkReport
     from onnx_igpc.verify import VerifyReport
 
 # Columns that stand beside a site's name, and the least that is left for the name.
@@ -44,10 +43,13 @@ def show_rewrite(
         console.print(f"MACs are for {escape(shapes)}", style="dim")
     for name, result in report.checks.items():
         console.print(f"check {name}: {escape(result)}", style="dim")
+    for name, nodes in report.passes.items():
+        console.print(f"pass {escape(name)}: {len(nodes)} nodes changed", style="dim")
     for note in report.notes:
         console.print(f"note: {escape(note)}", style="dim")
     if verbose:
         for label, names in (
+            *((f"changed by {name}", nodes) for name, nodes in report.passes.items()),
             ("folded", report.folded),
             ("merged", report.merged),
             ("permuted", report.permuted),
@@ -194,47 +196,6 @@ def show_verify(console: Console, report: VerifyReport) -> None:
         console.print(f"{role}: {escape(text)}", style="dim")
     for failure in report.failures:
         console.print(f"[red]failed:[/] {escape(failure)}")
-
-
-def show_benchmark(console: Console, report: BenchmarkReport) -> None:
-    """Every race: medians, ratios with their interval, throughput; then the models' facts."""
-    console.print(
-        f"onnxruntime {escape(report.onnxruntime)}, {escape(report.provider)}, "
-        f"{escape(report.machine)}; {report.rounds} interleaved rounds; {escape(report.inputs)}",
-        style="dim",
-    )
-    for race in report.races:
-        threads = "all" if race.threads is None else race.threads
-        table = Table(
-            title=f"batch {race.batch}, threads {threads}",
-            box=None,
-            header_style="bold",
-            title_justify="left",
-        )
-        table.add_column("model", overflow="fold")
-        for title in ("median ms", "quartiles", "samples/s", "speed-up (95 %)"):
-            table.add_column(title, justify="right", no_wrap=True)
-        for timing in race.timings:
-            low, high = timing.quartiles_ms
-            speed = timing.speedup
-            table.add_row(
-                escape(timing.path),
-                f"{timing.median_ms:.3f}",
-                f"{low:.3f}-{high:.3f}",
-                f"{timing.samples_per_second:.1f}",
-                "" if speed is None else f"{speed.value:.2f} ({speed.low:.2f}-{speed.high:.2f})",
-            )
-        console.print(table)
-    for facts in report.models:
-        memory = ""
-        if facts.footprint is not None:
-            memory = f", loads in {facts.footprint.load_seconds * 1000:.0f} ms"
-            if facts.footprint.peak_bytes is not None:
-                memory += f", peak {facts.footprint.peak_bytes / 2**20:.0f} MiB"
-        console.print(f"{escape(facts.path)}: {exact(facts.file_bytes)} bytes{memory}")
-        console.print(f"  {escape(facts.executed)}", style="dim")
-        for note in facts.notes:
-            console.print(f"  note: {escape(note)}", style="dim")
 
 
 def shorten(name: str, width: int) -> str:

@@ -129,7 +129,8 @@ class RewriteReport:
 
     ``folded``, ``merged``, ``removed``, ``inputs_removed`` and ``permuted`` list what was changed
     outside the sites themselves; ``permutations`` has the tensors whose channels lie in another order
-    in ``permuted`` nodes. ``calibration``, ``preprocessing``, ``damage`` and ``lowering``
+    in ``permuted`` nodes. ``passes`` has what passes of other packages changed, by their names.
+    ``calibration``, ``preprocessing``, ``damage`` and ``lowering``
     belong to steps that a plain compress does not take, and are ``None`` then. ``verify`` and
     ``benchmark`` are what those commands measured, as their own reports say it.
     """
@@ -150,6 +151,7 @@ class RewriteReport:
     calibration: dict[str, Any] | None = None
     preprocessing: dict[str, Any] | None = None
     selection: dict[str, Any] | None = None
+    passes: dict[str, list[str]] = field(default_factory=dict)
     damage: dict[str, Any] | None = None
     lowering: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
