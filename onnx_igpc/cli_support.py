@@ -32,10 +32,9 @@ class IgpcGroup(click.Group):
             click.echo(f"error: {' '.join(str(error).split())}", err=True)
             ctx.exit(error.exit_code)
         except click.NoSuchOption as error:
-            # The nearest first, and no others: click lists up to three by the alphabet.
-            known = error.possibilities or []
-            error.possibilities = difflib.get_close_matches(error.option_name, known, n=1)
-            raise
+            # The nearest one and no others: click lists up to three by the alphabet.
+            near = difflib.get_close_matches(error.option_name, error.possibilities or [], n=1)
+            raise click.NoSuchOption(error.option_name, None, near, error.ctx) from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
