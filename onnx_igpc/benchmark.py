@@ -5,38 +5,43 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnx_igpc.bandwidth import Bandwidth, measure_bandwidth
 from onnx_igpc.contenders import Contender, ModelFacts, batched, natural_batch
 from onnx_igpc.errors import UsageError
 from onnx_igpc.feeds import Shapes, random_inputs, session_inputs
 from onnx_igpc.inputs import open_data
 from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.profile import ExecutionProfile
 from onnx_igpc.racing import Interval, race, speedup
+from onnx_igpc.runners import timed_run
 from onnx_igpc.runtime import (
     Session,
     import_onnxruntime,
     make_session,
     provider_label,
     provider_name,
-    run_session,
 )
-
-_DEVICE = {"cuda": "cuda", "tensorrt": "cuda"}
+from onnx_igpc.speed_limit import SpeedLimit, site_work, speed_limit
 
 Feeds = dict[str, np.ndarray]
+
+_LIMIT_RUNS = 20
 
 
 @dataclass(frozen=True)
 class Timing:
     """One model in one race. Times are milliseconds a run; samples_per_second from the median.
 
-    speedup: over the first model, None for that one.
+    speedup: over the first model, None for that one. rounds_ms: the time of every round, in order.
+    limit: how much faster a rewritten model could at best be than the first one; None where there is
+    no such limit, and no_limit then says why where the model was rewritten by this tool.
     """
 
     path: str
@@ -44,20 +49,31 @@ class Timing:
     quartiles_ms: tuple[float, float]
     samples_per_second: float
     speedup: Interval | None
+    rounds_ms: tuple[float, ...] = ()
+    limit: SpeedLimit | None = None
+    no_limit: str | None = None
 
 
 @dataclass(frozen=True)
 class Race:
-    """All models at one batch size and number of threads (None: onnxruntime's choice)."""
+    """All models at one batch size and number of threads (None: onnxruntime's choice).
+
+    bandwidth: of this machine with so many threads, where a limit needed it.
+    """
 
     batch: int
     threads: int | None
     timings: tuple[Timing, ...]
+    bandwidth: Bandwidth | None = None
 
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """Everything that was measured; :meth:`to_dict` is its JSON form."""
+    """Everything that was measured; :meth:`to_dict` is its JSON form.
+
+    failures: models whose arithmetic another provider ran in part than the one asked for, one line
+    each: their times are not those of that provider.
+    """
 
     provider: str
     onnxruntime: str
@@ -66,6 +82,7 @@ class BenchmarkReport:
     inputs: str
     models: tuple[ModelFacts, ...]
     races: tuple[Race, ...]
+    failures: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -86,6 +103,7 @@ def benchmark(
     seed: int = 0,
     footprint: bool = True,
     per_operator: bool = False,
+    limit: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> BenchmarkReport:
     """Race models; the first is the baseline of every speed-up.
@@ -93,7 +111,8 @@ def benchmark(
     batches: sizes to race at; none means the one that the models fix, or 1. shapes: sizes of dynamic
     dimensions, by input; data: real inputs, as :func:`open_data` takes them; otherwise inputs are
     seeded random numbers. rounds: turns that each model gets. footprint: measure load time and peak
-    memory in a process a model. per_operator: add each node's time. progress: called with (rounds done,
+    memory in a process a model. per_operator: add each node's time. limit: against an unrewritten first
+    model, measure how fast each rewritten one could at best be. progress: called with (rounds done,
     rounds in all or 0 while none are counted, what is being done), and never within a timed turn.
 
     Raises CheckFailedError where the provider asked for ran none of a model's nodes or is not there,
@@ -106,26 +125,34 @@ def benchmark(
     say = progress or (lambda done, total, what: None)
     contenders = [Contender(os.fspath(path)) for path in models]
     facts, races = [], []
-    for contender in contenders:
-        say(0, 0, f"profiling {Path(contender.path).name}")
-        facts.append(
-            contender.facts(provider, threads[0], shapes, batches, footprint, per_operator)
-        )
     for count in threads:
         sessions = [make_session(c.model, provider, threads=count) for c in contenders]
-        for batch in batches or [natural_batch(sessions, shapes)]:
+        sizes = batches or [natural_batch(sessions, shapes)]
+        if not facts:
+            for contender, session in zip(contenders, sessions, strict=True):
+                say(0, 0, f"profiling {Path(contender.path).name}")
+                facts.append(
+                    contender.facts(
+                        session, provider, count, shapes, sizes[0], footprint, per_operator
+                    )
+                )
+        limits = _Limits(contenders, provider, count) if limit else None
+        for batch in sizes:
             what = f"at batch {batch}"
             feeds = [
                 _feeds(session, batch, seed, shapes, data, preprocessing) for session in sessions
             ]
             runs = [
-                _runner(session, values, provider)
+                timed_run(session, values, provider)
                 for session, values in zip(sessions, feeds, strict=True)
             ]
             say(0, rounds, what)
             tell = partial(_tell, say, what)
             seconds = race(runs, rounds=rounds, warmup=warmup, progress=tell)
-            races.append(Race(batch, count, _timings([c.path for c in contenders], seconds, batch)))
+            timings = _timings([c.path for c in contenders], seconds, batch)
+            if limits is not None:
+                timings = limits.added(timings, feeds[0])
+            races.append(Race(batch, count, timings, limits.bandwidth if limits else None))
     return BenchmarkReport(
         provider=provider_label(provider_name(provider)),
         onnxruntime=import_onnxruntime().__version__,
@@ -134,7 +161,50 @@ def benchmark(
         inputs="random" if data is None else os.fspath(data),
         models=tuple(facts),
         races=tuple(races),
+        failures=tuple(f"{each.path}: {each.misplaced}" for each in facts if each.misplaced),
     )
+
+
+class _Limits:
+    """The limits of the rewritten models in the races with one number of threads."""
+
+    def __init__(self, contenders: Sequence[Contender], provider: str, threads: int | None) -> None:
+        self._first, *self._others = contenders
+        self._provider = provider
+        self._threads = threads
+        self.bandwidth: Bandwidth | None = None
+
+    def added(self, timings: Sequence[Timing], feeds: Feeds) -> tuple[Timing, ...]:
+        """The timings with the limits; profiles the first model on ``feeds`` where one is needed."""
+        profile: ExecutionProfile | None = None
+        done = [timings[0]]
+        for contender, timing in zip(self._others, timings[1:], strict=True):
+            limit: SpeedLimit | str | None = self._no_limit(contender)
+            if contender.digest is not None and limit is None:
+                if self.bandwidth is None:
+                    self.bandwidth = measure_bandwidth(self._provider, self._threads)
+                if profile is None:
+                    profile = self._first.profile(self._provider, self._threads, feeds, _LIMIT_RUNS)
+                sites = site_work(contender.digest)
+                times = timings[0].median_ms, timing.median_ms
+                limit = speed_limit(profile, _LIMIT_RUNS, sites, self.bandwidth, *times)
+            if isinstance(limit, SpeedLimit):
+                done.append(replace(timing, limit=limit))
+            else:
+                done.append(replace(timing, no_limit=limit))
+        return tuple(done)
+
+    def _no_limit(self, contender: Contender) -> str | None:
+        """Why a model that this tool wrote has no limit here."""
+        if contender.digest is None:
+            return None
+        if not contender.digest.rewritten:
+            return "none of its sites was rewritten"
+        if self._first.digest is not None:
+            return "the first model is rewritten itself"
+        if contender.quantized != self._first.quantized:
+            return "one of the two models is quantized"
+        return None
 
 
 def _tell(say: Callable[[int, int, str], None], what: str, done: int, total: int) -> None:
@@ -161,26 +231,6 @@ def _feeds(
     return {name: np.resize(values, (batch, *values.shape[1:])) for name, values in feeds.items()}
 
 
-def _runner(session: Session, feeds: Feeds, provider: str) -> Callable[[], object]:
-    """One run of the session; on a GPU inputs and outputs stay there, so that copies do not count."""
-    device = _DEVICE.get(provider_label(provider_name(provider)))
-    run_session(session, feeds)  # fails in one line, before anything is timed
-    if device is None:
-        return lambda: session.run(None, feeds)
-    binding = session.io_binding()
-    make = import_onnxruntime().OrtValue.ortvalue_from_numpy
-    for name, values in feeds.items():
-        binding.bind_ortvalue_input(name, make(values, device, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, device)
-
-    def run() -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-
-    return run
-
-
 def _timings(paths: Sequence[str], seconds: np.ndarray, batch: int) -> tuple[Timing, ...]:
     timings = []
     for i, path in enumerate(paths):
@@ -192,6 +242,7 @@ def _timings(paths: Sequence[str], seconds: np.ndarray, batch: int) -> tuple[Tim
                 quartiles_ms=(1000 * float(low), 1000 * float(high)),
                 samples_per_second=batch / float(median),
                 speedup=speedup(seconds[:, 0], seconds[:, i]) if i else None,
+                rounds_ms=tuple(round(1000 * float(each), 6) for each in seconds[:, i]),
             )
         )
     return tuple(timings)

@@ -21,6 +21,17 @@ _MODEL = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
 
 
+def _counts(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[int, ...]:
+    """Option callback: ``1,8`` or the option several times, or both, as whole numbers above 0."""
+    counts = [part.strip() for value in values for part in value.split(",")]
+    for count in counts:
+        if not (count.isascii() and count.isdigit()) or int(count) < 1:
+            raise click.BadParameter(f"{count!r} is not a whole number above 0: write 1,8")
+    return tuple(dict.fromkeys(int(count) for count in counts))
+
+
 def register(main: click.Group) -> None:
     """Add the commands of this module to the command line."""
     for command in (verify, benchmark):
@@ -85,7 +96,9 @@ def verify(
         raise SystemExit(1)
 
 
-@click.command(epilog="Example: onnx-igpc benchmark model.onnx small.onnx --batch 1 --batch 8")
+@click.command(
+    epilog="Example: onnx-igpc benchmark model.onnx small.onnx --batch 1,8 --threads 1,2"
+)
 @click.argument("models", type=_MODEL, nargs=-1, required=True)
 @click.option(
     "--provider",
@@ -93,8 +106,21 @@ def verify(
     show_default=True,
     help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
 )
-@click.option("--batch", "batches", type=int, multiple=True, help="Batch size. Repeatable.")
-@click.option("--threads", type=int, multiple=True, help="Threads of a run. Repeatable.")
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    metavar="N,...",
+    callback=_counts,
+    help="Batch sizes, as 1,8; also repeatable.",
+)
+@click.option(
+    "--threads",
+    multiple=True,
+    metavar="N,...",
+    callback=_counts,
+    help="Threads of a run, as 1,2; also repeatable. Every batch size is raced with each.",
+)
 @click.option(
     "--shape",
     "shapes",
@@ -105,7 +131,13 @@ def verify(
 @click.option("--data", type=_FILE, help="Images or arrays; random if left out.")
 @click.option("--rounds", type=int, default=30, show_default=True, help="Turns of each model.")
 @click.option("--warmup", type=int, default=3, show_default=True, help="Turns that do not count.")
-@click.option("--per-operator", is_flag=True, help="Profile every node, too.")
+@click.option("--per-operator", is_flag=True, help="Where the time goes: operators and nodes.")
+@click.option(
+    "--limit/--no-limit",
+    default=True,
+    show_default=True,
+    help="How fast a rewritten model could at best be, and how much of that it reaches.",
+)
 @preprocessing_options
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
@@ -117,10 +149,13 @@ def benchmark(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Race MODELS in one process, in turns; the first is the baseline."""
+    """Race MODELS in one process, in turns; the first is the baseline.
+
+    Exit code 1 if the provider asked for is not there, or did not run a model's arithmetic.
+    """
     from onnx_igpc.benchmark import benchmark as run
     from onnx_igpc.feeds import parse_shapes
-    from onnx_igpc.render import show_benchmark
+    from onnx_igpc.render_benchmark import show_benchmark
 
     check_output(json_file, *models)
     options["preprocessing"] = read_preprocessing(options)
@@ -135,3 +170,5 @@ def benchmark(
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2))
     show_benchmark(console(quiet or str(json_file) == "-"), result)
+    if result.failures:
+        raise SystemExit(1)

@@ -1,22 +1,30 @@
-"""One model of a benchmark: its size, its weights, and which provider runs its nodes."""
+"""One model of a benchmark: its size, its weights, which provider runs its nodes, its digest."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
+
 from onnx_igpc.errors import CheckFailedError, UsageError
 from onnx_igpc.external_data import is_external
-from onnx_igpc.feeds import InputSpec, Shapes, random_inputs, resolve_shapes, session_inputs
+from onnx_igpc.feeds import Shapes, random_inputs, resolve_shapes, session_inputs
 from onnx_igpc.footprint import Footprint, measure
 from onnx_igpc.graph_walk import tensors
 from onnx_igpc.model_io import OpenModel, open_model
 from onnx_igpc.profile import ExecutionProfile, NodeRun, misplaced_message, read_profile
+from onnx_igpc.racing import race
+from onnx_igpc.report import RewriteReport, read_digest
+from onnx_igpc.runners import timed_run
 from onnx_igpc.runtime import Session, make_session, provider_label, provider_name, run_session
 
 _PROFILED_RUNS = 6
+_CONSTANT_ROUNDS = 8
+_QUANTIZED = ("QLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger")
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,9 @@ class ModelFacts:
     file_bytes: the model file and its external data. footprint: None where it was not asked for.
     constant_weights: weights that the model lists as inputs and that were made constant for the race.
     executed: which provider ran which share of the nodes. operators: the profile of the nodes, over
-    ``runs`` runs, where it was asked for. notes: what a reader must know about this model's times.
+    ``profiled_runs`` runs, where it was asked for. notes: what a reader must know about this model's
+    times. misplaced: the nodes with arithmetic that another provider ran than the one asked for, in
+    words; None where there are none.
     """
 
     path: str
@@ -35,11 +45,17 @@ class ModelFacts:
     constant_weights: int
     executed: str
     operators: tuple[NodeRun, ...] | None
+    profiled_runs: int
     notes: tuple[str, ...]
+    misplaced: str | None
 
 
 class Contender:
-    """One model of a race; weights that it lists as inputs are made constant."""
+    """One model of a race; weights that it lists as inputs are made constant.
+
+    digest: the report that a rewritten model carries, None for any other. quantized: whether it
+    computes with integers.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -48,6 +64,10 @@ class Contender:
         kept = [value for value in opened.proto.graph.input if value.name not in weights]
         self.constant_weights = len(opened.proto.graph.input) - len(kept)
         self.file_bytes = _file_bytes(opened)
+        self.digest: RewriteReport | None = read_digest(opened.proto)
+        self.quantized = any(
+            node.op_type.startswith(_QUANTIZED) for node in opened.proto.graph.node
+        )
         # As a path where nothing changes, which spares memory.
         self.model: OpenModel | str = path
         if self.constant_weights:
@@ -55,26 +75,47 @@ class Contender:
             del opened.proto.graph.input[:]
             opened.proto.graph.input.extend(kept)
             self.model = opened
-        self._proto = opened.proto
+        self._proto: onnx.ModelProto = opened.proto
+
+    def profile(
+        self, provider: str, threads: int | None, feeds: Mapping[str, np.ndarray], runs: int
+    ) -> ExecutionProfile:
+        """Which provider ran which node and for how long, over ``runs`` runs after a first one.
+
+        Raises CheckFailedError where the provider asked for ran none of the nodes.
+        """
+        with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
+            session = make_session(
+                self.model, provider, threads=threads, profile=Path(folder) / "profile"
+            )
+            for _ in range(runs + 1):
+                run_session(session, feeds)
+            profile = read_profile(session.end_profiling(), self._proto, skip_first=True)
+        if not profile.ran_on(provider):
+            raise CheckFailedError(
+                f"{self.path}: {provider_label(provider_name(provider))} ran none of the nodes; "
+                f"{profile.describe()}"
+            )
+        return profile
 
     def facts(
         self,
+        session: Session,
         provider: str,
         threads: int | None,
         shapes: Shapes | None,
-        batches: Sequence[int],
+        batch: int,
         footprint: bool,
         per_operator: bool,
     ) -> ModelFacts:
         """Profile the model and measure its footprint. Raises as benchmark() says."""
-        profile, inputs, batch = self._profile(provider, threads, shapes, batches)
+        inputs = session_inputs(session)
+        feeds = random_inputs(inputs, batch=batch, shapes=batched(shapes, batch))
+        profile = self.profile(provider, threads, feeds, _PROFILED_RUNS)
+        misplaced = profile.misplaced(provider)
         notes = []
-        if misplaced := profile.misplaced(provider):
-            notes.append(misplaced_message(misplaced, provider))
         if self.constant_weights:
-            notes.append(
-                f"{self.constant_weights} weights that the model lists as inputs were made constant"
-            )
+            notes.append(self._constants_note(session, provider, threads, feeds))
         resolved = resolve_shapes(inputs, batch, batched(shapes, batch))
         return ModelFacts(
             path=self.path,
@@ -85,28 +126,26 @@ class Contender:
             constant_weights=self.constant_weights,
             executed=profile.describe(),
             operators=profile.nodes if per_operator else None,
+            profiled_runs=_PROFILED_RUNS,
             notes=tuple(notes),
+            misplaced=misplaced_message(misplaced, provider) if misplaced else None,
         )
 
-    def _profile(
-        self, provider: str, threads: int | None, shapes: Shapes | None, batches: Sequence[int]
-    ) -> tuple[ExecutionProfile, list[InputSpec], int]:
-        with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
-            session = make_session(
-                self.model, provider, threads=threads, profile=Path(folder) / "profile"
-            )
-            batch = batches[0] if batches else natural_batch([session], shapes)
-            inputs = session_inputs(session)
-            feeds = random_inputs(inputs, batch=batch, shapes=batched(shapes, batch))
-            for _ in range(_PROFILED_RUNS):
-                run_session(session, feeds)
-            profile = read_profile(session.end_profiling(), self._proto, skip_first=True)
-        if not profile.ran_on(provider):
-            raise CheckFailedError(
-                f"{self.path}: {provider_label(provider_name(provider))} ran none of the nodes; "
-                f"{profile.describe()}"
-            )
-        return profile, inputs, batch
+    def _constants_note(
+        self,
+        session: Session,
+        provider: str,
+        threads: int | None,
+        feeds: Mapping[str, np.ndarray],
+    ) -> str:
+        """What making weights constant brought: the file as it is, raced against what is raced."""
+        as_listed = make_session(self.path, provider, threads=threads)
+        runs = [timed_run(each, feeds, provider) for each in (as_listed, session)]
+        before, after = 1000 * np.median(race(runs, rounds=_CONSTANT_ROUNDS), axis=0)
+        return (
+            f"{self.constant_weights} weights that the model lists as inputs were made constant: "
+            f"{before:.3g} ms as it lists them, {after:.3g} ms as raced"
+        )
 
 
 def natural_batch(sessions: Sequence[Session], shapes: Shapes | None) -> int:

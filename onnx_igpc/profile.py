@@ -10,12 +10,14 @@ and output shape where that is unique, and otherwise stays unmatched.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import onnx
@@ -51,6 +53,19 @@ COMPUTE_OPERATORS = frozenset(
 _FAMILIES = {"ConvTranspose": "ConvTranspose", "Conv": "Conv", "Gemm": "MatMul", "MatMul": "MatMul"}
 _INFERABLE_BYTES = 2**30  # shape inference serializes the model
 _SUFFIX = "_kernel_time"
+# By the names that profiles use; what is not listed has four bytes.
+_ELEMENT_BYTES = {
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "double": 8,
+    "int64": 8,
+    "uint64": 8,
+}
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
 _FUSION_SUFFIX = re.compile(r"(_nchwc|/MatMulAddFusion|_prequant(_token_\d+)?)$")
 
@@ -60,7 +75,8 @@ class NodeRun:
     """One node as onnxruntime ran it, over all runs in the profile.
 
     name: onnxruntime's name. node: the model's node (its name, or its first output where it has
-    none), None where no match was found. microseconds: summed over all calls.
+    none), None where no match was found. microseconds: summed over all calls. median_microseconds:
+    of one call. bytes_moved: of the first input and the first output, as onnxruntime lays them out.
     """
 
     name: str
@@ -70,6 +86,13 @@ class NodeRun:
     output_shapes: tuple[tuple[int, ...], ...]
     calls: int
     microseconds: int
+    median_microseconds: float = 0.0
+    bytes_moved: int = 0
+
+    @property
+    def typical_microseconds(self) -> float:
+        """All calls at their median: one call that was interrupted does not count as the rule."""
+        return self.calls * self.median_microseconds
 
 
 @dataclass(frozen=True)
@@ -176,20 +199,32 @@ def misplaced_message(runs: Iterable[NodeRun], provider: str) -> str:
 
 def _node_run(key: tuple[str, str, str], events: list[dict[str, Any]]) -> NodeRun:
     name, op_type, provider = key
+    args = events[0]["args"]
     return NodeRun(
         name=name,
         op_type=op_type,
         provider=provider,
         node=None,
-        output_shapes=_shapes(events[0]["args"].get("output_type_shape", [])),
+        output_shapes=_shapes(args.get("output_type_shape", [])),
         calls=len(events),
         microseconds=sum(int(event["dur"]) for event in events),
+        median_microseconds=float(median(int(event["dur"]) for event in events)),
+        bytes_moved=_first_bytes(args, "input_type_shape")
+        + _first_bytes(args, "output_type_shape"),
     )
 
 
 def _shapes(entries: list[dict[str, list[int]]]) -> tuple[tuple[int, ...], ...]:
     """``[{"float": [1, 8, 4, 4]}]`` as ``((1, 8, 4, 4),)``; the key is the element type."""
     return tuple(tuple(shape) for entry in entries for shape in entry.values())
+
+
+def _first_bytes(args: dict[str, Any], key: str) -> int:
+    """Bytes of the first tensor of an event's ``{input,output}_type_shape``; 0 if it has none."""
+    for entry in args.get(key, [])[:1]:
+        for kind, shape in entry.items():
+            return math.prod(shape) * _ELEMENT_BYTES.get(kind, 4)
+    return 0
 
 
 def _label(node: onnx.NodeProto) -> str:

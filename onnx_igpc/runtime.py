@@ -41,9 +41,10 @@ PROVIDERS: Mapping[str, str] = {
 
 _INSTALL = {
     "cuda": "pip uninstall onnxruntime, then pip install 'onnx-igpc[gpu]'",
-    "tensorrt": "pip uninstall onnxruntime, then pip install 'onnx-igpc[gpu]' and TensorRT",
+    "tensorrt": "pip uninstall onnxruntime, then pip install 'onnx-igpc[gpu]' tensorrt",
     "openvino": "pip uninstall onnxruntime, then pip install onnxruntime-openvino",
     "directml": "pip uninstall onnxruntime, then pip install onnxruntime-directml",
+    "migraphx": "pip uninstall onnxruntime, then pip install onnxruntime-migraphx",
     "qnn": "pip uninstall onnxruntime, then pip install onnxruntime-qnn",
 }
 _OPTIMIZATION = {
@@ -131,9 +132,9 @@ def make_session(
     prefix of the profile file, which ``session.end_profiling()`` writes and names. extra_outputs:
     names of inner tensors that become graph outputs after the model's own.
 
-    Raises MissingExtraError without onnxruntime, UsageError for a provider that the installed
-    onnxruntime does not have, ModelError for a model that it cannot load, and CheckFailedError
-    where it fell back to another provider than the one asked for.
+    Raises MissingExtraError without onnxruntime, UsageError for a provider that nobody knows,
+    ModelError for a model that it cannot load, and CheckFailedError for a provider that the installed
+    onnxruntime does not have, and where it fell back to another one than was asked for.
     """
     runtime = import_onnxruntime()
     wanted = provider_name(provider)
@@ -202,7 +203,7 @@ def _provider_chain(runtime: Any, wanted: str) -> list[str]:
     if wanted not in available:
         have = ", ".join(provider_label(name) for name in available)
         how = _INSTALL.get(label, "install an onnxruntime build that has it")
-        raise UsageError(
+        raise CheckFailedError(
             f"execution provider {label} is not in the installed onnxruntime "
             f"{runtime.__version__}, which has {have}: {how}"
         )

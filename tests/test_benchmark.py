@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_igpc import benchmark as benchmark_module
-from onnx_igpc import contenders
+import onnx_igpc
+from onnx_igpc import contenders, runners
 from onnx_igpc.benchmark import benchmark
+from onnx_igpc.cli import main
 from onnx_igpc.errors import CheckFailedError, ModelError, UsageError
 from onnx_igpc.footprint import measure, peak_memory
 from onnx_igpc.profile import ExecutionProfile, NodeRun
 from onnx_igpc.racing import MAX_RUNS_A_TURN, MIN_TURN_SECONDS, race, speedup
 from onnx_igpc.runtime import PROVIDERS
 from tests import runtime_graphs as graphs
+from tests.helpers import pointwise_model
 
 
 class FakeClock:
@@ -98,7 +103,12 @@ def test_weights_listed_as_inputs_are_made_constant_and_said_so(tmp_path: Path) 
     before = Path(path).read_bytes()
     [facts] = benchmark([path], rounds=2, footprint=False).models
     assert facts.constant_weights == 1
-    assert facts.notes == ("1 weights that the model lists as inputs were made constant",)
+    [note] = facts.notes
+    assert re.fullmatch(
+        r"1 weights that the model lists as inputs were made constant: "
+        r"[\d.e-]+ ms as it lists them, [\d.e-]+ ms as raced",
+        note,
+    )
     assert Path(path).read_bytes() == before
 
 
@@ -157,10 +167,10 @@ def test_io_binding_computes_what_a_plain_run_does(monkeypatch: pytest.MonkeyPat
         bound.append(real())
         return bound[-1]
 
-    monkeypatch.setattr(benchmark_module, "_DEVICE", {"cpu": "cpu"})
+    monkeypatch.setattr(runners, "_DEVICE", {"cpu": "cpu"})
     monkeypatch.setattr(session, "io_binding", spy)
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
-    benchmark_module._runner(session, feeds, "cpu")()
+    runners.timed_run(session, feeds, "cpu")()
     [scores] = bound[0].copy_outputs_to_cpu()
     np.testing.assert_allclose(scores, session.run(None, feeds)[0])
 
@@ -173,6 +183,71 @@ def test_provider_that_ran_nothing_is_a_failed_check(
     path = save(graphs.classifier(), tmp_path / "a.onnx")
     with pytest.raises(CheckFailedError, match="cpu ran none of the nodes; cuda ran 1 of 1"):
         benchmark([path], rounds=2, footprint=False)
+
+
+def test_arithmetic_on_another_provider_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The times are shown, but they are not those of the provider that was asked for."""
+    runs = (
+        NodeRun("conv", "Conv", PROVIDERS["cuda"], "conv", (), 1, 10),
+        NodeRun("shape", "Shape", PROVIDERS["cpu"], None, (), 1, 10),
+    )
+    monkeypatch.setattr(contenders, "read_profile", lambda *a, **k: ExecutionProfile(runs))
+    path = save(graphs.classifier(), tmp_path / "a.onnx")
+    report = benchmark([path], rounds=2, footprint=False)
+    assert report.failures == (f"{path}: asked for cpu, but onnxruntime ran Conv conv on cuda",)
+    assert report.races[0].timings[0].median_ms > 0
+    result = CliRunner().invoke(main, ["benchmark", path, "--rounds", "2"])
+    assert result.exit_code == 1
+    assert "failed:" in result.stdout
+    assert "batch 1" in result.stdout
+
+
+def test_batches_and_threads_as_lists_or_repeated(tmp_path: Path) -> None:
+    path, report = save(graphs.classifier(), tmp_path / "a.onnx"), tmp_path / "report.json"
+    arguments = ["benchmark", path, "--batch", "1,3", "--batch", "2", "--threads", "1,2"]
+    result = CliRunner().invoke(main, [*arguments, "--rounds", "2", "--json", str(report)])
+    assert result.exit_code == 0, result.output
+    races = json.loads(report.read_text())["races"]
+    pairs = [(race["threads"], race["batch"]) for race in races]
+    assert pairs == [(1, 1), (1, 3), (1, 2), (2, 1), (2, 3), (2, 2)]
+    for wrong in ("0", "-1", "x", "1,", ""):
+        refused = CliRunner().invoke(main, ["benchmark", path, "--batch", wrong])
+        assert refused.exit_code == 2
+        assert "is not a whole number above 0: write 1,8" in refused.stderr
+
+
+def test_console_shows_limit_operators_and_footprint(tmp_path: Path) -> None:
+    path, small = tmp_path / "dense.onnx", tmp_path / "small.onnx"
+    onnx.save(pointwise_model(64, 128), path)
+    onnx_igpc.compress(path, channels_per_group=16).save(small)
+    arguments = ["benchmark", str(path), str(small), "--rounds", "2", "--per-operator"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    flat = " ".join(result.stdout.split())
+    assert re.search(r"limit [\d.]+x, reached [\d.]+x: \d+% \(\d of 1 sites bound by memory", flat)
+    assert "memory read and written, GB/s:" in flat
+    assert re.search(r"loads in \d+ ms, peak \d+ MiB", flat)
+    assert re.search(r"Conv CPU \d+ [\d.]+ [\d.]+%", flat)
+    assert "slowest nodes" in flat
+    plain = CliRunner().invoke(main, [*arguments[:-1], "--no-limit"])
+    assert "reached" not in plain.stdout
+    assert "slowest" not in plain.stdout
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino"])
+def test_provider_that_is_not_installed_is_refused(
+    provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDERS["cpu"]])
+    path = save(graphs.classifier(), tmp_path / "a.onnx")
+    result = CliRunner().invoke(main, ["benchmark", path, "--provider", provider])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    [line] = result.stderr.strip().splitlines()
+    assert f"execution provider {provider} is not in the installed onnxruntime" in line
+    assert "pip install" in line
 
 
 def test_footprint_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:

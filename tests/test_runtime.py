@@ -90,15 +90,26 @@ def test_model_too_large_to_serialize_goes_through_a_folder(
     assert not folder.exists()
 
 
-def test_unavailable_provider_says_how_to_get_it() -> None:
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has CUDA")
+@pytest.mark.parametrize(
+    ("provider", "install"),
+    [
+        ("cuda", r"pip install 'onnx-igpc\[gpu\]'"),
+        ("tensorrt", r"pip install 'onnx-igpc\[gpu\]' tensorrt"),
+        ("openvino", "pip install onnxruntime-openvino"),
+        ("migraphx", "pip install onnxruntime-migraphx"),
+        ("coreml", "an onnxruntime build that has it"),
+    ],
+)
+def test_unavailable_provider_says_how_to_get_it(
+    provider: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(
-        UsageError, match=r"cuda is not in .* pip install 'onnx-igpc\[gpu\]'"
+        CheckFailedError, match=f"{provider} is not in .*, which has cpu: .*{install}"
     ) as raised:
-        make_session(graphs.classifier(), "cuda")
+        make_session(graphs.classifier(), provider)
     assert "\n" not in str(raised.value)
-    assert raised.value.exit_code == 2
+    assert raised.value.exit_code == 1
 
 
 def test_fallback_to_another_provider_is_a_failed_check() -> None:
