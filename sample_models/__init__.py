@@ -1,4 +1,4 @@
-"""Builders of the networks of the grouped pointwise convolution papers, written straight to ONNX.
+"""Builders of the networks of the grouped pointwise convolution papers and a few more, straight to ONNX.
 
 Not installed: import it from the root of a clone, or run ``python -m sample_models``. BatchNorm
 layers are kept, the batch dimension is dynamic, the weights are random (nothing is downloaded).
@@ -19,7 +19,9 @@ from sample_models import (
     efficientnet,
     inception_v3,
     mobilenet_v1,
+    mobilenet_v2,
     mobilenet_v3,
+    resnet50,
 )
 from sample_models.options import BuildOptions, Network, Variant
 
@@ -41,6 +43,12 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
     {
         **_efficientnets(),
         "mobilenet_v1": Network(mobilenet_v1.build, size=(224, 224), takes=frozenset({"alpha"})),
+        "mobilenet_v2": Network(
+            mobilenet_v2.build,
+            size=(224, 224),
+            variants=("plain",),
+            takes=frozenset({"alpha"}),
+        ),
         "mobilenet_v3_large": Network(
             mobilenet_v3.build, size=(224, 224), takes=frozenset({"alpha"})
         ),
@@ -48,6 +56,7 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
         "inception_v3": Network(
             inception_v3.build, size=(299, 299), kept_in_paper=inception_v3.KEPT_IN_PAPER
         ),
+        "resnet50": Network(resnet50.build, size=(224, 224), variants=("plain",)),
         "digits_net": Network(
             digits_net.build,
             size=(8, 8),

@@ -60,8 +60,8 @@ def write(
 ) -> None:
     """Write the network NAME with random weights to an ONNX file.
 
-    NAME is efficientnet_b0 ... efficientnet_b7, mobilenet_v1, mobilenet_v3_large,
-    densenet_bc_l100, inception_v3 or digits_net.
+    NAME is efficientnet_b0 ... efficientnet_b7, mobilenet_v1, mobilenet_v2, mobilenet_v3_large,
+    densenet_bc_l100, inception_v3, resnet50 or digits_net.
     """
     model = build(
         name,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sample_models.geometry import Feature, Padding, Vector, output_size, window_of
+from sample_models.geometry import Feature, Padding, Pads, Vector, output_size, window_of
 from sample_models.initializers import Fans, Initializer, glorot_uniform
 
 OPSET = 17
@@ -163,10 +163,17 @@ class GraphBuilder:
             output = self._node(operator, name, [x.name])
         return Feature(output, x.channels, x.height, x.width)
 
-    def max_pool(self, x: Feature, kernel: int, stride: int, name: str) -> Feature:
-        """Maximum over windows that lie wholly inside the map."""
-        height, width, _ = output_size(x, (kernel, kernel), stride, "valid", name)
-        attributes = {"kernel_shape": [kernel, kernel], "strides": [stride, stride]}
+    def max_pool(
+        self, x: Feature, kernel: int, stride: int, name: str, *, padding: Padding = "valid"
+    ) -> Feature:
+        """Maximum over the part of each window that lies inside the map."""
+        height, width, pads = output_size(x, (kernel, kernel), stride, padding, name)
+        attributes: dict[str, list[int]] = {
+            "kernel_shape": [kernel, kernel],
+            "strides": [stride, stride],
+        }
+        if pads != Pads():
+            attributes["pads"] = pads.attribute()
         return Feature(
             self._node("MaxPool", name, [x.name], **attributes), x.channels, height, width
         )

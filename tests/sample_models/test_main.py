@@ -38,7 +38,7 @@ def test_names_the_file_after_the_network(tmp_path: Path, monkeypatch: pytest.Mo
     ("arguments", "message"),
     [
         ([], "Missing argument 'NAME'"),
-        (["resnet"], "unknown network 'resnet'; choose one of"),
+        (["resnot"], "unknown network 'resnot'; choose one of"),
         (["digits_net", "--size", "8x"], "'8x' is not a size like 224 or 192x256"),
         (["digits_net", "--size", "0"], "no pixels"),
         (["digits_net", "--classes", "many"], "'many' is not a valid integer"),

@@ -46,8 +46,10 @@ def consumers(model: onnx.ModelProto, tensor: str) -> list[str]:
         ("efficientnet_b3", 12_233_232),
         ("efficientnet_b4", 19_341_616),
         ("mobilenet_v1", 4_231_976),
+        ("mobilenet_v2", 3_504_872),
         ("mobilenet_v3_large", 5_483_032),
         ("inception_v3", 23_817_352),
+        ("resnet50", 25_557_032),
     ],
 )
 def test_parameters_of_the_imagenet_models(name: str, parameters: int) -> None:
@@ -70,6 +72,14 @@ def test_baselines_of_the_grouped_pointwise_papers(
     """Ten classes, as in the CIFAR-10 tables (Schwarz Schuler et al. 2022, Mendel)."""
     counts = count(build(name, classes=10, size=size))
     assert (counts.trainable, counts.statistics, counts.macs) == (parameters, statistics, macs)
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"), [("mobilenet_v2", 300_774_272), ("resnet50", 4_089_184_256)]
+)
+def test_macs_of_the_imagenet_models(name: str, macs: int) -> None:
+    """As torchvision counts them at 224 pixels: 0.301 and 4.089 G."""
+    assert count(build(name)).macs == macs
 
 
 def test_compound_scaling_of_the_largest() -> None:
@@ -209,10 +219,10 @@ def test_digits_net_is_small() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(UsageError, match="unknown network 'resnet'; choose one of efficientnet_b0"):
-        build("resnet")
+    with pytest.raises(UsageError, match="unknown network 'resnot'; choose one of efficientnet_b0"):
+        build("resnot")
     with pytest.raises(UsageError, match="unknown network"):
-        sample_models.paper_excludes("resnet")
+        sample_models.paper_excludes("resnot")
 
 
 @pytest.mark.parametrize(
