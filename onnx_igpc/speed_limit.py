@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from onnx_igpc.bandwidth import Bandwidth
 from onnx_igpc.profile import ExecutionProfile, NodeRun
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report import RewriteReport, SiteReport
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,27 @@ class SpeedLimit:
 
 
 def site_work(report: RewriteReport) -> list[SiteWork]:
-    """The rewritten sites of a report. Where MACs are not known, parameters stand in for them."""
+    """The rewritten sites of a report.
+
+    The MACs that are left are those of the layout, which are its weights times the places that it is
+    applied at: a lowering may spend more, up to all of the dense layer's, but the limit stays that of the
+    function. For a site without a layout they are those that were counted, of MACs or parameters.
+    """
     work = []
     for site in report.rewritten:
-        share = site.macs.ratio if site.macs.ratio is not None else site.parameters.ratio
+        share = _layout_share(site)
+        for counted in (site.macs.ratio, site.parameters.ratio):
+            share = counted if share is None else share
         if share is not None:
             work.append(SiteWork(site.name, frozenset({site.name, *site.replaced}), share))
     return work
+
+
+def _layout_share(site: SiteReport) -> float | None:
+    if site.k is None or not site.in_channels or not site.out_channels:
+        return None
+    weights = site.k.weights + (site.l.weights if site.l else 0)
+    return weights / (site.in_channels * site.out_channels)
 
 
 def speed_limit(

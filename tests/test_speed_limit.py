@@ -15,7 +15,7 @@ from onnx_igpc import benchmark as benchmark_module
 from onnx_igpc.bandwidth import SIZES, Bandwidth, measure_bandwidth
 from onnx_igpc.benchmark import BenchmarkReport, benchmark
 from onnx_igpc.profile import ExecutionProfile, NodeRun
-from onnx_igpc.report import Change, RewriteReport, SiteReport
+from onnx_igpc.report import Change, RewriteReport, SiteReport, StageReport
 from onnx_igpc.speed_limit import SiteWork, SpeedLimit, site_work, speed_limit
 from tests import runtime_graphs as graphs
 from tests.helpers import pointwise_model
@@ -121,23 +121,37 @@ def test_bandwidth_of_this_machine_is_one() -> None:
     assert all(5e7 < rate < 1e14 for rate in measured.bytes_per_second)
 
 
-def test_parameters_stand_in_for_unknown_macs() -> None:
-    def site(name: str, macs: Change, parameters: Change, status: str = "rewritten") -> SiteReport:
-        return SiteReport(name, 8, 8, status, macs=macs, parameters=parameters, replaced=["n"])
+def test_share_of_a_site_is_that_of_its_layout_then_of_what_was_counted() -> None:
+    def site(name: str, macs: Change, parameters: Change, **options: object) -> SiteReport:
+        values = {"status": "rewritten", "replaced": ["n"], **options}
+        return SiteReport(name, 64, 128, macs=macs, parameters=parameters, **values)  # type: ignore[arg-type]
 
+    stages = {"k": StageReport(4, 16, 2048), "l": StageReport(8, 16, 2048)}
     report = RewriteReport(
         sites=[
+            # As after a lowering that folded it back to dense.
+            site("layout", Change(100, 100), Change(10, 10), **stages),
+            site("without L", Change(100, 100), Change(10, 10), k=StageReport(4, 16, 2048)),
             site("macs", Change(100, 25), Change(10, 5)),
             site("parameters", Change(None, None), Change(10, 5)),
             site("neither", Change(), Change()),
-            site("kept", Change(100, 100), Change(10, 10), "kept"),
+            site("kept", Change(100, 100), Change(10, 10), status="kept"),
         ]
     )
     assert [(each.name, each.macs_share) for each in site_work(report)] == [
+        ("layout", 0.5),
+        ("without L", 0.25),
         ("macs", 0.25),
         ("parameters", 0.5),
     ]
-    assert site_work(report)[0].labels == {"macs", "n"}
+    assert site_work(report)[0].labels == {"layout", "n"}
+
+
+def test_share_of_a_layout_is_that_of_its_macs() -> None:
+    for C, F in ((64, 128), (48, 40), (96, 20)):
+        [site] = onnx_igpc.compress(pointwise_model(C, F), channels_per_group=16).report.rewritten
+        [own] = site_work(RewriteReport(sites=[site]))
+        assert own.macs_share == pytest.approx(site.macs.ratio)
 
 
 # ------------------------------------------------------------------------ on whole models
