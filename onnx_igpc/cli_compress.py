@@ -1,4 +1,4 @@
-"""The commands that rewrite a model or say what a rewrite did: inspect, compress, report."""
+"""The commands that rewrite a model or plan to: inspect, compress."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from onnx_igpc.cli_progress import ProgressLine
+from onnx_igpc.cli_report import check_report, report_option, write_report
 from onnx_igpc.cli_support import (
     check_output,
     console,
@@ -22,7 +23,7 @@ _FILE = click.Path(path_type=Path)
 
 def register(main: click.Group) -> None:
     """Add the commands of this module to the command line."""
-    for command in (inspect, compress, report):
+    for command in (inspect, compress):
         main.add_command(command)
 
 
@@ -149,13 +150,7 @@ def inspect(
 )
 @preprocessing_options
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
-@click.option(
-    "--report",
-    "report_file",
-    type=_FILE,
-    metavar="FILE.json",
-    help="Write the report as JSON; - for stdout.",
-)
+@report_option
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
 def compress(
     model: Path,
@@ -174,47 +169,19 @@ def compress(
     if output is None and not dry_run:
         raise click.UsageError("say where to write the model with -o FILE, or use --dry-run")
     check_output(output, model)
-    check_output(report_file, model)
+    check_report(report_file, model)
     check_output(json_file, model)
     options["preprocessing"] = read_preprocessing(options)
     with ProgressLine("compressing", quiet) as line:
         result = run(model, progress=line.update, **options)
     if not dry_run and output is not None:
         result.save(output)
-    for file in (report_file, json_file):
-        if file is not None:
-            write_text(file, result.report.to_json())
+    if json_file is not None:
+        write_text(json_file, result.report.to_json())
+    write_report(report_file, result.report, (output or model).name, result.opened, model)
     out = console(quiet or "-" in (str(report_file), str(json_file)))
     show_rewrite(out, result.report, verbose=verbose)
     if not result.changed:
         click.echo("warning: nothing to rewrite", err=True)
     if not dry_run:
         out.print(f"wrote {output}", markup=False)
-
-
-@click.command(epilog="Example: onnx-igpc report small.onnx")
-@click.argument("model", type=_MODEL)
-@click.option(
-    "--json",
-    "json_file",
-    type=_FILE,
-    metavar="FILE",
-    help="Write the report as JSON; - for stdout.",
-)
-@click.option("-v", "--verbose", is_flag=True, help="Every name and note in full.")
-@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
-def report(model: Path, json_file: Path | None, verbose: bool, quiet: bool) -> None:
-    """Show the report that a compressed MODEL carries."""
-    from onnx_igpc.errors import ModelError
-    from onnx_igpc.model_io import file_bytes, open_model
-    from onnx_igpc.render import show_rewrite
-    from onnx_igpc.report import read_digest
-
-    check_output(json_file, model)
-    digest = read_digest(open_model(model).proto)
-    if digest is None:
-        raise ModelError(f"{model} carries no report: it was not written by onnx-igpc compress")
-    digest.totals.file_bytes.after = file_bytes(model)
-    if json_file is not None:
-        write_text(json_file, digest.to_json())
-    show_rewrite(console(quiet or str(json_file) == "-"), digest, verbose=verbose)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from onnx_igpc.cli_progress import ProgressLine
+from onnx_igpc.cli_report import check_report, report_option, write_report
 from onnx_igpc.cli_support import (
     check_output,
     console,
@@ -65,12 +66,14 @@ def register(main: click.Group) -> None:
 @click.option("--atol", type=float, help="Fail where max|a-b| > atol + rtol max|b|.")
 @click.option("--rtol", type=float, help="See --atol.")
 @preprocessing_options
+@report_option
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def verify(
     original: Path,
     candidate: Path,
     shapes: tuple[str, ...],
+    report_file: Path | None,
     json_file: Path | None,
     quiet: bool,
     **options: Any,
@@ -81,8 +84,10 @@ def verify(
     """
     from onnx_igpc.feeds import parse_shapes
     from onnx_igpc.render import show_verify
+    from onnx_igpc.report_files import compared_report
     from onnx_igpc.verify import verify as run
 
+    check_report(report_file, original, candidate)
     check_output(json_file, original, candidate)
     options["preprocessing"] = read_preprocessing(options)
     with ProgressLine("verifying", quiet) as line:
@@ -91,7 +96,11 @@ def verify(
         )
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2))
-    show_verify(console(quiet or str(json_file) == "-"), result)
+    if report_file is not None:
+        report = compared_report(original, candidate)
+        report.verify = result.to_dict()
+        write_report(report_file, report, candidate.name, candidate, original)
+    show_verify(console(quiet or "-" in (str(json_file), str(report_file))), result)
     if not result.passed:
         raise SystemExit(1)
 
@@ -139,12 +148,14 @@ def verify(
     help="How fast a rewritten model could at best be, and how much of that it reaches.",
 )
 @preprocessing_options
+@report_option
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def benchmark(
     models: tuple[Path, ...],
     threads: tuple[int, ...],
     shapes: tuple[str, ...],
+    report_file: Path | None,
     json_file: Path | None,
     quiet: bool,
     **options: Any,
@@ -156,7 +167,9 @@ def benchmark(
     from onnx_igpc.benchmark import benchmark as run
     from onnx_igpc.feeds import parse_shapes
     from onnx_igpc.render_benchmark import show_benchmark
+    from onnx_igpc.report_files import compared_report, subject
 
+    check_report(report_file, *models)
     check_output(json_file, *models)
     options["preprocessing"] = read_preprocessing(options)
     with ProgressLine("benchmarking", quiet, undisturbed=True) as line:
@@ -169,6 +182,11 @@ def benchmark(
         )
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2))
-    show_benchmark(console(quiet or str(json_file) == "-"), result)
+    if report_file is not None:
+        candidate = subject(models)
+        report = compared_report(models[0], candidate)
+        report.benchmark = result.to_dict()
+        write_report(report_file, report, candidate.name, candidate, models[0])
+    show_benchmark(console(quiet or "-" in (str(json_file), str(report_file))), result)
     if result.failures:
         raise SystemExit(1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnx_igpc.cli_progress import ProgressLine
+from onnx_igpc.cli_report import check_report, report_option, write_report
 from onnx_igpc.cli_support import (
     check_output,
     console,
@@ -178,7 +179,7 @@ def _let_threads_sleep() -> None:
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
 @click.option("--restart", is_flag=True, help="Start anew although there is a checkpoint.")
 @click.option("--log", type=_PATH, metavar="BASE", help="BASE.csv and BASE.json  [beside OUTPUT].")
-@click.option("--report", "report_file", type=_PATH, metavar="FILE", help="Write the report: JSON.")
+@report_option
 @click.option("--json", "json_file", type=_PATH, metavar="FILE", help="Write JSON; - for stdout.")
 @preprocessing_options
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
@@ -199,7 +200,7 @@ def finetune(
 
     models = [model for model in (compressed, teacher) if model is not None]
     check_output(output, *models)
-    check_output(report_file, *models)
+    check_report(report_file, *models)
     check_output(json_file, *models)
     options["preprocessing"] = read_preprocessing(options)
     require_torch()
@@ -219,9 +220,9 @@ def finetune(
         )
     if not result.leads:
         return
-    for file in (report_file, json_file):
-        if file is not None:
-            write_text(file, result.report.to_json())
+    if json_file is not None:
+        write_text(json_file, result.report.to_json())
+    write_report(report_file, result.report, output.name, output, teacher)
     out = console(quiet or "-" in (str(report_file), str(json_file)))
     for text in result.summary():
         out.print(text, markup=False)

@@ -1,0 +1,95 @@
+"""What a budget chose between: predicted damage against what is left, and the chosen point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnx_igpc.html_report.charts import (
+    TOP,
+    Place,
+    figure,
+    frame,
+    opened_by,
+    path,
+    stretched,
+    value_table,
+)
+from onnx_igpc.html_report.elements import Element, element
+from onnx_igpc.html_report.scales import Scale, decades, line_path
+
+_HEIGHT = 220.0
+_WIDTH = 1000.0
+
+
+def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
+    """The trade-off that a budget was chosen from; ``None`` where there was no budget."""
+    curve = [(float(x), float(y)) for x, y in (selection or {}).get("curve") or []]
+    drawn = [(x, y) for x, y in curve if y > 0]
+    if selection is None or len(drawn) < 2:
+        return None
+    share, damage = (float(each) for each in selection["chosen"])
+    shown = [*drawn, (share, damage)] if damage > 0 else drawn
+    across = Scale(0.0, 1.0, 100.0)
+    up = Scale(min(y for _, y in shown), max(y for _, y in shown) * 1.15, _HEIGHT, logarithmic=True)
+    chosen = f"{100 * share:.1f} % left, damage {damage:.3g}"
+    target = str(selection.get("target", ""))
+    quantity = target.partition("=")[0].replace("-", " ") or "cost"
+    measure = str(selection.get("measure", ""))
+    x, y = across.place(share), TOP + _HEIGHT - up.place(max(damage, up.low))
+    return figure(
+        "chart-choice",
+        "What the budget was chosen from",
+        f"The least predicted damage ({measure}) with each share of the {quantity} of the sites that "
+        f"may be rewritten. The mark is what --target {target} chose.",
+        frame(
+            "chart-choice",
+            "Predicted damage against what is left",
+            f"The damage falls from {drawn[0][1]:.3g} with {100 * drawn[0][0]:.0f} % left to "
+            f"{drawn[-1][1]:.3g} with {100 * drawn[-1][0]:.0f} % left. Chosen: {chosen}.",
+            _HEIGHT,
+            element(
+                "line", {"class": "mark", "x1": f"{x:.2f}%", "x2": f"{x:.2f}%", "y1": y, "y2": 242}
+            ),
+            stretched(
+                _WIDTH,
+                _HEIGHT,
+                path(
+                    "line",
+                    line_path([(10 * across.place(a), _HEIGHT - up.place(b)) for a, b in drawn]),
+                ),
+            ),
+            element("circle", {"class": "chosen", "cx": f"{x:.2f}%", "cy": f"{y:.1f}", "r": 5.5}),
+            _label(x, y, chosen),
+            lines=[(up.place(tick), f"{tick:g}") for tick in decades(up.low, up.high)],
+            places=[
+                Place(0.0, "0 %", "start"),
+                Place(50.0, f"50 % of the {quantity} left"),
+                Place(100.0, "100 %", "end"),
+            ],
+        ),
+        table=opened_by(
+            "The values as a table",
+            value_table(
+                "Least predicted damage with each share left",
+                ("left", "damage"),
+                [(f"{100 * a:.1f} %", f"{b:.3g}") for a, b in curve],
+            ),
+        ),
+    )
+
+
+def _label(x: float, y: float, text: str) -> Element:
+    """Beside the mark, on the side with more room and above the falling line on the left."""
+    right = x < 50
+    return element(
+        "text",
+        {
+            "class": "strong",
+            "x": f"{x:.2f}%",
+            "dx": 10 if right else -10,
+            "y": f"{max(y - 10, 12):.1f}",
+            "text-anchor": "start" if right else "end",
+        },
+        text,
+    )

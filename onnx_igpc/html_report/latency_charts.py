@@ -1,0 +1,158 @@
+"""The races of a benchmark: every round's time of every model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnx_igpc.html_report.charts import BOTTOM, opened_by, value_table
+from onnx_igpc.html_report.elements import Element, element
+from onnx_igpc.html_report.scales import round_ticks
+
+_ROW = 34
+# Times further out than so many times the slowest median are counted, not drawn.
+_FAR = 2.0
+
+
+def latency_charts(benchmark: Mapping[str, Any] | None) -> list[Element]:
+    """One chart for each batch size and number of threads."""
+    return [_race(index, race) for index, race in enumerate((benchmark or {}).get("races") or ())]
+
+
+def race_title(race: Mapping[str, Any]) -> str:
+    """Batch size and threads of a race, in words."""
+    threads = race.get("threads")
+    return f"batch {race['batch']}, " + ("all threads" if threads is None else _threads(threads))
+
+
+def speed_text(timing: Mapping[str, Any]) -> str | None:
+    """The speed-up over the baseline with its interval; ``None`` for the baseline."""
+    speed = timing.get("speedup")
+    if not speed:
+        return None
+    return f"{speed['value']:.2f} × as fast (95 %: {speed['low']:.2f} to {speed['high']:.2f})"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("s" if count != 1 else "")
+
+
+def _race(index: int, race: Mapping[str, Any]) -> Element:
+    timings: Sequence[Mapping[str, Any]] = race["timings"]
+    limit = _FAR * max(float(timing["median_ms"]) for timing in timings)
+    highest = max(
+        max((each for each in _rounds(timing) if each <= limit), default=0.0) for timing in timings
+    )
+    highest = max(highest, *(float(timing["quartiles_ms"][1]) for timing in timings)) * 1.02
+    name = f"chart-latency-{index}"
+    title = f"Latency with {race_title(race)}"
+    return element(
+        "figure",
+        {"id": name, "class": "race"},
+        element(
+            "figcaption",
+            None,
+            element("h3", None, title),
+            element(
+                "p",
+                None,
+                "A dot for each round, a box from the first to the third quartile, a line at the median.",
+            ),
+        ),
+        [_row(timing, highest, limit) for timing in timings],
+        _axis(highest),
+        opened_by("The values as a table", _table(title, timings)),
+    )
+
+
+def _row(timing: Mapping[str, Any], highest: float, limit: float) -> list[Element]:
+    low, high = (float(each) for each in timing["quartiles_ms"])
+    median = float(timing["median_ms"])
+    rounds = _rounds(timing)
+    drawn = [each for each in rounds if each <= limit]
+    speed = speed_text(timing)
+    beyond = f"; {len(rounds) - len(drawn)} rounds beyond {limit:.3g} ms" if drawn != rounds else ""
+
+    def at(value: float) -> str:
+        return f"{100 * value / highest:.2f}%"
+
+    return [
+        element(
+            "p",
+            {"class": "runner"},
+            element("bdi", {"class": "name"}, str(timing["path"])),
+            " ",
+            element("strong", None, f"{median:.3g} ms"),
+            f", {speed}" if speed else ", the baseline",
+            beyond,
+        ),
+        element(
+            "svg",
+            {
+                "class": "chart",
+                "width": "100%",
+                "height": _ROW,
+                "role": "img",
+                "aria-label": f"median {median:.3g} ms, quartiles {low:.3g} and {high:.3g} ms, "
+                f"{len(rounds)} rounds",
+            },
+            element(
+                "rect",
+                {"class": "box", "x": at(low), "width": at(high - low), "y": 5, "height": 24},
+            ),
+            # Dots that would hide each other lie at five heights, in turns.
+            [
+                element(
+                    "circle", {"class": "round", "cx": at(each), "cy": 9 + 4 * (i % 5), "r": 2.5}
+                )
+                for i, each in enumerate(drawn)
+            ],
+            element(
+                "line", {"class": "median", "x1": at(median), "x2": at(median), "y1": 2, "y2": 32}
+            ),
+        ),
+    ]
+
+
+def _rounds(timing: Mapping[str, Any]) -> list[float]:
+    return [float(each) for each in timing.get("rounds_ms") or ()]
+
+
+def _axis(highest: float) -> Element:
+    ticks = round_ticks(highest, about=4)
+    return element(
+        "svg",
+        {"class": "chart", "width": "100%", "height": BOTTOM + 4, "aria-hidden": "true"},
+        element("line", {"class": "base", "x1": 0, "x2": "100%", "y1": 0.5, "y2": 0.5}),
+        element("text", {"x": 0, "y": 18}, "0"),
+        [
+            element(
+                "text",
+                {
+                    "x": f"{100 * tick / highest:.2f}%",
+                    "y": 18,
+                    "text-anchor": "end" if tick > 0.94 * highest else "middle",
+                },
+                f"{tick:g} ms" if tick == ticks[-1] else f"{tick:g}",
+            )
+            for tick in ticks
+        ],
+    )
+
+
+def _table(title: str, timings: Sequence[Mapping[str, Any]]) -> Element:
+    return value_table(
+        title,
+        ("model", "median, ms", "first quartile", "third quartile", "samples a second", "speed-up"),
+        [
+            (
+                str(timing["path"]),
+                f"{timing['median_ms']:.4g}",
+                f"{timing['quartiles_ms'][0]:.4g}",
+                f"{timing['quartiles_ms'][1]:.4g}",
+                f"{timing['samples_per_second']:.4g}",
+                speed_text(timing) or "baseline",
+            )
+            for timing in timings
+        ],
+    )

@@ -1,0 +1,250 @@
+"""The top of the page: what the rewrite brought and what it cost, each before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_igpc.html_report.elements import Element, element
+from onnx_igpc.html_report.latency_charts import race_title
+from onnx_igpc.html_report.names import short_names
+from onnx_igpc.render import count_text, exact
+from onnx_igpc.report import Change, RewriteReport
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the ledger: texts, and both bars as parts of the whole width, ``None`` for no bar.
+
+    ``missing`` says how to get what is not known, in the place of everything else.
+    """
+
+    label: str
+    detail: str = ""
+    before: str = "–"
+    after: str = "–"
+    change: str = ""
+    bars: tuple[float | None, float | None] = (None, None)
+    missing: tuple[str, str] | None = None
+    worse: bool = False
+
+
+def ledger(report: RewriteReport, title: str) -> Element:
+    """The table of all entries."""
+    entries = [*_counts(report), _latency(report, title), *_accuracy(report, title)]
+    return element(
+        "table",
+        {"class": "ledger"},
+        element("caption", {"class": "unseen"}, "What the rewrite brought, before and after"),
+        element(
+            "thead",
+            None,
+            element(
+                "tr",
+                None,
+                element("th", {"scope": "col"}, element("span", {"class": "unseen"}, "Quantity")),
+                [
+                    element("th", {"scope": "col", "class": "num"}, each)
+                    for each in ("before", "after", "change")
+                ],
+            ),
+        ),
+        element("tbody", None, [_row(entry) for entry in entries]),
+    )
+
+
+def percent_left(change: Change) -> str | None:
+    """What is left of a count, in words; ``None`` where it is not known."""
+    return None if change.ratio is None else f"{100 * change.ratio:.1f} %"
+
+
+def candidate_timing(
+    race: Mapping[str, Any], title: str
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The baseline of a race and the model that the page is about: by its name, or else the last."""
+    first, *others = race["timings"]
+    named = [each for each in others if str(each["path"]).endswith(title)]
+    return first, (named or others or [first])[-1]
+
+
+def _counts(report: RewriteReport) -> list[Entry]:
+    totals = report.totals
+    shapes = "; ".join(
+        f"{name} {' × '.join(map(str, shape))}" for name, shape in report.input_shapes.items()
+    )
+    rows = (
+        ("Parameters", "", totals.parameters),
+        ("in pointwise convolutions", "", totals.pointwise_parameters),
+        ("Multiply-accumulates", f"for {shapes}" if shapes else "", totals.macs),
+        ("File", "bytes", totals.file_bytes),
+    )
+    return [
+        _count(label, detail, change)
+        for label, detail, change in rows
+        if change.before is not None or change.after is not None
+    ]
+
+
+def _count(label: str, detail: str, change: Change) -> Entry:
+    highest = max(change.before or 0, change.after or 0) or 1
+    ratio = change.ratio
+    return Entry(
+        label,
+        detail,
+        count_text(change.before) if change.before is not None else "–",
+        count_text(change.after) if change.after is not None else "–",
+        "" if ratio is None else f"{100 * ratio:.1f} % left",
+        (
+            None if change.before is None else change.before / highest,
+            None if change.after is None else change.after / highest,
+        ),
+        worse=ratio is not None and ratio > 1,
+    )
+
+
+def _latency(report: RewriteReport, title: str) -> Entry:
+    races: Sequence[Mapping[str, Any]] = (report.benchmark or {}).get("races") or ()
+    if not races:
+        command = f"onnx-igpc benchmark ORIGINAL.onnx {title} --report FILE.html"
+        return Entry("Latency", missing=("not measured:", command))
+    first, ours = candidate_timing(races[0], title)
+    before, after = float(first["median_ms"]), float(ours["median_ms"])
+    highest = max(before, after) or 1.0
+    names = short_names([str(each["path"]) for each in races[0]["timings"]])
+    detail = f"{race_title(races[0])}, before: {names[str(first['path'])]}"
+    if first is ours:
+        return Entry("Latency", race_title(races[0]), after=f"{after:.3g} ms", bars=(None, 1.0))
+    return Entry(
+        "Latency",
+        detail,
+        f"{before:.3g} ms",
+        f"{after:.3g} ms",
+        f"{ours['speedup']['value']:.2f} × as fast" if ours.get("speedup") else "",
+        (before / highest, after / highest),
+        worse=after > before,
+    )
+
+
+def _accuracy(report: RewriteReport, title: str) -> list[Entry]:
+    verified = report.verify or {}
+    classifier = verified.get("classifier") or {}
+    entries = []
+    if classifier.get("original") and classifier.get("candidate"):
+        entries += _labelled(classifier)
+    if classifier:
+        entries.append(
+            _agreement(float(classifier["agreement"]), f"on {exact(classifier['samples'])} samples")
+        )
+    elif not verified and (report.damage or {}).get("agreement") is not None:
+        damage = report.damage or {}
+        where = next((note for note in report.notes if note.startswith("the damage was")), "")
+        on = where.removeprefix("the damage was measured on ") if where else ""
+        detail = f"on {exact(damage.get('samples'))} samples" + (f" of {on}" if on else "")
+        entries.append(_agreement(float(damage["agreement"]), detail))
+    elif verified.get("outputs") and not classifier:
+        entries.append(_difference(verified))
+    elif (report.damage or {}).get("relative_error") is not None:
+        damage = report.damage or {}
+        error = float(damage["relative_error"])
+        text = f"of output {damage.get('output', '')}, {exact(damage.get('samples'))} samples"
+        entries.append(_relative(error, text))
+    for name, value in (verified.get("metric") or {}).items():
+        entries.append(Entry(str(name), "your metric", after=f"{value:.6g}"))
+    if not (classifier.get("original") and classifier.get("candidate")) and not verified:
+        command = f"onnx-igpc verify ORIGINAL.onnx {title} --data DATA --report FILE.html"
+        entries.append(Entry("Accuracy", missing=("not measured:", command)))
+    return entries
+
+
+def _labelled(classifier: Mapping[str, Any]) -> list[Entry]:
+    entries = []
+    for key, label in (("top1", "Top-1 accuracy"), ("top5", "Top-5 accuracy")):
+        before, after = classifier["original"].get(key), classifier["candidate"].get(key)
+        if before is None or after is None:
+            continue
+        entries.append(
+            Entry(
+                label,
+                f"on {exact(classifier['samples'])} samples",
+                f"{100 * before:.1f} %",
+                f"{100 * after:.1f} %",
+                f"{_signed(100 * (after - before))} points",
+                (before, after),
+                worse=after < before,
+            )
+        )
+    return entries
+
+
+def _agreement(value: float, detail: str) -> Entry:
+    return Entry(
+        "Same top-1 answer as the original",
+        detail,
+        after=f"{100 * value:.1f} %",
+        bars=(None, value),
+    )
+
+
+def _difference(verified: Mapping[str, Any]) -> Entry:
+    worst = max(verified["outputs"], key=lambda each: each.get("relative_norm") or 0.0)
+    text = f"of output {worst['name']}, {exact(verified['samples'])} samples"
+    if verified.get("random"):
+        text = f"of output {worst['name']} on random inputs"
+    return _relative(float(worst.get("relative_norm") or 0.0), text)
+
+
+def _relative(error: float, detail: str) -> Entry:
+    return Entry(
+        "Relative difference from the original",
+        detail,
+        after=f"{100 * error:.3g} %",
+        bars=(None, min(error, 1.0)),
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−") if round(value, 1) else "0.0"
+
+
+def _row(entry: Entry) -> Element:
+    name = element(
+        "th",
+        {"scope": "row"},
+        element("span", {"class": "label"}, entry.label),
+        element("span", {"class": "detail-text"}, entry.detail) if entry.detail else None,
+        _bars(entry),
+    )
+    if entry.missing is not None:
+        text, command = entry.missing
+        cell = element(
+            "td", {"colspan": 3, "class": "missing"}, f"{text} ", element("code", None, command)
+        )
+        return element("tr", None, name, cell)
+    return element(
+        "tr",
+        {"class": "worse" if entry.worse else None},
+        name,
+        element("td", {"class": "num"}, entry.before),
+        element("td", {"class": "num after"}, entry.after),
+        element("td", {"class": "num change"}, entry.change),
+    )
+
+
+def _bars(entry: Entry) -> Element | None:
+    before, after = entry.bars
+    if before is None and after is None:
+        return None
+    parts = (("track", 1.0, 0, 12), ("before", before, 0, 5), ("after", after, 7, 5))
+    return element(
+        "svg",
+        {"class": "bars", "width": "100%", "height": 12, "aria-hidden": "true"},
+        [
+            element(
+                "rect",
+                {"class": f"bar-{style}", "y": y, "height": height, "width": f"{100 * share:.2f}%"},
+            )
+            for style, share, y, height in parts
+            if share is not None
+        ],
+    )

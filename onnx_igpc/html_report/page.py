@@ -1,0 +1,184 @@
+"""The report as a page: one file that needs no other, no network and no script to be read."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from onnx_igpc.html_report.choice_chart import choice_chart
+from onnx_igpc.html_report.depth_charts import depth_charts
+from onnx_igpc.html_report.elements import Child, Element, element, to_html, verbatim
+from onnx_igpc.html_report.findings import machine, making, verification
+from onnx_igpc.html_report.latency_charts import latency_charts
+from onnx_igpc.html_report.layout_drawing import Drawings
+from onnx_igpc.html_report.ledger import ledger, percent_left
+from onnx_igpc.html_report.names import short_names
+from onnx_igpc.html_report.site_detail import SiteDetails
+from onnx_igpc.html_report.sites_table import sites_section
+from onnx_igpc.html_report.training_charts import training_charts
+from onnx_igpc.render import exact
+from onnx_igpc.report import RewriteReport
+
+
+def render_html(report: RewriteReport, title: str) -> str:
+    """The page of a report.
+
+    Nothing in it comes from elsewhere: styles, script and pictures are in the page, and its
+    Content-Security-Policy forbids everything else. Text from the model is escaped.
+
+    Args:
+        report: what was done and measured; parts that it lacks are left out of the page.
+        title: the name of the model that the page is about.
+    """
+    report = replace(report, benchmark=_with_short_paths(report.benchmark))
+    drawings = Drawings()
+    sites = sites_section(report, SiteDetails(drawings))
+    style, script = _resource("report.css"), _resource("report.js")
+    sections = [
+        _section("brought", "What it brought", [ledger(report, title)]),
+        _section("depth", "Along the network", depth_charts(report)),
+        _section("choice", "The budget", [choice_chart(report.selection)]),
+        _section("training", "Fine-tuning", training_charts(report.finetune)),
+        _section(
+            "latency", "Latency", [*latency_charts(report.benchmark), *machine(report.benchmark)]
+        ),
+        _section("verified", "Verification", verification(report.verify)),
+        sites,
+        _section("made", "How it was made", making(report)),
+    ]
+    shown = [each for each in sections if each is not None]
+    head = element(
+        "head",
+        None,
+        element("meta", {"charset": "utf-8"}),
+        element(
+            "meta",
+            {"http-equiv": "Content-Security-Policy", "content": _policy(style, script)},
+        ),
+        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        element("meta", {"name": "color-scheme", "content": "light dark"}),
+        element("meta", {"name": "referrer", "content": "no-referrer"}),
+        element("link", {"rel": "icon", "href": "data:,"}),
+        element("title", None, f"{title}: onnx-igpc report"),
+        verbatim("style", style),
+        verbatim("script", script),
+    )
+    body = element(
+        "body",
+        None,
+        element("a", {"class": "skip", "href": "#sites"}, "Skip to the sites")
+        if sites is not None
+        else None,
+        drawings.definitions(),
+        element("header", None, _header(report, title), _contents(shown)),
+        element("main", None, shown),
+        element("footer", None, element("p", None, f"Written by {report.tool}.")),
+    )
+    return to_html(element("html", {"lang": "en"}, head, body))
+
+
+def _header(report: RewriteReport, title: str) -> list[Child]:
+    return [
+        element("p", {"class": "kicker"}, "onnx-igpc report"),
+        element("h1", None, element("bdi", None, title)),
+        element("p", {"class": "lede"}, " ".join(_sentences(report))),
+        element(
+            "ul", {"class": "warnings"}, [element("li", None, each) for each in report.warnings]
+        )
+        if report.warnings
+        else None,
+    ]
+
+
+def _sentences(report: RewriteReport) -> list[str]:
+    """What was done, and what is left of the model."""
+    said = []
+    if report.sites:
+        said.append(
+            f"{len(report.rewritten)} of {len(report.sites)} pointwise convolutions are interleaved "
+            "grouped ones."
+        )
+    left = [
+        f"{share} of its {what}"
+        for what, change in (
+            ("parameters", report.totals.parameters),
+            ("multiply-accumulates", report.totals.macs),
+        )
+        if (share := percent_left(change)) is not None
+    ]
+    if left:
+        said.append(f"The model has {' and '.join(left)} left.")
+    if report.finetune:
+        count = len(report.finetune.get("epochs") or ())
+        samples = exact((report.finetune.get("data") or {}).get("samples"))
+        said.append(f"It was fine-tuned for {count} epoch{'s'[: count != 1]} on {samples} samples.")
+    elif report.calibration:
+        samples = exact(report.calibration.get("samples"))
+        said.append(f"The weights were fitted on {samples} samples and not trained.")
+    return said
+
+
+def _section(name: str, title: str, contents: Sequence[Child]) -> Element | None:
+    filled = [each for each in contents if each is not None]
+    if not filled:
+        return None
+    return element(
+        "section",
+        {"id": name, "aria-labelledby": f"{name}-title"},
+        element("h2", {"id": f"{name}-title"}, title),
+        filled,
+    )
+
+
+def _contents(sections: Sequence[Element]) -> Element:
+    """Links to the sections."""
+    links = []
+    for section in sections:
+        heading = section.find("h2")
+        assert heading is not None
+        link = element("a", {"href": f"#{section.get('id')}"}, heading.text)
+        links.append(element("li", None, link))
+    return element("nav", {"aria-label": "Sections"}, element("ul", None, links))
+
+
+def _with_short_paths(benchmark: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The benchmark with names of files in the place of paths, where they tell the models apart."""
+    if not benchmark:
+        return benchmark
+    entries = [*benchmark.get("models", ()), *(t for r in benchmark["races"] for t in r["timings"])]
+    names = short_names([str(each["path"]) for each in entries])
+
+    def renamed(entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {**entry, "path": names[str(entry["path"])]}
+
+    return {
+        **benchmark,
+        "models": [renamed(each) for each in benchmark.get("models", ())],
+        "races": [
+            {**race, "timings": [renamed(each) for each in race["timings"]]}
+            for race in benchmark["races"]
+        ],
+    }
+
+
+@cache
+def _resource(name: str) -> str:
+    return files("onnx_igpc.html_report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Only this style and this script, and pictures that are in the page (W3C CSP Level 3)."""
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return f"'sha256-{digest}'"

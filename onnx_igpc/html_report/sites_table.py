@@ -1,0 +1,182 @@
+"""The table of all sites, each row opening to what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnx_igpc.html_report.elements import Element, element
+from onnx_igpc.html_report.site_detail import SiteDetails
+from onnx_igpc.render import count_text
+from onnx_igpc.report import Change, RewriteReport, SiteReport, StageReport
+
+# Title, kind of the values (text sorts by letters), class of the column.
+_COLUMNS = (
+    ("#", "number", "num wide"),
+    ("Site", "text", "name"),
+    ("Channels", "number", "num wide"),
+    ("K", "number", "num wide"),
+    ("L", "number", "num wide"),
+    ("Parameters", "number", "num wide"),
+    ("left", "number", "num"),
+    ("MACs", "number", "num wide"),
+    ("left", "number", "num wide"),
+    ("Error", "number", "num"),
+)
+_SPOKEN = {6: "parameters left", 8: "MACs left", 0: "number along the network"}
+
+
+def sites_section(report: RewriteReport, details: SiteDetails) -> Element | None:
+    """Filter and table; ``None`` for a report without sites."""
+    if not report.sites:
+        return None
+    damages = (report.selection or {}).get("damage_by_site") or {}
+    rows = [
+        row
+        for number, site in enumerate(report.sites, start=1)
+        for row in _rows(number, site, details, damages)
+    ]
+    return element(
+        "section",
+        {"id": "sites", "aria-labelledby": "sites-title"},
+        element("h2", {"id": "sites-title"}, "Every pointwise convolution"),
+        element(
+            "p",
+            {"class": "explanation"},
+            "K and L are given as groups × input channels of a group. A row opens to the layout and "
+            "the weights; a heading sorts.",
+        ),
+        _controls(len(report.sites)),
+        element(
+            "table",
+            {"id": "site-table", "class": "sites"},
+            element(
+                "caption",
+                {"class": "unseen"},
+                "Every pointwise convolution of the model, rewritten or kept",
+            ),
+            element(
+                "thead", None, element("tr", None, [_heading(i) for i in range(len(_COLUMNS))])
+            ),
+            element("tbody", None, rows),
+        ),
+    )
+
+
+def _controls(count: int) -> Element:
+    options = (("", "all"), ("rewritten", "rewritten"), ("kept", "kept"))
+    return element(
+        "div",
+        {"class": "controls", "role": "search", "aria-label": "Sites"},
+        element(
+            "label",
+            None,
+            "Name or reason ",
+            element(
+                "input",
+                {"id": "filter", "type": "search", "autocomplete": "off", "spellcheck": "false"},
+            ),
+        ),
+        element(
+            "label",
+            None,
+            "Show ",
+            element(
+                "select",
+                {"id": "status"},
+                [element("option", {"value": value}, text) for value, text in options],
+            ),
+        ),
+        element("output", {"id": "shown", "for": "filter status"}, f"{count} of {count} sites"),
+    )
+
+
+def _heading(index: int) -> Element:
+    title, kind, style = _COLUMNS[index]
+    return element(
+        "th",
+        {"scope": "col", "class": style, "data-kind": kind, "aria-sort": "none"},
+        element(
+            "button",
+            {"type": "button", "aria-label": f"Sort by {_SPOKEN.get(index, title)}"},
+            title,
+        ),
+    )
+
+
+def _rows(
+    number: int, site: SiteReport, details: SiteDetails, damages: Mapping[str, Any]
+) -> tuple[Element, Element]:
+    key = f"site-{number}"
+    status = "rewritten" if site.rewritten else "kept"
+    cells = [
+        _cell(0, number, str(number)),
+        element(
+            "th",
+            {"scope": "row", "class": "name"},
+            element(
+                "button",
+                {
+                    "type": "button",
+                    "class": "opens",
+                    "aria-expanded": "false",
+                    "aria-controls": key,
+                },
+                element("bdi", None, site.name),
+            ),
+            None
+            if site.rewritten
+            else element("span", {"class": "reason"}, f"kept: {site.reason}"),
+        ),
+        _cell(2, _product(site), f"{_known(site.in_channels)} → {_known(site.out_channels)}"),
+        _cell(3, _groups(site.k), _stage(site.k)),
+        _cell(4, _groups(site.l), _stage(site.l)),
+        _cell(5, site.parameters.after, count_text(site.parameters.after)),
+        _cell(6, _ratio(site.parameters), _left(site, site.parameters)),
+        _cell(7, site.macs.after, count_text(site.macs.after)),
+        _cell(8, _ratio(site.macs), _left(site, site.macs)),
+        _cell(9, site.error, "" if site.error is None else f"{site.error:.3f}"),
+    ]
+    search = f"{site.name} {site.reason or ''}".lower()
+    row = element("tr", {"class": f"site {status}", "data-text": search}, cells)
+    detail = element(
+        "tr",
+        {"class": "detail", "id": key},
+        element("td", {"colspan": len(_COLUMNS)}, details.of(site, damages.get(site.name))),
+    )
+    return row, detail
+
+
+def _cell(column: int, value: float | None, text: str) -> Element:
+    """A cell; ``value`` is what it sorts by, last of all where there is none."""
+    style = _COLUMNS[column][2]
+    stored = None if value is None else f"{value:.10g}"
+    return element("td", {"class": style, "data-value": stored}, text)
+
+
+def _product(site: SiteReport) -> int | None:
+    if site.in_channels is None or site.out_channels is None:
+        return None
+    return site.in_channels * site.out_channels
+
+
+def _groups(stage: StageReport | None) -> int | None:
+    return stage.groups if stage else None
+
+
+def _stage(stage: StageReport | None) -> str:
+    return f"{stage.groups} × {stage.channels_per_group}" if stage else ""
+
+
+def _ratio(change: Change) -> float | None:
+    return change.ratio
+
+
+def _left(site: SiteReport, change: Change) -> str:
+    if change.ratio is None:
+        return ""
+    return f"{100 * change.ratio:.1f} %" if site.rewritten else "100 %"
+
+
+def _known(value: int | None) -> str:
+    return "?" if value is None else str(value)
