@@ -34,6 +34,7 @@ from onnx_igpc.passes import (
     RemoveDead,
 )
 from onnx_igpc.passes.group_pointwise import Form, SiteRewrite, Weigher
+from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.plugins import PluginPass, load_plugins, run_plugin
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport, read_digest, write_digest
@@ -234,6 +235,7 @@ def _compress(
     taken = {name: site.name for site in digest.rewritten for name in site.nodes} if digest else {}
     report = RewriteReport(options=options.as_dict(), notes=list(before.notes))
     report.input_shapes = {name: list(shape) for name, shape in before.input_shapes.items()}
+    cleaner = _Cleaner(opened, report)
     orphans: set[str] = set()
     fold = FoldBatchNorm(taken)
     if options.fold_batch_norm:
@@ -251,17 +253,17 @@ def _compress(
         calibration.plan(opened, group, options, report, progress)
     grouped = calibration.rewrite(opened, group) if calibration else group.run(opened)
     orphans |= grouped.orphans
-    _clean(opened, orphans, report)
+    cleaner.clean(orphans)
     if checked:
         report.checks["sites"] = check_sites(opened, group.rewrites)
     inserted = {name for rewrite in group.rewrites for name in rewrite.nodes}
     merged = MergeGathers(inserted).run(opened)
     report.merged = merged.changed
-    _clean(opened, merged.orphans, report)
+    cleaner.clean(merged.orphans)
     rewrites = group.rewrites
     if options.grouping == "learned":
-        rewrites = _absorb(opened, rewrites, report, taken, digest)
-    _run_plugins(opened, plugins, rewrites, report)
+        rewrites = _absorb(opened, rewrites, report, taken, digest, cleaner)
+    _run_plugins(opened, plugins, rewrites, report, cleaner)
     after = count(opened)
     changed = any(rewrite.layout is not None for rewrite in rewrites) or bool(report.folded)
     changed = changed or any(report.passes.values())
@@ -289,6 +291,7 @@ def _absorb(
     report: RewriteReport,
     taken: Mapping[str, str],
     digest: RewriteReport | None,
+    cleaner: _Cleaner,
 ) -> list[SiteRewrite]:
     """Let producers take over the order of channels that learned groups read; checked as a whole."""
     inserted = {name for rewrite in rewrites for name in rewrite.nodes}
@@ -297,7 +300,7 @@ def _absorb(
     done = absorb.run(opened)
     if not done:
         return list(rewrites)
-    _clean(opened, done.orphans, report)
+    cleaner.clean(done.orphans)
     report.permuted = absorb.permuted
     report.permutations = absorb.permutations
     report.checks["order"] = check_reordered(before, opened)
@@ -313,12 +316,13 @@ def _run_plugins(
     plugins: Sequence[PluginPass],
     rewrites: Sequence[SiteRewrite],
     report: RewriteReport,
+    cleaner: _Cleaner,
 ) -> None:
     inserted = [name for rewrite in rewrites for name in rewrite.nodes]
     for plugin in plugins:
         done = run_plugin(plugin, opened, inserted)
         report.passes[plugin.label] = done.changed
-        _clean(opened, done.orphans, report)
+        cleaner.clean(done.orphans)
 
 
 def _interface(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -332,10 +336,18 @@ def _interface(proto: onnx.ModelProto) -> onnx.ModelProto:
     return kept
 
 
-def _clean(opened: OpenModel, orphans: set[str], report: RewriteReport) -> None:
-    dead = RemoveDead(orphans)
-    report.removed += dead.run(opened).changed
-    report.inputs_removed += dead.inputs_removed
+class _Cleaner:
+    """Removes what passes leave without a reader, and lists it; what had none before stays."""
+
+    def __init__(self, opened: OpenModel, report: RewriteReport) -> None:
+        self._opened = opened
+        self._report = report
+        self._unread = unread_values(opened.proto)
+
+    def clean(self, orphans: set[str]) -> None:
+        dead = RemoveDead(orphans, self._unread)
+        self._report.removed += dead.run(self._opened).changed
+        self._report.inputs_removed += dead.inputs_removed
 
 
 def _open(model: onnx.ModelProto | PathLike) -> OpenModel:

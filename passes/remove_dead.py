@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import onnx
 
@@ -21,7 +21,8 @@ class RemoveDead(Pass):
     Rules:
 
     * Only the given values, and what becomes dead with them, are looked at: what was dead before is
-      not ours to remove.
+      not ours to remove. The given values are names, which several scopes can use; ``unread`` are the
+      :func:`unread_values` of the model before it was changed, to tell such apart.
     * A value is alive if a node that sees it, in a sub-graph too, a graph output or a function output
       reads it.
     * An initializer that is removed loses its input entry (older exporters list weights as inputs),
@@ -29,8 +30,11 @@ class RemoveDead(Pass):
     * A node is removed when all its outputs are dead.
     """
 
-    def __init__(self, orphans: Iterable[str]) -> None:
+    def __init__(
+        self, orphans: Iterable[str], unread: Collection[tuple[str, str]] = frozenset()
+    ) -> None:
         self.orphans = set(orphans)
+        self.unread = unread
         self.inputs_removed: list[str] = []
 
     def run(self, model: OpenModel) -> PassResult:
@@ -46,7 +50,12 @@ class RemoveDead(Pass):
         }
         dead: set[Value] = set()
         removed: list[tuple[NodeHolder, onnx.NodeProto]] = []
-        pending = [(id(scope.holder), name) for name in sorted(self.orphans) for scope in found]
+        pending = [
+            (id(scope.holder), name)
+            for name in sorted(self.orphans)
+            for scope in found
+            if (scope.path, name) not in self.unread
+        ]
         visible = _Visible(found)
         while pending:
             value = pending.pop(0)
@@ -88,6 +97,18 @@ class RemoveDead(Pass):
                 lambda entry, names=names: entry.tensor_name in names,
             )
         return removed
+
+
+def unread_values(model: onnx.ModelProto) -> frozenset[tuple[str, str]]:
+    """The values that nothing reads, by the path of their scope and their name."""
+    found = list(scopes(model))
+    readers = _count_readers(found)
+    return frozenset(
+        (scope.path, name)
+        for scope in found
+        for name in _defined(scope.holder)
+        if not readers[id(scope.holder), name]
+    )
 
 
 class _Visible:

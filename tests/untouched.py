@@ -11,7 +11,7 @@ from onnx_igpc.cost import FIXED_TENSORS_KEY
 from onnx_igpc.graph_walk import NodeHolder, Scope, scopes, subgraphs
 from onnx_igpc.report import DIGEST_KEY, RewriteReport
 
-_NEW = ("/igpc/", "/folded_", "/merged_indices")
+_NEW = ("/igpc/", "/folded_", "/merged_indices", "/permuted")
 
 
 def assert_untouched(
@@ -39,6 +39,7 @@ class _Listed:
         self.replaced = {name for site in report.rewritten for name in site.replaced}
         self.inserted = {name for site in report.rewritten for name in site.nodes}
         self.removed = {*report.removed}
+        self.permuted = set(report.permuted)
         self.inputs_removed = set(report.inputs_removed)
         self.existing = {_label(node) for scope in scopes(before) for node in scope.holder.node}
         self.folded: set[str] = set()
@@ -54,7 +55,8 @@ class _Listed:
         if node.op_type == "Conv" and label in self.replaced and label not in self.folded:
             # Sites of one name in several scopes have the scope in theirs.
             return not self.sites.isdisjoint({label, f"{label}:{path}/{node.output[0]}"})
-        return label in self.removed or label in self.folded or label in self.replaced
+        listed = (self.removed, self.folded, self.replaced, self.permuted)
+        return any(label in names for names in listed)
 
     def is_new(self, node: onnx.NodeProto) -> bool:
         """Whether a node of the result was made by the rewrite."""
@@ -63,14 +65,23 @@ class _Listed:
             part in node.output[0] for part in _NEW
         )
         if label in self.existing:  # what an earlier run inserted is old now
-            return label in self.folded
+            return label in self.folded or label in self.permuted
         return label in self.inserted or derived
 
 
 def _compare_scope(old: Scope, new: Scope, listed: _Listed) -> None:
-    kept = [_shallow(node) for node in old.holder.node if not listed.allows(node, old.path)]
+    # Nodes can share a name: what is allowed to be gone by its name may be there still.
     found = [_shallow(node) for node in new.holder.node if not listed.is_new(node)]
-    assert found == kept, f"nodes in {old.path or 'the main graph'}"
+    rest = iter(found)
+    current = next(rest, None)
+    for node in old.holder.node:
+        if _shallow(node) == current:
+            current = next(rest, None)
+        else:
+            assert listed.allows(node, old.path), (
+                f"{_label(node)} in {old.path or 'the main graph'}"
+            )
+    assert current is None, f"nodes in {new.path or 'the main graph'} that the report does not list"
     if isinstance(old.holder, onnx.GraphProto):
         assert isinstance(new.holder, onnx.GraphProto)
         _compare_graph_fields(old.holder, new.holder, listed)
@@ -93,11 +104,15 @@ def _compare_graph_fields(old: onnx.GraphProto, new: onnx.GraphProto, listed: _L
     assert _bytes(new.quantization_annotation) == _bytes(
         entry for entry in old.quantization_annotation if entry.tensor_name not in gone
     )
-    stayed = [tensor for tensor in old.initializer if tensor.name not in listed.removed]
-    original = {tensor.name for tensor in old.initializer}
+    original = {tensor.name: _bytes([tensor]) for tensor in old.initializer}
     fresh = [tensor for tensor in new.initializer if tensor.name not in original]
     assert all(any(part in tensor.name for part in _NEW) for tensor in fresh)
-    assert _bytes(each for each in new.initializer if each.name in original) == _bytes(stayed)
+    stayed = [tensor for tensor in new.initializer if tensor.name in original]
+    assert all(_bytes([tensor]) == original[tensor.name] for tensor in stayed)
+    # In the old order; a name that is removed in one scope may be there still in another.
+    names = [tensor.name for tensor in stayed]
+    assert names == [name for name in original if name in set(names)]
+    assert set(original) - set(names) <= listed.removed
 
 
 def _values(holder: NodeHolder) -> set[str]:
