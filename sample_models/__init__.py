@@ -14,6 +14,7 @@ import onnx
 
 from onnx_igpc.errors import UsageError
 from sample_models import (
+    cifar_net,
     densenet,
     digits_net,
     efficientnet,
@@ -57,6 +58,13 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
             inception_v3.build, size=(299, 299), kept_in_paper=inception_v3.KEPT_IN_PAPER
         ),
         "resnet50": Network(resnet50.build, size=(224, 224), variants=("plain",)),
+        "cifar_net": Network(
+            cifar_net.build,
+            size=(32, 32),
+            classes=10,
+            variants=("plain",),
+            takes=frozenset({"alpha"}),
+        ),
         "digits_net": Network(
             digits_net.build,
             size=(8, 8),

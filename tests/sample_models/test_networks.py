@@ -215,6 +215,19 @@ def test_digits_net_is_small() -> None:
     assert [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [0, 1, 8, 8]
 
 
+def test_cifar_net_has_its_weights_in_pointwise_convolutions() -> None:
+    model = build("cifar_net")
+    weights = {t.name: list(t.dims) for t in model.graph.initializer if len(t.dims) == 4}
+    pointwise = [dims for dims in weights.values() if dims[2:] == [1, 1]]
+    total = count(model).trainable
+    assert len(pointwise) >= 12
+    assert sum(f * c for f, c, _, _ in pointwise) > 0.9 * total
+    assert 900_000 < total < 1_100_000
+    assert map_sizes(model)["conv_pw_13_relu"] == (4, 4)
+    # Blocks that keep the number of channels have a shortcut.
+    assert operators(model)["Add"] == 11
+
+
 # ------------------------------------------------------------------------- wrong options
 
 

@@ -1,0 +1,1 @@
+"""The proof on CIFAR-10: a baseline is trained, compressed in several ways, and trained back."""
