@@ -209,7 +209,7 @@ class _WrittenGraph:
         y = run_session(session, {part.source: x})[part.target].astype(np.float64)
         seen = x.astype(np.float64)
         seen = _strided(seen, rewrite) if part.with_strides else seen
-        expected = np.einsum("fc,nc...->nf...", part.matrix, seen)
+        expected = _applied(part.matrix, seen)
         if part.bias is not None:
             expected += part.bias.astype(np.float64).reshape(1, -1, *[1] * rank)
         if y.shape != expected.shape:
@@ -259,12 +259,17 @@ def _initializer(values: np.ndarray, name: str, dtype: np.dtype) -> onnx.TensorP
     return onnx.numpy_helper.from_array(kept, name)
 
 
+def _applied(matrix: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """M x at every place of x (N, C, ...): (N, F, ...)."""
+    return np.moveaxis(np.tensordot(matrix, x, axes=(1, 1)), 0, 1)
+
+
 def _input_scale(part: _LinearPart, x: np.ndarray, dtype: np.dtype) -> float:
     """How large to make the input: M x as large as b, so that an error in either shows.
 
     Without a bias M x is about 1, which keeps float16 away from its smallest and largest numbers.
     """
-    made = float(np.abs(np.einsum("fc,nc...->nf...", part.matrix, x)).max())
+    made = float(np.abs(_applied(part.matrix, x)).max())
     largest_bias = float(np.abs(part.bias).max()) if part.bias is not None else 0.0
     wanted = min(max(largest_bias, 1e-2), 1e4) if largest_bias else 1.0
     if made == 0.0:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import gcd
 from typing import Literal
 
@@ -149,6 +150,8 @@ class GroupLayout:
         return self.in_channels * self.out_channels
 
 
+# A network repeats its layers, and every layout is asked for again when it is reported.
+@lru_cache(maxsize=256)
 def plan_layout(
     in_channels: int, out_channels: int, channels_per_group: int, scheme: str = "v2"
 ) -> GroupLayout:

@@ -9,6 +9,7 @@ import onnx
 
 from onnx_igpc.edit import GraphEdit
 from onnx_igpc.graph_view import GraphView, NodeRef
+from onnx_igpc.graph_walk import scopes
 from onnx_igpc.layout import compose_gathers
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
@@ -29,8 +30,9 @@ class MergeGathers(Pass):
 
     def run(self, model: OpenModel) -> PassResult:
         result = PassResult()
-        # A chain of three becomes one in two rounds, because each round reads a fresh view.
-        while self._merge_once(model, result):
+        # A chain of three becomes one in two rounds, because each round reads a fresh view, which costs
+        # more than to see whether there is anything to merge.
+        while _has_chain(model) and self._merge_once(model, result):
             pass
         return result
 
@@ -60,6 +62,16 @@ class MergeGathers(Pass):
             merged = True
         edit.apply()
         return merged
+
+
+def _has_chain(model: OpenModel) -> bool:
+    """Whether any Gather reads what another one of its scope makes."""
+    for scope in scopes(model.proto):
+        gathers = [node for node in scope.holder.node if node.op_type == "Gather"]
+        made = {name for node in gathers for name in node.output}
+        if any(node.input[0] in made for node in gathers if node.input):
+            return True
+    return False
 
 
 def channel_gather(view: GraphView, ref: NodeRef) -> list[int] | None:
