@@ -1,30 +1,16 @@
-"""Writing K in whole blocks of channels, as runtimes with a blocked layout want it."""
+"""Writing K in whole blocks of channels, and what follows it as one dense convolution."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_igpc.fitting import stage_matrix
+from onnx_igpc.lowering.cover import Cover, covers
 from onnx_igpc.lowering.stages import second_matrix
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
 from onnx_igpc.lowering.writer import SiteWriter
 from onnx_igpc.passes.lowering import Lowering
-
-
-@dataclass(frozen=True, eq=False)
-class _Cover:
-    """K as even groups: group g reads the g-th slice of the input's channels.
-
-    ``rows`` has the row of K of which each row is a part, -1 for zeros; ``weights`` has shape
-    (groups * rows per group, channels per group). The parts of a row add up to it.
-    """
-
-    groups: int
-    rows: np.ndarray
-    weights: np.ndarray
 
 
 class LowerBlocks(Lowering):
@@ -58,40 +44,16 @@ class LowerBlocks(Lowering):
     def write(self, site: IgpcSubgraph, writer: SiteWriter) -> None:
         cover = self._cover(site)
         assert cover is not None
-        k = writer.conv(site.input, "K", cover.weights, groups=cover.groups, moving=True)
+        k = writer.conv(site.input, "K", cover.kernel(site), groups=cover.groups, moving=True)
         after = np.where(cover.rows >= 0, second_matrix(site)[:, cover.rows], 0.0)
         writer.conv(k, "folded", after, bias=site.bias, output=site.output)
 
-    def _cover(self, site: IgpcSubgraph) -> _Cover | None:
+    def _cover(self, site: IgpcSubgraph) -> Cover | None:
         """The cheapest cover, if it is cheaper than the dense layer."""
         C, F = site.layout.in_channels, site.layout.out_channels
-        counts = [g for g in range(2, C // self.block + 1) if C % (g * self.block) == 0]
-        K = stage_matrix(site.layout.k, site.k)
-        support = _support(site)
-        best, least = None, C * F
-        for groups in counts:
-            width = C // groups
-            parts = [
-                np.flatnonzero(support[:, g * width : (g + 1) * width].any(axis=1))
-                for g in range(groups)
-            ]
-            most = max(len(part) for part in parts)
-            size = -(-most // self.block) * self.block
-            macs = groups * size * (width + F)
-            if macs < least:
-                best, least = (groups, width, size, parts), macs
-        if best is None:
-            return None
-        groups, width, size, parts = best
-        rows = np.full((groups, size), -1)
-        weights = np.zeros((groups, size, width))
-        for g, part in enumerate(parts):
-            rows[g, : len(part)] = part
-            weights[g, : len(part)] = K[part, g * width : (g + 1) * width]
-        return _Cover(groups, rows.reshape(-1), weights.reshape(groups * size, width))
 
+        def macs(cover: Cover) -> int:
+            return cover.weights + F * cover.groups * cover.size
 
-def _support(site: IgpcSubgraph) -> np.ndarray:
-    """Which channels each row of K may read, whatever its weights are; shape (rows, C)."""
-    ones = tuple(np.ones_like(values) for values in site.k)
-    return stage_matrix(site.layout.k, ones) > 0
+        best = min(covers(site, self.block), key=macs, default=None)
+        return best if best is not None and macs(best) < C * F else None

@@ -9,14 +9,20 @@ from onnx_igpc.errors import UsageError
 from onnx_igpc.graph_walk import opset_version
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.model_io import OpenModel
+from onnx_igpc.passes.base import PassResult
+from onnx_igpc.passes.fold_batch_norm import FoldBatchNorm
+from onnx_igpc.passes.fold_site_batch_norm import FoldSiteBatchNorm
 from onnx_igpc.passes.lower_blocks import LowerBlocks
 from onnx_igpc.passes.lower_dense import LowerDense
 from onnx_igpc.passes.lower_folded_sum import LowerFoldedSum
 from onnx_igpc.passes.lower_literal import LowerLiteral
 from onnx_igpc.passes.lower_matmul import LowerMatMul
 from onnx_igpc.passes.lower_merged_groups import LowerMergedGroups
+from onnx_igpc.passes.lower_padded import LowerPadded
+from onnx_igpc.passes.lower_slices import LowerSlices
 from onnx_igpc.passes.lower_transpose import LowerTranspose
 from onnx_igpc.passes.lowering import Lowering, lower_sites
+from onnx_igpc.passes.remove_dead import RemoveDead
 
 LOWERINGS: dict[str, Lowering] = {
     each.label: each
@@ -26,8 +32,11 @@ LOWERINGS: dict[str, Lowering] = {
         LowerFoldedSum(),
         LowerBlocks(8),
         LowerBlocks(16),
+        LowerPadded(8),
+        LowerPadded(16),
         LowerMergedGroups(8),
         LowerMergedGroups(16),
+        LowerSlices(),
         LowerTranspose(),
         LowerMatMul(),
     )
@@ -60,6 +69,21 @@ def applicable(subgraph: IgpcSubgraph, opset: int) -> dict[str, str | None]:
 def site_opset(opened: OpenModel, subgraph: IgpcSubgraph) -> int:
     """The version of the default operator set where the site lies, for :func:`applicable`."""
     return opset_version(opened.proto, subgraph.refs[0].scope)
+
+
+def fold_batch_norms(opened: OpenModel) -> PassResult:
+    """Fold BatchNormalization into sites and other convolutions, in place, before they are lowered.
+
+    ``changed`` names the BatchNormalizations that are gone, ``kept`` has the reasons for others. May
+    be called once more after :func:`lower`: what a site could not take, its dense form can.
+    """
+    sites = FoldSiteBatchNorm().run(opened)
+    others = FoldBatchNorm().run(opened)
+    folded = [*sites.changed, *others.changed]
+    kept = {**sites.kept, **others.kept}
+    orphans = sites.orphans | others.orphans
+    RemoveDead(orphans).run(opened)
+    return PassResult(folded, {n: why for n, why in kept.items() if n not in folded}, orphans)
 
 
 def lower(opened: OpenModel, choices: Mapping[str, str]) -> list[LoweredSite]:

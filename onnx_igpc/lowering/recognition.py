@@ -41,6 +41,8 @@ class Structure:
     dtype: np.dtype
     spatial_rank: int
     refs: tuple[NodeRef, ...]
+    k_convs: tuple[NodeRef, ...]
+    l_convs: tuple[NodeRef, ...]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class _Stage:
     paths: list[GroupPath] = field(default_factory=list)
     weights: list[np.ndarray] = field(default_factory=list)
     biases: list[np.ndarray] = field(default_factory=list)
+    refs: list[NodeRef] = field(default_factory=list)
     has_bias: bool = False
 
     @property
@@ -169,6 +172,8 @@ class _Reader:
             self.dtype,
             self.rank,
             tuple(self.refs),
+            tuple(k.refs),
+            tuple(l_stage.refs),
         )
 
     def _bias(self, layout: GroupLayout) -> np.ndarray | None:
@@ -291,6 +296,7 @@ class _Reader:
         stage.paths.append(GroupPath(groups, weight.shape[1], filters, source.order))
         stage.weights.append(weight.reshape(weight.shape[:2]).astype(np.float64))
         stage.biases.append(bias)
+        stage.refs.append(ref)
         return [_Channels(label.lower(), tuple(range(first, first + weight.shape[0])))]
 
     def _check_attributes(self, ref: NodeRef, label: str, weight: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from onnx_igpc.layout import (
 )
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
 from onnx_igpc.lowering.writer import SiteWriter
+
+# Given a tensor, a label, the channels wanted and how many the tensor has: the tensor with those.
+Gathering = Callable[[str, str, Sequence[int], int], str]
 
 
 def l_inputs(site: IgpcSubgraph) -> list[tuple[int, ...]]:
@@ -49,8 +52,8 @@ def second_matrix(site: IgpcSubgraph) -> np.ndarray:
     return matrix if order is None else matrix[list(order)]
 
 
-def write_k(writer: SiteWriter, site: IgpcSubgraph) -> str:
-    """K as it was found; returns the tensor with its rows.
+def write_k(writer: SiteWriter, site: IgpcSubgraph, gather: Gathering | None = None) -> str:
+    """K as it was found; returns the tensor with its rows. ``gather`` writes channels it chooses.
 
     Where there is an L, that adds the bias; where K is all there is, it makes the site's output.
     """
@@ -63,17 +66,18 @@ def write_k(writer: SiteWriter, site: IgpcSubgraph) -> str:
         layout.k,
         site.k,
         moving=True,
-        bias=_bias_of_rows(site) if alone else None,
+        bias=stage_order(site, site.bias) if alone else None,
         output=site.output if alone and layout.output_interleave is None else None,
+        gather=gather,
     )
 
 
-def _bias_of_rows(site: IgpcSubgraph) -> np.ndarray | None:
-    """The bias for a stage that makes the filters before an order of the output."""
+def stage_order(site: IgpcSubgraph, values: np.ndarray | None) -> np.ndarray | None:
+    """One value for each filter, in the order in which the last stage makes the filters."""
     order = site.layout.output_interleave
-    if site.bias is None or order is None:
-        return site.bias
-    return site.bias[list(invert_permutation(order))]
+    if values is None or order is None:
+        return values
+    return values[list(invert_permutation(order))]
 
 
 def write_stage(
@@ -87,11 +91,13 @@ def write_stage(
     interleave: Sequence[int] | None = None,
     bias: np.ndarray | None = None,
     output: str | None = None,
+    gather: Gathering | None = None,
 ) -> str:
     """A stage path by path: Gather or Split where it needs one, grouped Conv, Concat."""
     sources = path_sources(stage, interleave)
+    choose = gather or (lambda x, name, order, _: writer.gather(x, name, order))
     if sources.order is not None:
-        x = writer.gather(x, f"{label}/order", sources.order)
+        x = choose(x, f"{label}/order", sources.order, stage.in_channels)
     parts = dict(
         zip(
             sources.parts,
@@ -108,7 +114,7 @@ def write_stage(
         name = label if single else f"{label}{index + 1}"
         source, order = parts.get(index, x), sources.gathers[index]
         if order is not None:
-            source = writer.gather(x, f"{name}/order", order)
+            source = choose(x, f"{name}/order", order, stage.in_channels)
         made.append(
             writer.conv(
                 source,
@@ -125,7 +131,11 @@ def write_stage(
 
 
 def write_after_k(
-    writer: SiteWriter, site: IgpcSubgraph, k: str, shuffled: str | None = None
+    writer: SiteWriter,
+    site: IgpcSubgraph,
+    k: str,
+    shuffled: str | None = None,
+    gather: Gathering | None = None,
 ) -> None:
     """Everything after K as compress writes it: interleave, L, the sum, an order of the output.
 
@@ -145,8 +155,9 @@ def write_after_k(
             layout.l,
             site.l,
             interleave=layout.interleave if shuffled is None else None,
-            bias=_bias_of_rows(site),
+            bias=stage_order(site, site.bias),
             output=None if layout.has_sum else last,
+            gather=gather,
         )
         if layout.has_sum:
             y = writer.add(y, k, output=last)

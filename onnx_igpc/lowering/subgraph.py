@@ -37,7 +37,8 @@ class IgpcSubgraph:
     (F,), everything that is added anywhere in the site. ``conv_attributes`` are K's, without group
     and kernel_shape; ``dtype`` is that of the stored weights.
 
-    ``refs`` can be used until the model is edited.
+    ``refs`` has the nodes themselves, ``k_convs`` and ``l_convs`` the convolutions of each path;
+    they can be used until the model is edited.
     """
 
     name: str
@@ -53,6 +54,8 @@ class IgpcSubgraph:
     dtype: np.dtype
     spatial_rank: int
     refs: tuple[NodeRef, ...] = field(default=(), repr=False)
+    k_convs: tuple[NodeRef, ...] = field(default=(), repr=False)
+    l_convs: tuple[NodeRef, ...] = field(default=(), repr=False)
 
     def matrix(self) -> np.ndarray:
         """M of x -> M x + b, float64 of shape (F, C)."""
@@ -82,10 +85,14 @@ def find_subgraphs(opened: OpenModel) -> tuple[list[IgpcSubgraph], list[tuple[st
     Raises:
         ModelError: the digest cannot be read.
     """
-    digest = read_digest(opened.proto)
+    return subgraphs_in(GraphView(opened))
+
+
+def subgraphs_in(view: GraphView) -> tuple[list[IgpcSubgraph], list[tuple[str, str]]]:
+    """As :func:`find_subgraphs`, in a view of the model."""
+    digest = read_digest(view.model.proto)
     if digest is None or not digest.rewritten:
         return [], []
-    view = GraphView(opened)
     by_name: dict[str, list[NodeRef]] = {}
     for ref in view.nodes:
         by_name.setdefault(ref.proto.name, []).append(ref)
@@ -179,6 +186,8 @@ def _subgraph(
         structure.dtype,
         structure.spatial_rank,
         structure.refs,
+        structure.k_convs,
+        structure.l_convs,
     )
 
 
