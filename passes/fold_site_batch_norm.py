@@ -21,7 +21,7 @@ from onnx_igpc.passes.fold_batch_norm import BatchNorm, following_batch_norm
 # whatever is added to it, and L undoes it without a rounding. float16 has no such number.
 _NOTHING = 2.0**-64
 # Largest error of a folded row, relative to its largest value, in units of the dtype's resolution.
-_RESOLUTIONS = 16
+_RESOLUTIONS = 4
 
 
 class FoldSiteBatchNorm(Pass):
