@@ -123,6 +123,7 @@ def make_session(
     optimization: str = "all",
     profile: str | os.PathLike[str] | None = None,
     extra_outputs: Sequence[str] = (),
+    spinning: bool = False,
 ) -> Session:
     """An ``onnxruntime.InferenceSession`` that runs on the provider asked for.
 
@@ -130,7 +131,9 @@ def make_session(
     message goes through a temporary folder that lives as long as the session. threads: intra-operator
     threads, None for onnxruntime's choice. optimization: none, basic, extended or all. profile: the
     prefix of the profile file, which ``session.end_profiling()`` writes and names. extra_outputs:
-    names of inner tensors that become graph outputs after the model's own.
+    names of inner tensors that become graph outputs after the model's own. spinning: between runs, too,
+    threads wait for work without sleeping, as they do between the nodes of one run: for a session
+    that has the processors to itself.
 
     Raises MissingExtraError without onnxruntime, UsageError for a provider that nobody knows,
     ModelError for a model that it cannot load, and CheckFailedError for a provider that the installed
@@ -139,7 +142,7 @@ def make_session(
     runtime = import_onnxruntime()
     wanted = provider_name(provider)
     providers = _provider_chain(runtime, wanted)
-    options = _session_options(runtime, threads, optimization, profile)
+    options = _session_options(runtime, threads, optimization, profile, spinning)
     label = str(model) if isinstance(model, (str, os.PathLike)) else "the model"
     source = session_source(model, extra_outputs)
     if source.external_dir is not None:
@@ -214,14 +217,18 @@ def _provider_chain(runtime: Any, wanted: str) -> list[str]:
 
 
 def _session_options(
-    runtime: Any, threads: int | None, optimization: str, profile: str | os.PathLike[str] | None
+    runtime: Any,
+    threads: int | None,
+    optimization: str,
+    profile: str | os.PathLike[str] | None,
+    spinning: bool,
 ) -> Any:
     options = runtime.SessionOptions()
     # What goes wrong comes as an exception with the same text; the log would only repeat it.
     options.log_severity_level = 4
     # Idle threads of one session would otherwise keep spinning for a while and take the processors
     # from the session whose turn is next: models raced at 2 threads on 2 processors ran at half speed.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.force_spinning_stop", str(int(not spinning)))
     if optimization not in _OPTIMIZATION:
         raise UsageError(f"optimization {optimization!r}: choose from {', '.join(_OPTIMIZATION)}")
     level = _OPTIMIZATION[optimization]

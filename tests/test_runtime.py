@@ -210,7 +210,8 @@ def test_threads_of_a_session_stop_spinning_when_its_run_ends(
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
     make_session(graphs.classifier(), threads=2)
-    assert made == ["1"]
+    make_session(graphs.classifier(), threads=2, spinning=True)
+    assert made == ["1", "0"]
 
 
 def test_options_are_checked() -> None:
