@@ -113,7 +113,8 @@ def test_half_precision() -> None:
 
 def test_weights_that_would_lose_precision_are_not_folded() -> None:
     model = rewritten(network(32, 32, dtype=np.float16), 8)
-    set_scale(model, 5, 2e-5)
+    for index in range(32):
+        set_scale(model, index, 2e-6)
     after, result = folded(model)
     assert result.kept == {"bn1_node": "the folded weights would lose precision in float16"}
     assert after == model.proto
