@@ -41,6 +41,7 @@ class DenseWeight:
 
     matrix: np.ndarray
     bias: np.ndarray | None
+    spatial_rank: int = 2
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,7 @@ class GraphCuts:
 
     def _replace(self, node: onnx.NodeProto, weight: DenseWeight) -> Iterator[onnx.TensorProto]:
         """Give a convolution another weight and bias, and yield both as initializers."""
-        rank = len(next((a.ints for a in node.attribute if a.name == "kernel_shape"), (1, 1)))
-        values = [weight.matrix.reshape(*weight.matrix.shape, *[1] * rank)]
+        values = [weight.matrix.reshape(*weight.matrix.shape, *[1] * weight.spatial_rank)]
         values += [] if weight.bias is None else [weight.bias]
         del node.input[1:]
         for part, array in zip(("matrix", "bias"), values, strict=False):

@@ -124,7 +124,9 @@ class SequentialCalibration:
         if site.ref.index in self._taps:
             assert site.dtype is not None
             self._replaced[site.ref.index] = DenseWeight(
-                matrix.astype(site.dtype), None if bias is None else bias.astype(site.dtype)
+                matrix.astype(site.dtype),
+                None if bias is None else bias.astype(site.dtype),
+                site.spatial_rank,
             )
 
     def _measure(self, tap: Tap) -> SiteStatistics | None:

@@ -23,34 +23,46 @@ _IR_CHECKED = 10
 
 
 def dense_twin(
-    before: onnx.ModelProto, after: onnx.ModelProto, report: RewriteReport
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    report: RewriteReport,
+    own_biases: bool = False,
 ) -> onnx.ModelProto:
-    """``before``, whose rewritten convolutions have the weights that ``after`` computes with."""
+    """``before``, whose rewritten convolutions have the weights that ``after`` computes with.
+
+    Its biases are the original's, unless ``own_biases`` says that the rewrite gave new ones.
+    """
     twin = onnx.ModelProto()
     twin.CopyFrom(before)
     for number, site in enumerate(report.rewritten):
-        matrix = measured_matrix(after, site)
+        matrix, bias = measured(after, site)
         holder, index = _convolution(twin, site)
         conv = holder.node[index]
-        shape = (*matrix.shape, *[1] * _rank(after, site))
-        weight = helper.make_node(
-            "Constant",
-            [],
-            [f"twin_weight_{number}"],
-            value=numpy_helper.from_array(matrix.reshape(shape), f"twin_weight_{number}"),
-        )
-        conv.input[1] = weight.output[0]
+        values = {"weight": matrix.reshape(*matrix.shape, *[1] * _rank(after, site))}
+        if own_biases:
+            values["bias"] = bias
+        del conv.input[len(values) + 1 if own_biases else 3 :]
+        made = []
+        for position, (part, value) in enumerate(values.items(), start=1):
+            name = f"twin_{part}_{number}"
+            made.append(
+                helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, name))
+            )
+            if position < len(conv.input):
+                conv.input[position] = name
+            else:
+                conv.input.append(name)
         rest = [_copy(node) for node in holder.node]
         del holder.node[:]
-        holder.node.extend([*rest[:index], weight, *rest[index:]])
+        holder.node.extend([*rest[:index], *made, *rest[index:]])
     return twin
 
 
-def measured_matrix(model: onnx.ModelProto, site: SiteReport) -> np.ndarray:
-    """M of a rewritten site, shape (F, C), from running its nodes on the unit vectors and on zero.
+def measured(model: onnx.ModelProto, site: SiteReport) -> tuple[np.ndarray, np.ndarray]:
+    """M and b of a rewritten site, shapes (F, C) and (F,), from running its nodes on unit vectors and 0.
 
-    Where a Gather of the model's own was merged into the site's, which reads another tensor then, the
-    matrix is what the layout and the stored weights say.
+    Where a Gather of the model's own was merged into the site's, which reads another tensor then, they
+    are what the layout and the stored tensors say.
     """
     scope = _scope_of(model, site)
     own = [_copy(node) for node in scope.holder.node if node.name in site.nodes]
@@ -59,7 +71,7 @@ def measured_matrix(model: onnx.ModelProto, site: SiteReport) -> np.ndarray:
     made = {name for node in own for name in node.output}
     read = {name for node in own for name in node.input if name} - made - {site.input}
     if not read <= constants.keys():
-        return _stated_matrix(site, kernels)
+        return _stated(site, own, constants)
     dtype, rank = kernels[0].dtype, kernels[0].ndim - 2
     assert site.in_channels is not None
     C = site.in_channels
@@ -82,16 +94,24 @@ def measured_matrix(model: onnx.ModelProto, site: SiteReport) -> np.ndarray:
     )
     y = run(alone, {site.input: units.reshape(C + 1, C, *[1] * rank)})[site.output]
     y = y.reshape(C + 1, -1).astype(np.float64)
-    return np.asarray((y[:C] - y[C]).T.astype(dtype))
+    return np.asarray((y[:C] - y[C]).T.astype(dtype)), np.asarray(y[C].astype(dtype))
 
 
-def _stated_matrix(site: SiteReport, kernels: Sequence[np.ndarray]) -> np.ndarray:
+def _stated(
+    site: SiteReport, nodes: Sequence[onnx.NodeProto], constants: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     assert site.layout is not None
     layout = layout_from_dict(site.layout)
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    kernels = [constants[node.input[1]] for node in convolutions]
+    biases = [constants[node.input[2]] for node in convolutions if len(node.input) > 2]
+    bias = np.concatenate(biases) if biases else np.zeros(layout.out_channels, kernels[0].dtype)
+    if layout.output_interleave is not None:
+        bias = bias[list(layout.output_interleave)]
     flat = [kernel.reshape(kernel.shape[:2]) for kernel in kernels]
     split = len(layout.k.paths)
     weights = IgpcWeights(tuple(flat[:split]), tuple(flat[split:]) or None)
-    return np.asarray(igpc_matrix(layout, weights).astype(kernels[0].dtype))
+    return np.asarray(igpc_matrix(layout, weights).astype(kernels[0].dtype)), bias
 
 
 def _scope_of(model: onnx.ModelProto, site: SiteReport) -> Scope:

@@ -40,12 +40,15 @@ def look(share: float = 1.0) -> Any:
 
 
 def assert_equivalent(
-    before: onnx.ModelProto, after: onnx.ModelProto, report: RewriteReport
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    report: RewriteReport,
+    own_biases: bool = False,
 ) -> None:
     """The original, each site having the matrix that was written for it, computes the same."""
-    if not _runs(before):
+    if not runs(before):
         return
-    expected, found = run(dense_twin(before, after, report)), run(after)
+    expected, found = run(dense_twin(before, after, report, own_biases)), run(after)
     half = any(value.dtype == np.float16 for value in expected.values())
     for name, value in expected.items():
         wanted, got = value.astype(np.float64), found[name].astype(np.float64)
@@ -89,7 +92,7 @@ def test_any_network(
     assert_untouched(before, after, report)
     if form == "linear" and not fold:
         assert_equivalent(before, after, report)
-    elif _runs(before):
+    elif runs(before):
         expected, found = run(before), run(after)
         assert {name: value.shape for name, value in found.items()} == {
             name: value.shape for name, value in expected.items()
@@ -137,7 +140,7 @@ def test_nothing_to_rewrite_is_the_same_file(
         assert target.read_bytes() == data
 
 
-def _runs(model: onnx.ModelProto) -> bool:
+def runs(model: onnx.ModelProto) -> bool:
     """Whether the installed onnxruntime takes the model at all.
 
     It refuses operator sets that are newer than it, and some models whose nodes share a name.

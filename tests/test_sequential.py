@@ -9,7 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnx_igpc import compress
+from onnx_igpc.batches import random_data
 from onnx_igpc.errors import DataError
+from onnx_igpc.feeds import model_inputs
 from onnx_igpc.graph_cuts import GraphCuts
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.moments import PairAccumulator, SiteStatistics
@@ -259,3 +262,19 @@ def test_wrong_order_and_no_samples() -> None:
         pytest.raises(DataError, match="no sample could be read"),
     ):
         calibration.statistics(sites["a0"])
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_convolutions_of_other_ranks_that_do_not_state_their_kernel(dims: int) -> None:
+    """The rank comes from the weight: the convolution in between has no kernel_shape."""
+    builder = GraphBuilder()
+    builder.input("x", [2, 12, *[3] * dims])
+    builder.conv("x", "first", 12, 12, dims=dims)
+    builder.activation("first", "act", "Relu")
+    builder.conv("act", "second", 12, 12, dims=dims)
+    builder.conv("second", "last", 12, 12, dims=dims, kernel=3, group=12, pads=[1] * 2 * dims)
+    builder.output("last", [2, 12, *[3] * dims])
+    model = builder.model()
+    data = random_data(model_inputs(model), samples=40)
+    report = compress(model, channels_per_group=3, calibration=data).report
+    assert [site.name for site in report.rewritten] == ["first_node", "second_node"]
