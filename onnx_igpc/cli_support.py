@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from onnx_igpc.preprocessing import Preprocessing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+# The longest message; a hostile model's names can be of any length.
+_MAX_ERROR = 2000
 
 
 class IgpcGroup(click.Group):
@@ -29,8 +33,14 @@ class IgpcGroup(click.Group):
         try:
             return super().invoke(ctx)
         except IgpcError as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            _say_error(str(error))
             ctx.exit(error.exit_code)
+        except (MemoryError, OSError, RuntimeError) as error:
+            reason = _lacking(error)
+            if reason is None:
+                raise
+            _say_error(reason)
+            ctx.exit(UsageError.exit_code)
         except click.NoSuchOption as error:
             # The nearest one and no others: click lists up to three by the alphabet.
             near = difflib.get_close_matches(error.option_name, error.possibilities or [], n=1)
@@ -45,11 +55,31 @@ class IgpcGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _say_error(text: str) -> None:
+    """One line on stderr, in which nothing steers the terminal."""
+    # printable would take rich along, which starting up should not wait for.
+    from onnx_igpc.terminal import printable
+
+    click.echo(f"error: {printable(' '.join(text.split()))[:_MAX_ERROR]}", err=True)
+
+
+def _lacking(error: BaseException) -> str | None:
+    """What the machine lacks, where that is why a command stopped; ``None`` for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text, re.I):
+        detail = f" ({text})" if text else ""
+        return f"not enough memory{detail}: take fewer --samples, smaller batches or smaller inputs"
+    if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    return None
+
+
 def console(quiet: bool = False) -> Console:
     """Where reports go: stdout, nothing when quiet; plain when piped, and sentences in one line then."""
-    from rich.console import Console
+    from onnx_igpc.terminal import SafeConsole
 
-    return Console(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return SafeConsole(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def check_output(path: Path | None, *inputs: Path) -> None:
@@ -119,8 +149,8 @@ def read_preprocessing(values: dict[str, Any]) -> Preprocessing | None:
     chosen: dict[str, Any] = {}
     if file is not None:
         try:
-            chosen = json.loads(Path(file).read_text())
-        except (OSError, ValueError) as error:
+            chosen = json.loads(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"--preprocess {file} cannot be read: {error}") from error
         if not isinstance(chosen, dict):
             raise UsageError(f"--preprocess {file} holds no JSON object")
