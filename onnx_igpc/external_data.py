@@ -66,6 +66,14 @@ def _bits_per_type() -> dict[int, int]:
 
 
 _BITS = _bits_per_type()
+# Types that numpy has and that are stored as they lie in memory.
+_PLAIN = {
+    onnx.helper.np_dtype_to_tensor_dtype(np.dtype(name)): np.dtype(name)
+    for name in (
+        *("float16", "float32", "float64", "bool"),
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    )
+}
 
 
 class ExternalData:
@@ -109,10 +117,13 @@ class ExternalData:
         try:
             if not is_external(tensor):
                 return numpy_helper.to_array(tensor)
+            data = self.read_bytes(tensor)
+            if tensor.data_type in _PLAIN:  # without the copies that a message would make
+                return np.frombuffer(data, _PLAIN[tensor.data_type]).reshape(tensor.dims)
             inline = onnx.TensorProto(
                 name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
             )
-            inline.raw_data = self.read_bytes(tensor)
+            inline.raw_data = data
             return numpy_helper.to_array(inline)
         except (ValueError, TypeError, KeyError) as error:
             reason = str(error) if not isinstance(error, KeyError) else "its type is unknown"
@@ -143,14 +154,20 @@ class ExternalData:
             raise ModelError(f"{path}: ends before tensor {tensor.name!r}: the file is truncated")
         return data
 
-    def to_scratch(self, tensor: onnx.TensorProto) -> None:
-        """Move the raw data of a new tensor out of memory, until the model is written."""
+    def to_scratch(self, name: str, values: np.ndarray) -> onnx.TensorProto:
+        """A new tensor whose data, of a plain dtype, waits on disk until the model is written.
+
+        A message never gives back memory that it once held, so that the data does not pass through it.
+        """
         if self._scratch is None:
             self._scratch = tempfile.TemporaryFile(prefix="onnx-igpc-")  # noqa: SIM115
-        data = tensor.raw_data
+        data = np.ascontiguousarray(values).tobytes()
         offset = self._scratch.seek(0, 2)
         self._scratch.write(data)
+        elem_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = onnx.TensorProto(name=name, data_type=elem_type, dims=values.shape)
         set_location(tensor, SCRATCH_LOCATION, offset, len(data))
+        return tensor
 
     def write(self, tensors: Iterable[onnx.TensorProto], file: IO[bytes]) -> dict[int, int]:
         """Write the bytes of ``tensors`` to ``file``; returns the offset of each by its ``id``.

@@ -28,6 +28,8 @@ from onnx_igpc.projection_problem import fit_without_sum
 # A fit ends when a sweep improves the objective by less than this part of it.
 _TOLERANCE = 1e-4
 _MAX_SWEEPS = 200
+# Rows of a matrix that are worked on at once where a temporary array of all would be large.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,17 @@ def relative_error(
     weight: np.ndarray, matrix: np.ndarray, moments: np.ndarray | None = None
 ) -> float:
     """E|(W - M)x|^2 / E|Wx|^2 for inputs x with the given second moments (identity if ``None``)."""
-    difference = weight - matrix
-    if moments is None:
-        error, total = np.sum(difference**2), np.sum(weight**2)
-    else:
-        error = np.sum((difference @ moments) * difference)
-        total = np.sum((weight @ moments) * weight)
+    error = total = 0.0
+    # A block of rows at a time: what is computed on the way must not outgrow the matrices.
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        difference = weight[rows] - matrix[rows]
+        if moments is None:
+            error += float(np.sum(difference**2))
+            total += float(np.sum(weight[rows] ** 2))
+        else:
+            error += float(np.sum((difference @ moments) * difference))
+            total += float(np.sum((weight[rows] @ moments) * weight[rows]))
     if total <= 0:
         return 0.0 if error <= 0 else float("inf")
     return float(max(error, 0.0) / total)

@@ -85,10 +85,9 @@ class OpenModel:
 
     def new_tensor(self, name: str, values: np.ndarray) -> onnx.TensorProto:
         """A tensor to put into this model; kept on disk if the model's large tensors are."""
-        tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
-        if self._keeps_data_outside and len(tensor.raw_data) >= MIN_EXTERNAL_BYTES:
-            self.data.to_scratch(tensor)
-        return tensor
+        if self._keeps_data_outside and values.nbytes >= MIN_EXTERNAL_BYTES:
+            return self.data.to_scratch(name, values)
+        return numpy_helper.from_array(np.ascontiguousarray(values), name)
 
     @property
     def _keeps_data_outside(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -101,12 +102,14 @@ class GroupPointwise(Pass):
         self.on_site = on_site or (lambda done, total, name: None)
         self.rebias = rebias or (lambda site, layout, weights: None)
         self.rewrites: list[SiteRewrite] = []
+        self._readers: Counter[int] = Counter()
 
     def run(self, model: OpenModel) -> PassResult:
         view, edit, result = GraphView(model), GraphEdit(model), PassResult()
         shared: Shared = {}
         fixed = sorted(fixed_tensors(model.proto))
         sites = find_sites(view, self.site_filter)
+        self._readers = Counter(id(site.weight.root) for site in sites if site.weight is not None)
         for done, site in enumerate(sites):
             self.on_site(done, len(sites), site.name)
             rewrite = self._rewrite(view, edit, site, shared, fixed)
@@ -200,7 +203,9 @@ class GroupPointwise(Pass):
         tensors = SiteTensors(site.weight.holder)
         base = site.ref.proto.name or site.ref.proto.output[0]
         add_weights(edit, tensors, base, weights, site.dtype, site.spatial_rank)
-        shared[key] = (tensors, weights, error, site.name)
+        # The weights of all layers together may not fit into memory: only what is asked for again stays.
+        if self._readers[id(site.weight.root)] > 1:
+            shared[key] = (tensors, weights, error, site.name)
         return tensors, weights, error, None
 
     def _bias(

@@ -205,8 +205,8 @@ def test_set_location_replaces_inline_data() -> None:
 
 def test_write_copies_from_file_scratch_and_message(folder: Path) -> None:
     data = ExternalData(folder)
-    new = onnx.numpy_helper.from_array(VALUES + 1, "new")
-    data.to_scratch(new)
+    new = data.to_scratch("new", VALUES + 1)
+    assert (new.name, list(new.dims), new.data_type) == ("new", list(VALUES.shape), 1)
     np.testing.assert_array_equal(data.array(new), VALUES + 1)
     inline = onnx.numpy_helper.from_array(VALUES + 2, "inline")
     tensors = [external("w.bin"), new, inline]
