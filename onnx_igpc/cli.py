@@ -6,7 +6,7 @@ import importlib.metadata
 
 import click
 
-from onnx_igpc import cli_compress, cli_measure, cli_report, cli_train
+from onnx_igpc import cli_compress, cli_lower, cli_measure, cli_report, cli_train
 from onnx_igpc._version import __version__
 from onnx_igpc.cli_support import IgpcGroup
 
@@ -40,5 +40,5 @@ def main() -> None:
     """Make the pointwise convolutions of a trained CNN cheap: ONNX in, ONNX out."""
 
 
-for _module in (cli_compress, cli_report, cli_measure, cli_train):
+for _module in (cli_compress, cli_lower, cli_report, cli_measure, cli_train):
     _module.register(main)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from onnx_igpc.cli_lower import read_setting, setting_options
 from onnx_igpc.cli_progress import ProgressLine
 from onnx_igpc.cli_report import check_report, report_option, write_report
 from onnx_igpc.cli_support import (
@@ -148,6 +149,15 @@ def inspect(
     multiple=True,
     help="A pass that an installed package brings, behind the rewrite. Repeatable.",
 )
+@click.option(
+    "--lowering",
+    type=click.Choice(["literal", "auto"]),
+    default="literal",
+    show_default=True,
+    help="auto: measure here, keep dense what would be slower, write the rest for speed. Final: to "
+    "fine-tune, compress literally and use lower at the end.",
+)
+@setting_options
 @preprocessing_options
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @report_option
@@ -165,6 +175,7 @@ def compress(
     """Rewrite the pointwise convolutions of MODEL into interleaved grouped ones."""
     from onnx_igpc.pipeline import compress as run
     from onnx_igpc.render import show_rewrite
+    from onnx_igpc.render_lowering import show_lowering
 
     if output is None and not dry_run:
         raise click.UsageError("say where to write the model with -o FILE, or use --dry-run")
@@ -172,7 +183,8 @@ def compress(
     check_report(report_file, model)
     check_output(json_file, model)
     options["preprocessing"] = read_preprocessing(options)
-    with ProgressLine("compressing", quiet) as line:
+    options |= read_setting(options)
+    with ProgressLine("compressing", quiet, undisturbed=True) as line:
         result = run(model, progress=line.update, **options)
     if not dry_run and output is not None:
         result.save(output)
@@ -181,6 +193,7 @@ def compress(
     write_report(report_file, result.report, (output or model).name, result.opened, model)
     out = console(quiet or "-" in (str(report_file), str(json_file)))
     show_rewrite(out, result.report, verbose=verbose)
+    show_lowering(out, result.report, verbose=verbose)
     if not result.changed:
         click.echo("warning: nothing to rewrite", err=True)
     if not dry_run:

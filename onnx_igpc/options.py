@@ -35,6 +35,7 @@ class CompressOptions:
     sensitivity: Path | None = None
     save_sensitivity: Path | None = None
     passes: tuple[str, ...] = ()
+    lowering: str = "literal"
 
     def as_dict(self) -> dict[str, Any]:
         """For the report: everything that decides what is written."""
@@ -53,6 +54,8 @@ class CompressOptions:
             options |= {"target": str(self.target), "family": self.family}
         if self.init == "random":
             options["seed"] = self.seed
+        if self.lowering != "literal":
+            options["lowering"] = self.lowering
         if self.passes:
             options["passes"] = list(self.passes)
         return options
@@ -71,9 +74,12 @@ class CompressOptions:
             ("--init", self.init, ("fitted", "random")),
             ("--family", self.family, FAMILIES),
             ("--grouping", self.grouping, GROUPINGS),
+            ("--lowering", self.lowering, ("literal", "auto")),
         ):
             if value not in known:
                 raise UsageError(f"{option} must be one of {', '.join(known)}, not {value!r}")
+        if self.form == "paper" and self.lowering != "literal":
+            raise UsageError("the paper's form is for training: train it, then use onnx-igpc lower")
         if calibrated and self.init == "random":
             raise UsageError("random weights are not fitted to data: leave out --calibration")
         needs_data = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -13,16 +14,13 @@ from onnx_igpc.calibration_run import DEFAULT_SAMPLES, CalibrationRun
 from onnx_igpc.checks import check_graph, check_original, check_sites, shape_doubt
 from onnx_igpc.cost import count
 from onnx_igpc.errors import UsageError
+from onnx_igpc.lowering.compressing import LoweringRun
+from onnx_igpc.lowering.race import Setting
 from onnx_igpc.model_io import (
     OpenModel,
     PathLike,
-    copy_model,
     file_bytes,
-    open_model,
-    refuse_same_file,
-    save_model,
 )
-from onnx_igpc.model_reading import check_message
 from onnx_igpc.options import DEFAULT_CH, CompressOptions, chosen_init
 from onnx_igpc.order_check import check_reordered, snapshot
 from onnx_igpc.passes import (
@@ -33,11 +31,12 @@ from onnx_igpc.passes import (
     Pass,
     RemoveDead,
 )
-from onnx_igpc.passes.group_pointwise import Form, SiteRewrite, Weigher
+from onnx_igpc.passes.group_pointwise import Form, Planner, SiteRewrite, Weigher
 from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.plugins import PluginPass, load_plugins, run_plugin
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport, read_digest, write_digest
+from onnx_igpc.result import CompressResult, open_copy
 from onnx_igpc.selection import Target
 from onnx_igpc.sites import SiteFilter
 from onnx_igpc.summary import (
@@ -50,46 +49,6 @@ from onnx_igpc.summary import (
 from onnx_igpc.weighing import no_weights, published_layout, weigher
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass
-class CompressResult:
-    """The rewritten model and the report of the rewrite.
-
-    ``changed`` is false where there was nothing to rewrite; :meth:`save` then copies the input.
-    """
-
-    opened: OpenModel
-    report: RewriteReport
-    changed: bool
-    _loaded: onnx.ModelProto | None = field(default=None, repr=False)
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The model with all its data in memory.
-
-        Raises:
-            ModelError: it is larger than a protobuf message can be (2 GiB): use :meth:`save`.
-        """
-        if self._loaded is None:
-            self._loaded = (
-                self.opened.materialized() if self.opened.has_external_data else self.opened.proto
-            )
-        return self._loaded
-
-    def save(self, path: PathLike) -> None:
-        """Write the model, whole or not at all, and put its size into the report.
-
-        Raises:
-            UsageError: the file cannot be written, or is the input itself.
-        """
-        target = Path(path)
-        refuse_same_file(self.opened.path, target)
-        if not self.changed and self.opened.path is not None:
-            copy_model(self.opened, target)
-        else:
-            save_model(self.opened, target)
-        self.report.totals.file_bytes.after = file_bytes(target)
 
 
 def compress(
@@ -114,6 +73,10 @@ def compress(
     sensitivity: PathLike | None = None,
     save_sensitivity: PathLike | None = None,
     passes: Sequence[str | Pass] = (),
+    lowering: str = "literal",
+    setting: Setting | None = None,
+    allow_slower: bool = False,
+    cache: PathLike | bool = True,
     progress: Progress | None = None,
 ) -> CompressResult:
     """Rewrite the pointwise convolutions of a model into interleaved grouped ones.
@@ -145,6 +108,11 @@ def compress(
         sensitivity: a file of measurements to reuse; ``save_sensitivity`` is where to write them.
         passes: names of passes that installed packages bring (:mod:`onnx_igpc.plugins`), or passes; they
             run in this order behind the rewrite.
+        lowering: ``"auto"`` measures on this machine: sites that would be slower than dense stay dense,
+            and the others are written for speed at the end, which is final.
+        setting: where and how the model will run, for what is measured.
+        allow_slower: rewrite what is slower than dense, too.
+        cache: a folder for what was measured, ``True`` for the user's, ``False`` for none.
         progress: called with (sites done, sites in all, name of the next).
 
     Raises:
@@ -173,16 +141,21 @@ def compress(
         Path(sensitivity) if sensitivity is not None else None,
         Path(save_sensitivity) if save_sensitivity is not None else None,
         tuple(plugin.label for plugin in plugins),
+        lowering,
     )
     options.check(calibrated=calibration is not None)
     if calibration is None and preprocessing is not None:
         raise UsageError("preprocessing is for calibration images: give --calibration as well")
-    opened = _open(model)
+    opened = open_copy(model)
     check_original(opened)
     run = None
     if calibration is not None:
         run = CalibrationRun.open(model, opened, calibration, preprocessing, samples, sequential)
-    return _compress(opened, options, weigher(options), progress, True, run, plugins)
+    if lowering == "literal":
+        return _compress(opened, options, weigher(options), progress, True, run, plugins)
+    speed = LoweringRun.open(setting, allow_slower, cache, progress)
+    result = _compress(opened, options, weigher(options), progress, True, run, plugins, speed)
+    return speed.finish(result)
 
 
 def inspect(
@@ -206,7 +179,7 @@ def inspect(
         include_heads=include_heads,
     )
     options.check(calibrated=False)
-    opened = _open(model)
+    opened = open_copy(model)
     check_original(opened)
     report = _compress(opened, options, no_weights, None, checked=False).report
     report.warnings = [text for text in report.warnings if text == NOTHING_WARNING]
@@ -222,6 +195,8 @@ def _compress(
     checked: bool,
     calibration: CalibrationRun | None = None,
     plugins: Sequence[PluginPass] = (),
+    lowering: LoweringRun | None = None,
+    plan: Planner | None = None,
 ) -> CompressResult:
     before = count(opened)
     interface = _interface(opened.proto)
@@ -243,7 +218,7 @@ def _compress(
         report.folded = folded.changed
         orphans |= folded.orphans
     group = GroupPointwise(
-        lambda site: published_layout(site, options),
+        plan or (lambda site: published_layout(site, options)),
         weigh,
         options.form,
         SiteFilter(options.include, options.exclude, options.include_heads, taken),
@@ -251,6 +226,8 @@ def _compress(
     )
     if calibration is not None:
         calibration.plan(opened, group, options, report, progress)
+    if lowering is not None:
+        lowering.plan(opened, group, partial(_trial, options, group.plan))
     grouped = calibration.rewrite(opened, group) if calibration else group.run(opened)
     orphans |= grouped.orphans
     cleaner.clean(orphans)
@@ -283,6 +260,12 @@ def _compress(
         write_digest(opened.proto, report)
     report.totals.file_bytes.after = opened.total_bytes() if changed else size
     return CompressResult(opened, report, changed)
+
+
+def _trial(options: CompressOptions, plan: Planner, opened: OpenModel) -> CompressResult:
+    """The rewrite of ``opened`` with random weights, as fast as with any others."""
+    anything = weigher(replace(options, init="random"))
+    return _compress(opened, options, anything, None, checked=False, plan=plan)
 
 
 def _absorb(
@@ -348,12 +331,3 @@ class _Cleaner:
         dead = RemoveDead(orphans, self._unread)
         self._report.removed += dead.run(self._opened).changed
         self._report.inputs_removed += dead.inputs_removed
-
-
-def _open(model: onnx.ModelProto | PathLike) -> OpenModel:
-    if not isinstance(model, onnx.ModelProto):
-        return open_model(model)
-    check_message("the model", model)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return OpenModel(copy)

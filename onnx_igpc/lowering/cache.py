@@ -1,4 +1,4 @@
-"""What was measured before: one small JSON file a race, in a folder of the user's.
+"""What was measured before: one small JSON file a measurement, in a folder of the user's.
 
 A cache never fails: what cannot be read is measured again, what cannot be written is measured again
 next time, and :attr:`RaceCache.note` says so.
@@ -11,11 +11,12 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from onnx_igpc.errors import IgpcError
-from onnx_igpc.model_io import write_atomically
+from onnx_igpc.model_io import PathLike, write_atomically
 
 CACHE_VERSION = 1
 
@@ -33,8 +34,15 @@ def default_folder() -> Path:
     return base / "onnx-igpc" / "races"
 
 
+def cache_folder(cache: PathLike | bool) -> Path | None:
+    """A given folder; ``True`` is :func:`default_folder`, ``False`` none."""
+    if isinstance(cache, bool):
+        return default_folder() if cache else None
+    return Path(cache)
+
+
 class RaceCache:
-    """Seconds by contender, by the key of the race.
+    """Measurements (JSON objects) by their keys.
 
     ``folder`` None keeps nothing beyond this object. ``hits`` and ``misses`` count lookups; ``note``
     says what was wrong with the folder, if anything.
@@ -45,10 +53,10 @@ class RaceCache:
         self.hits = 0
         self.misses = 0
         self.note: str | None = None
-        self._known: dict[str, dict[str, float]] = {}
+        self._known: dict[str, dict[str, Any]] = {}
 
-    def get(self, key: str) -> dict[str, float] | None:
-        """The seconds of an earlier race, or ``None``."""
+    def get(self, key: str) -> dict[str, Any] | None:
+        """What was measured before, or ``None``."""
         found = self._known.get(key) or self._read(key)
         if found is None:
             self.misses += 1
@@ -57,35 +65,43 @@ class RaceCache:
         self._known[key] = found
         return dict(found)
 
-    def put(self, key: str, seconds: Mapping[str, float]) -> None:
-        """Keep the seconds of a race."""
-        self._known[key] = dict(seconds)
+    def put(self, key: str, measured: Mapping[str, Any]) -> None:
+        """Keep a measurement."""
+        self._known[key] = dict(measured)
         if self.folder is None:
             return
-        text = json.dumps({"version": CACHE_VERSION, "key": key, "seconds": dict(seconds)})
+        text = json.dumps({"version": CACHE_VERSION, "key": key, "measured": dict(measured)})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self._file(key), lambda file: file.write(text.encode()))
         except (OSError, IgpcError) as error:
             self._say(f"the cache cannot be written: {error}")
 
-    def _read(self, key: str) -> dict[str, float] | None:
+    def damaged(self, key: str) -> None:
+        """Say that what :meth:`get` gave is not what belongs there."""
+        self._known.pop(key, None)
+        self.hits -= 1
+        self.misses += 1
+        if self.folder is not None:
+            self._say(f"{self._file(key).name} in the cache is damaged: measured again")
+
+    def _read(self, key: str) -> dict[str, Any] | None:
         if self.folder is None:
             return None
         file = self._file(key)
         try:
-            data = json.loads(file.read_text())
+            data = json.loads(file.read_text(encoding="utf-8"))
             if data["version"] != CACHE_VERSION or data["key"] != key:
                 return None
-            seconds = {str(name): float(value) for name, value in data["seconds"].items()}
-            if not seconds or not all(0 < each < math.inf for each in seconds.values()):
-                raise ValueError("times that are none")
+            measured: dict[str, Any] = data["measured"]
+            if not isinstance(measured, dict) or not measured:
+                raise TypeError("nothing measured")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            self._say(f"{file.name} in the cache is damaged ({error}): measured again")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            self._say(f"{file.name} in the cache is damaged: measured again")
             return None
-        return seconds
+        return measured
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None
@@ -93,3 +109,12 @@ class RaceCache:
 
     def _say(self, note: str) -> None:
         self.note = self.note or f"{self.folder}: {note}"
+
+
+def read_seconds(measured: Mapping[str, Any], names: Collection[str]) -> dict[str, float] | None:
+    """Seconds by name, if there is a positive number for each of ``names``."""
+    try:
+        seconds = {name: float(measured[name]) for name in names}
+    except (KeyError, TypeError, ValueError):
+        return None
+    return seconds if all(0 < each < math.inf for each in seconds.values()) else None

@@ -1,0 +1,119 @@
+"""The command that writes a rewritten model down for a runtime, and the options it shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_igpc.cli_progress import ProgressLine
+from onnx_igpc.cli_support import Command, check_output, console, write_text
+
+_FILE = click.Path(path_type=Path)
+
+
+def register(main: click.Group) -> None:
+    """Add the commands of this module to the command line."""
+    main.add_command(lower)
+
+
+def setting_options(command: Command) -> Command:
+    """Options that say where and how the model will run."""
+    options = (
+        click.option(
+            "--provider",
+            default="cpu",
+            show_default=True,
+            help="Execution provider that is measured: cpu, cuda, tensorrt, openvino, ...",
+        ),
+        click.option("--threads", type=int, help="Threads of a run [onnxruntime's choice]."),
+        click.option(
+            "--batch", type=int, default=1, show_default=True, help="Batch size that is measured."
+        ),
+        click.option(
+            "--shape",
+            "shapes",
+            multiple=True,
+            metavar="NAME:DIMS",
+            help="Size of a dynamic input, as x:1,3,224,224.",
+        ),
+        click.option(
+            "--allow-slower",
+            is_flag=True,
+            help="Keep sites rewritten that are slower than dense, for the sake of size.",
+        ),
+        click.option(
+            "--cache",
+            "cache_folder",
+            type=_FILE,
+            metavar="FOLDER",
+            help="Where measured times are kept [the user's cache folder].",
+        ),
+        click.option("--no-cache", is_flag=True, help="Measure anew, and keep nothing."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_setting(values: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of :func:`setting_options` out of ``values``, as the API takes them.
+
+    Raises:
+        UsageError: a value that cannot be used.
+    """
+    from onnx_igpc.feeds import parse_shapes
+    from onnx_igpc.lowering.race import Setting
+
+    folder, without = values.pop("cache_folder"), values.pop("no_cache")
+    if folder is not None and without:
+        raise click.UsageError("--cache and --no-cache exclude each other")
+    given = {name: values.pop(name) for name in ("provider", "threads", "batch")}
+    setting = Setting(**given, shapes=parse_shapes(values.pop("shapes")))
+    allow_slower = values.pop("allow_slower")
+    cache = False if without else folder or True
+    return {"setting": setting, "allow_slower": allow_slower, "cache": cache}
+
+
+@click.command(epilog="Example: onnx-igpc lower tuned.onnx -o fast.onnx --threads 1")
+@click.argument("model", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="The model to write.")
+@click.option(
+    "--lowering",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="auto: the fastest for each site, measured; literal, dense, ...: that one throughout.",
+)
+@setting_options
+@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
+@click.option("-v", "--verbose", is_flag=True, help="Every site's times.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def lower(
+    model: Path,
+    output: Path,
+    lowering: str,
+    json_file: Path | None,
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Write MODEL down for a runtime: its function stays, its operators are chosen for speed.
+
+    MODEL is what compress or finetune wrote. The result is final: go back to MODEL to train further.
+    """
+    from onnx_igpc.lowering.run import lower_model
+    from onnx_igpc.render_lowering import show_lowering
+
+    check_output(output, model)
+    check_output(json_file, model)
+    setting = read_setting(options)
+    with ProgressLine("lowering:", quiet, undisturbed=True) as line:
+        result = lower_model(model, lowering=lowering, progress=line.update, **setting)
+    result.save(output)
+    if json_file is not None:
+        write_text(json_file, result.report.to_json())
+    out = console(quiet or str(json_file) == "-")
+    show_lowering(out, result.report, verbose=verbose)
+    out.print(f"wrote {output}", markup=False)

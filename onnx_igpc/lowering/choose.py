@@ -1,0 +1,219 @@
+"""Choosing a lowering for every site by measurement: one race a site, then the model as a whole.
+
+A site's race takes place in a cut-out with its surroundings. Choices interact through the layout of
+the tensors between sites, which no cut-out sees, so that the chosen whole is then raced against the
+model as it is, all dense, and each lowering throughout, and sites are changed where the whole gains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_igpc.errors import ModelError
+from onnx_igpc.feeds import model_inputs, resolve_shapes
+from onnx_igpc.lowering.cache import RaceCache
+from onnx_igpc.lowering.catalogue import applicable, lower, site_opset
+from onnx_igpc.lowering.context import Surroundings, UnknownShapeError, cut_out
+from onnx_igpc.lowering.race import Setting, race_key, race_models, race_site
+from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.order_check import snapshot
+from onnx_igpc.racing import Interval, speedup
+from onnx_igpc.shapes import ShapeTracer
+
+LITERAL, DENSE = "literal", "dense"
+# Times that differ by less are equal: then dense, which keeps the layer whole, goes before the
+# literal form, and that before the others.
+TIE = 1.02
+
+Progress = Callable[[int, int, str], None]
+Choices = dict[str, str]
+
+
+@dataclass
+class SiteRace:
+    """The race of one site: median seconds of its cut-out by lowering.
+
+    ``key`` is equal for sites that shared the race. ``reason`` says why there was none.
+    """
+
+    name: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    key: str = ""
+    reason: str | None = None
+
+    def best(self, allow_slower: bool) -> str:
+        """The lowering to take: the fastest, and dense or literal where they are as fast."""
+        if not self.seconds:
+            return LITERAL
+        racers = {n: s for n, s in self.seconds.items() if not (allow_slower and n == DENSE)}
+        fastest = min(racers, key=lambda name: racers[name])
+        for simple in (DENSE, LITERAL):
+            if simple in racers and racers[simple] <= TIE * racers[fastest]:
+                return simple
+        return fastest
+
+
+def race_sites(
+    model: OpenModel, setting: Setting, cache: RaceCache, progress: Progress | None = None
+) -> list[SiteRace]:
+    """Race every site of the model; raises as :func:`~onnx_igpc.lowering.race.race_models`.
+
+    ``model`` is not changed. Sites that cannot be raced have a reason instead of seconds.
+    """
+    found, unknown = find_subgraphs(model)
+    shapes = resolve_shapes(model_inputs(model.proto), setting.batch, setting.shapes)
+    surroundings = Surroundings.of(model, ShapeTracer(model, shapes).trace(), found)
+    races = [SiteRace(name, reason=f"not recognised: {why}") for name, why in unknown]
+    for done, site in enumerate(found):
+        if progress is not None:
+            progress(done, len(found), f"racing {site.name}")
+        races.append(_race(surroundings, site, setting, cache))
+    return races
+
+
+def _race(
+    surroundings: Surroundings, site: IgpcSubgraph, setting: Setting, cache: RaceCache
+) -> SiteRace:
+    try:
+        cut = cut_out(surroundings, site)
+    except UnknownShapeError as reason:
+        return SiteRace(site.name, reason=f"not raced: {reason}")
+    race = SiteRace(site.name)
+    contenders: dict[str, OpenModel] = {}
+    for label, refusal in applicable(site, site_opset(surroundings.opened, site)).items():
+        if refusal is not None:
+            race.refused[label] = refusal
+            continue
+        contenders[label] = snapshot(cut)
+        lower(contenders[label], {site.name: label})
+    race.key = race_key(contenders, setting)
+    try:
+        race.seconds = race_site(contenders, setting, cache)
+    except ModelError as reason:
+        race.reason = f"not raced: {reason}"
+    return race
+
+
+def lowered(model: OpenModel, choices: Mapping[str, str]) -> OpenModel:
+    """A copy of the model with the choices written."""
+    copy = snapshot(model)
+    lower(copy, {name: label for name, label in choices.items() if label != LITERAL})
+    return copy
+
+
+@dataclass
+class WholeRace:
+    """Seconds of one run of the whole model by name of the variant, all raced together.
+
+    ``ratio`` is how many times faster ``chosen`` is than each of the others.
+    """
+
+    seconds: dict[str, float]
+    ratio: dict[str, Interval]
+
+
+def race_whole(
+    variants: Mapping[str, OpenModel], setting: Setting, rounds: int, chosen: str
+) -> WholeRace:
+    """Race whole models against each other; ``chosen`` is one of the variants."""
+    names = list(variants)
+    seconds = race_models([variants[name] for name in names], setting, rounds)
+    own = seconds[:, names.index(chosen)]
+    ratio = {name: speedup(seconds[:, i], own) for i, name in enumerate(names) if name != chosen}
+    medians = np.median(seconds, axis=0)
+    return WholeRace(dict(zip(names, map(float, medians), strict=True)), ratio)
+
+
+def uniform(races: Iterable[SiteRace], label: str) -> Choices:
+    """``label`` for every site that can take it, and the literal form for the others."""
+    return {
+        race.name: label if label in race.seconds else LITERAL for race in races if race.seconds
+    }
+
+
+@dataclass
+class Improver:
+    """Improves choices by racing whole models until nothing is gained or time is over."""
+
+    model: OpenModel
+    races: list[SiteRace]
+    setting: Setting
+    allow_slower: bool
+    seconds: float
+    progress: Progress | None = None
+    rounds: int = 11
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, choices: Choices) -> Choices:
+        """The best choices found, beginning with the best of ``choices`` and uniform ones."""
+        clock = self.setting.clock
+        end = clock() + self.seconds
+        current = self._start(choices)
+        classes = self._classes()
+        for done, (names, labels) in enumerate(classes):
+            if clock() > end:
+                self.notes.append(
+                    f"{len(classes) - done} of {len(classes)} groups of equal sites were not tried "
+                    "in the whole model: the time for it was over"
+                )
+                break
+            self._say(done, len(classes), "comparing whole models")
+            current = self._improve(current, names, labels)
+        return current
+
+    def _start(self, choices: Choices) -> Choices:
+        labels = dict.fromkeys(label for race in self.races for label in race.seconds)
+        if self.allow_slower:
+            labels.pop(DENSE, None)
+        options = [choices, *(uniform(self.races, label) for label in labels)]
+        distinct = [each for i, each in enumerate(options) if each not in options[:i]]
+        self._say(0, 0, "comparing whole models")
+        return distinct[self._fastest(distinct)]
+
+    def _classes(self) -> list[tuple[list[str], list[str]]]:
+        """Sites that shared a race, with the lowerings worth trying; those with most time first."""
+        by_key: dict[str, list[SiteRace]] = {}
+        for race in self.races:
+            if race.seconds:
+                by_key.setdefault(race.key, []).append(race)
+        groups = sorted(
+            by_key.values(), key=lambda group: -len(group) * min(group[0].seconds.values())
+        )
+        return [([race.name for race in group], self._worth(group[0])) for group in groups]
+
+    def _worth(self, race: SiteRace) -> list[str]:
+        """The three fastest in the cut-out; what is slower there by half is not tried."""
+        ordered = sorted(race.seconds, key=lambda label: race.seconds[label])
+        if self.allow_slower:
+            ordered = [label for label in ordered if label != DENSE]
+        least = race.seconds[ordered[0]]
+        return [label for label in ordered if race.seconds[label] <= 1.5 * least][:3]
+
+    def _improve(self, current: Choices, names: list[str], labels: list[str]) -> Choices:
+        options = [current]
+        for label in labels:
+            changed = {**current, **dict.fromkeys(names, label)}
+            if changed not in options:
+                options.append(changed)
+        return options[self._fastest(options)]
+
+    def _fastest(self, options: list[Choices]) -> int:
+        """The index of the fastest: the first, unless another is faster beyond noise."""
+        if len(options) == 1:
+            return 0
+        models = [lowered(self.model, each) for each in options]
+        seconds = race_models(models, self.setting, self.rounds)
+        medians = np.median(seconds, axis=0)
+        for index in np.argsort(medians):
+            if speedup(seconds[:, 0], seconds[:, index]).low > 1.0:
+                return int(index)
+        return 0
+
+    def _say(self, done: int, total: int, what: str) -> None:
+        if self.progress is not None:
+            self.progress(done, total, what)

@@ -1,0 +1,112 @@
+"""compress --lowering auto: sites that would be slower stay dense, the others are written for speed.
+
+What is fast is known before anything is fitted: a trial with random weights is raced. Sites that are
+slower than dense then keep their own weights, so that nothing is lost where nothing is won.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onnx_igpc.extended_layout import dense_layout
+from onnx_igpc.layout import GroupLayout
+from onnx_igpc.lowering.cache import RaceCache, cache_folder
+from onnx_igpc.lowering.choose import DENSE, LITERAL, Progress, lowered, race_whole, uniform
+from onnx_igpc.lowering.race import Setting, structure
+from onnx_igpc.lowering.run import finish, prepare
+from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
+from onnx_igpc.lowering.subgraph import find_subgraphs
+from onnx_igpc.model_io import OpenModel, PathLike
+from onnx_igpc.order_check import snapshot
+from onnx_igpc.passes.group_pointwise import GroupPointwise
+from onnx_igpc.result import CompressResult
+from onnx_igpc.sites import PointwiseSite
+
+# Given a copy of the model, rewrites it with random weights.
+Trial = Callable[[OpenModel], CompressResult]
+
+
+@dataclass
+class LoweringRun:
+    """The lowering of one rewrite, chosen in :meth:`plan` and written in :meth:`finish`."""
+
+    setting: Setting
+    allow_slower: bool
+    cache: RaceCache
+    progress: Progress | None = None
+    selection: Selection | None = None
+    trial: OpenModel | None = None
+
+    @classmethod
+    def open(
+        cls,
+        setting: Setting | None,
+        allow_slower: bool,
+        cache: PathLike | bool,
+        progress: Progress | None,
+    ) -> LoweringRun:
+        """A run with the arguments of :func:`~onnx_igpc.pipeline.compress`."""
+        return cls(setting or Setting(), allow_slower, RaceCache(cache_folder(cache)), progress)
+
+    def plan(self, opened: OpenModel, group: GroupPointwise, trial: Trial) -> None:
+        """Choose lowerings for what ``group`` plans, and let it keep dense what is slower.
+
+        Raises as :func:`~onnx_igpc.lowering.select.select`.
+        """
+        tried = trial(snapshot(opened))
+        if not tried.report.rewritten:
+            return
+        prepare(tried.opened, tried.report)
+        self.trial = tried.opened
+        self.selection = select(
+            tried.opened,
+            self.setting,
+            self.cache,
+            allow_slower=self.allow_slower,
+            progress=self.progress,
+        )
+        slower = {name for name, label in self.selection.choices.items() if label == DENSE}
+        planned = group.plan
+
+        def plan(site: PointwiseSite) -> GroupLayout:
+            if site.name not in slower:
+                return planned(site)
+            assert site.in_channels is not None
+            assert site.out_channels is not None
+            reason = slower_reason(self.setting)
+            return dense_layout(site.in_channels, site.out_channels, reason)
+
+        group.plan = plan
+
+    def finish(self, result: CompressResult) -> CompressResult:
+        """Write the rewritten model as chosen, and say so in its report.
+
+        Raises:
+            CheckFailedError: the lowered model deviates, which is a defect of this tool.
+        """
+        selection = self.selection
+        if selection is None or not result.changed or not result.report.rewritten:
+            return result
+        before = snapshot(result.opened)
+        removed = prepare(result.opened, result.report)
+        present = [site.name for site in find_subgraphs(result.opened)[0]]
+        choices = {name: selection.choices.get(name, LITERAL) for name in present}
+        self._race_again(lowered(result.opened, choices))
+        said = selection.to_dict(self.cache)
+        return finish(before, result.opened, result.report, removed, choices, said)
+
+    def _race_again(self, final: OpenModel) -> None:
+        """Race what is written, where it differs from what was raced in more than its weights."""
+        selection = self.selection
+        assert selection is not None
+        assert self.trial is not None
+        raced = lowered(self.trial, selection.choices)
+        if structure(final.proto) == structure(raced.proto):
+            return
+        variants = {
+            LITERAL: lowered(self.trial, uniform(selection.races, LITERAL)),
+            DENSE: lowered(self.trial, uniform(selection.races, DENSE)),
+            CHOSEN: final,
+        }
+        selection.whole = race_whole(variants, self.setting, FINAL_ROUNDS, CHOSEN)

@@ -1,0 +1,218 @@
+"""lower: a rewritten model written down for a runtime, its function unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import onnx
+
+from onnx_igpc.checks import check_graph, check_original, shape_doubt
+from onnx_igpc.cost import ModelCost, count
+from onnx_igpc.errors import UsageError
+from onnx_igpc.graph_view import GraphView
+from onnx_igpc.lowering.cache import RaceCache, cache_folder
+from onnx_igpc.lowering.catalogue import (
+    LOWERINGS,
+    LoweredSite,
+    applicable,
+    fold_batch_norms,
+    lower,
+    site_opset,
+)
+from onnx_igpc.lowering.choose import LITERAL, Choices, Progress
+from onnx_igpc.lowering.race import Setting
+from onnx_igpc.lowering.select import select, setting_dict
+from onnx_igpc.lowering.subgraph import find_subgraphs
+from onnx_igpc.model_io import OpenModel, PathLike
+from onnx_igpc.order_check import check_same_outputs, snapshot
+from onnx_igpc.report import RewriteReport, read_digest, write_digest
+from onnx_igpc.result import CompressResult, open_copy
+
+AUTO = "auto"
+# What the model's digest has of the lowering: no times, and nothing of the machine.
+_IN_DIGEST = ("mode", "provider", "threads", "batch", "shapes")
+
+
+def lower_model(
+    model: onnx.ModelProto | PathLike,
+    *,
+    lowering: str = AUTO,
+    setting: Setting | None = None,
+    allow_slower: bool = False,
+    cache: PathLike | bool = True,
+    progress: Progress | None = None,
+) -> CompressResult:
+    """Write a rewritten model down for a runtime; what it computes stays the same.
+
+    BatchNormalization is folded, weights that the model lists as inputs become constants, and every
+    site is written as its lowering says. The result is final: compress and finetune refuse it.
+
+    Args:
+        model: a ModelProto, which is not changed, or the path of a file that compress wrote.
+        lowering: ``"auto"`` measures on this machine and takes the fastest for each site; a name of
+            :data:`~onnx_igpc.lowering.catalogue.LOWERINGS` takes that one wherever it applies.
+        setting: where and how the model will run: what is measured.
+        allow_slower: never fold a site back to dense, though that be faster.
+        cache: a folder for what was measured, ``True`` for the user's, ``False`` for none.
+        progress: called with (done, in all or 0, what is being done).
+
+    Raises:
+        UsageError: the model was not rewritten by compress or is lowered already; an unknown
+            lowering or provider.
+        ModelError: the model cannot be read or run.
+        CheckFailedError: the provider is missing or fell back, or the lowered model deviates.
+    """
+    setting = setting or Setting()
+    if lowering != AUTO and lowering not in LOWERINGS:
+        known = ", ".join([AUTO, *LOWERINGS])
+        raise UsageError(f"unknown lowering {lowering!r}: choose from {known}")
+    opened = open_copy(model)
+    check_original(opened)
+    report = lowerable_digest(opened)
+    before = snapshot(opened)
+    removed = prepare(opened, report)
+    races = RaceCache(cache_folder(cache))
+    if lowering == AUTO:
+        selection = select(opened, setting, races, allow_slower=allow_slower, progress=progress)
+        choices, said = selection.choices, selection.to_dict(races)
+    else:
+        choices, said = fixed_choices(opened, lowering, setting)
+    return finish(before, opened, report, removed, choices, said)
+
+
+def lowerable_digest(opened: OpenModel) -> RewriteReport:
+    """The report in the model.
+
+    Raises:
+        UsageError: there is none, or the model was lowered already.
+        ModelError: it cannot be read.
+    """
+    digest = read_digest(opened.proto)
+    if digest is None or not digest.rewritten:
+        raise UsageError(
+            f"{opened.name} holds no rewritten convolution: give a model that onnx-igpc compress wrote"
+        )
+    if digest.lowering:
+        raise UsageError(
+            f"{opened.name} was lowered for a runtime, which is final: lower the model before that"
+        )
+    return digest
+
+
+def prepare(opened: OpenModel, report: RewriteReport) -> list[str]:
+    """Fold BatchNormalization and make listed weights constant; the names of those inputs."""
+    graph = opened.proto.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    listed = [value.name for value in graph.input if value.name in stored]
+    if listed:
+        kept = [value for value in graph.input if value.name not in stored]
+        kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+        del graph.input[:]
+        graph.input.extend(kept)
+    folded = fold_batch_norms(opened)
+    report.folded += [name for name in folded.changed if name not in report.folded]
+    report.notes += [f"{name} was not folded: {why}" for name, why in folded.kept.items()]
+    return listed
+
+
+def fixed_choices(
+    opened: OpenModel, lowering: str, setting: Setting
+) -> tuple[Choices, dict[str, Any]]:
+    """One lowering wherever it applies, and what the report says of it."""
+    found, unknown = find_subgraphs(opened)
+    choices: Choices = {}
+    sites: dict[str, Any] = {
+        name: {"lowering": LITERAL, "reason": f"not recognised: {why}"} for name, why in unknown
+    }
+    for site in found:
+        reason = applicable(site, site_opset(opened, site))[lowering]
+        choices[site.name] = LITERAL if reason else lowering
+        sites[site.name] = {"lowering": choices[site.name], "reason": reason}
+    return choices, {"mode": lowering, **setting_dict(setting), "sites": sites}
+
+
+def finish(
+    before: OpenModel,
+    opened: OpenModel,
+    report: RewriteReport,
+    removed: list[str],
+    choices: Choices,
+    said: dict[str, Any],
+) -> CompressResult:
+    """Write the choices into ``opened``, check it against ``before`` and bring the report up to date.
+
+    Raises:
+        CheckFailedError: the lowered model is not valid or deviates.
+    """
+    doubt = shape_doubt(before)
+    cost = count(opened)
+    former = _parameters(opened, cost, report)
+    sites = lower(opened, choices)
+    _update_sites(report, sites)
+    after = count(opened)
+    _count_sites(opened, after, report)
+    totals = report.totals
+    totals.parameters.after, totals.macs.after = after.parameters, after.macs
+    if totals.pointwise_parameters.after is not None:
+        totals.pointwise_parameters.after += _parameters(opened, after, report) - former
+    report.inputs_removed += [name for name in removed if name not in report.inputs_removed]
+    report.lowering = said
+    report.checks = {
+        **report.checks,
+        **check_graph(before.proto, opened, doubt),
+        "lowering": check_same_outputs(before, opened, "lowering", "please report this"),
+    }
+    write_digest(opened.proto, replace(report, lowering=_for_digest(said)))
+    totals.file_bytes.after = opened.total_bytes()
+    return CompressResult(opened, report, changed=True)
+
+
+def _for_digest(said: Mapping[str, Any]) -> dict[str, Any]:
+    sites = {
+        name: {key: site[key] for key in ("lowering", "reason") if site.get(key)}
+        for name, site in said["sites"].items()
+    }
+    return {**{key: said[key] for key in _IN_DIGEST if said[key]}, "sites": sites}
+
+
+def _update_sites(report: RewriteReport, lowered: list[LoweredSite]) -> None:
+    """The nodes of every site as they are now; stages of the paper's form share their site."""
+    by_site: dict[str, list[LoweredSite]] = {}
+    for each in lowered:
+        by_site.setdefault(each.name, []).append(each)
+        by_site.setdefault(each.name.rpartition("/")[0], []).append(each)
+    for site in report.rewritten:
+        done = by_site.get(site.name, [])
+        if len(done) == 1:
+            site.output = done[0].output
+        changed = [each for each in done if each.lowering != LITERAL]
+        if changed and len(changed) == len(done):
+            site.nodes = [name for each in done for name in each.nodes]
+        elif changed:
+            site.nodes += [n for each in changed for n in each.nodes if n not in site.nodes]
+
+
+def _made_by(opened: OpenModel) -> dict[str, tuple[str, str]]:
+    """(scope, first output) of every node by its name, as costs are kept."""
+    return {
+        ref.proto.name: (ref.scope.path, ref.proto.output[0]) for ref in GraphView(opened).nodes
+    }
+
+
+def _parameters(opened: OpenModel, cost: ModelCost, report: RewriteReport) -> int:
+    """The parameters of all rewritten sites, those that several share counted once."""
+    made = _made_by(opened)
+    names = [name for site in report.rewritten for name in site.nodes]
+    return cost.parameters_of(made[name] for name in names if name in made)
+
+
+def _count_sites(opened: OpenModel, cost: ModelCost, report: RewriteReport) -> None:
+    made = _made_by(opened)
+    for site in report.rewritten:
+        own = [made[name] for name in site.nodes if name in made]
+        nodes = [node for path, name in own if (node := cost.node(path, name))]
+        macs = [node.macs for node in nodes]
+        site.parameters.after = cost.parameters_of(own)
+        site.macs.after = None if None in macs else sum(each or 0 for each in macs)

@@ -1,0 +1,223 @@
+"""The lowering of every site of a model, chosen by measurement, and the figures that speak for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+from onnx_igpc.feeds import model_inputs, random_inputs
+from onnx_igpc.lowering.cache import RaceCache, read_seconds
+from onnx_igpc.lowering.choose import (
+    DENSE,
+    LITERAL,
+    Choices,
+    Improver,
+    Progress,
+    SiteRace,
+    WholeRace,
+    lowered,
+    race_sites,
+    race_whole,
+    uniform,
+)
+from onnx_igpc.lowering.race import Setting, device_name, structure
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.racing import Interval
+from onnx_igpc.runtime import import_onnxruntime, make_session, provider_label, run_session
+
+IMPROVE_SECONDS = 40.0
+"""How long whole models are compared at most."""
+FINAL_ROUNDS = 21
+CHOSEN = "chosen"
+
+
+@dataclass
+class Selection:
+    """What was chosen: a lowering by site, the races, and the whole model's times.
+
+    ``whole`` has the seconds of ``literal``, ``dense`` and ``chosen``; ``predicted`` is what the races
+    of the sites say of ``chosen``, starting from the measured literal form. ``notes`` says what a
+    reader must know.
+    """
+
+    setting: Setting
+    allow_slower: bool
+    choices: Choices
+    races: list[SiteRace]
+    whole: WholeRace | None = None
+    predicted: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def reason(self, name: str) -> str | None:
+        """Why a site has the lowering that it has, where there is more to say than its times."""
+        if self.choices.get(name) == DENSE:
+            return slower_reason(self.setting)
+        return next((race.reason for race in self.races if race.name == name), None)
+
+    def to_dict(self, cache: RaceCache | None = None) -> dict[str, Any]:
+        """For the report: everything that was measured."""
+        data: dict[str, Any] = {
+            **setting_dict(self.setting),
+            "mode": "auto",
+            "allow_slower": self.allow_slower,
+            "onnxruntime": import_onnxruntime().__version__,
+            "device": device_name(self.setting.provider),
+            "sites": {
+                race.name: {
+                    "lowering": self.choices.get(race.name, LITERAL),
+                    "reason": self.reason(race.name),
+                    "seconds": dict(race.seconds),
+                }
+                for race in self.races
+            },
+            "notes": list(self.notes),
+        }
+        if self.whole is not None:
+            data["model"] = {
+                "seconds": dict(self.whole.seconds),
+                "predicted": self.predicted,
+                "speedup": {
+                    name: [each.value, each.low, each.high]
+                    for name, each in self.whole.ratio.items()
+                },
+            }
+        if cache is not None:
+            data["races"] = {"measured": cache.misses, "reused": cache.hits}
+        return data
+
+
+def setting_dict(setting: Setting) -> dict[str, Any]:
+    """The setting as plain values."""
+    return {
+        "provider": provider_label(setting.provider),
+        "threads": setting.threads,
+        "batch": setting.batch,
+        "shapes": {name: list(shape) for name, shape in setting.shapes.items()},
+    }
+
+
+def slower_reason(setting: Setting) -> str:
+    """Why a site is dense after all."""
+    return f"slower on {setting.label}"
+
+
+def check_provider_runs(model: OpenModel, setting: Setting) -> None:
+    """Make sure that the provider is there and takes the model, before anything is measured.
+
+    Raises:
+        CheckFailedError, UsageError: as :func:`onnx_igpc.runtime.make_session`.
+        ModelError: the model cannot be loaded or cannot run at the setting's sizes.
+    """
+    session = make_session(model, setting.provider, threads=setting.threads)
+    specs = model_inputs(model.proto)
+    run_session(session, random_inputs(specs, batch=setting.batch, shapes=setting.shapes))
+
+
+def select(
+    model: OpenModel,
+    setting: Setting,
+    cache: RaceCache,
+    *,
+    allow_slower: bool = False,
+    seconds: float = IMPROVE_SECONDS,
+    progress: Progress | None = None,
+) -> Selection:
+    """Choose a lowering for every site of ``model``, which is not changed.
+
+    BatchNormalization should be folded already. ``allow_slower`` never leaves a site dense.
+    ``seconds`` bounds the comparison of whole models.
+
+    Raises:
+        CheckFailedError: the provider is missing or fell back to another one.
+        UsageError: shapes that do not fit, or an unknown provider.
+        ModelError: the model cannot be run.
+    """
+    check_provider_runs(model, setting)
+    races = race_sites(model, setting, cache, progress)
+    choices = {race.name: race.best(allow_slower) for race in races if race.seconds}
+    selection = Selection(setting, allow_slower, choices, races)
+    key = _key(model, selection)
+    if choices and not _recall(selection, cache, key):
+        improver = Improver(model, races, setting, allow_slower, seconds, progress)
+        selection.choices = improver.run(choices)
+        selection.notes += improver.notes
+        _final(model, selection, progress)
+        _keep(selection, cache, key)
+    if cache.note:
+        selection.notes.append(cache.note)
+    return selection
+
+
+def _key(model: OpenModel, selection: Selection) -> str:
+    """Equal for models of one structure whose sites had the same races at the same setting."""
+    setting = selection.setting
+    facts = [
+        setting.environment(),
+        setting_dict(setting),
+        selection.allow_slower,
+        structure(model.proto),
+        [race.key for race in selection.races],
+    ]
+    return f"whole {hashlib.sha256(json.dumps(facts).encode()).hexdigest()}"
+
+
+def _keep(selection: Selection, cache: RaceCache, key: str) -> None:
+    assert selection.whole is not None
+    measured = {
+        "choices": [selection.choices.get(race.name) for race in selection.races],
+        "seconds": selection.whole.seconds,
+        "ratio": {name: astuple(each) for name, each in selection.whole.ratio.items()},
+        "predicted": selection.predicted,
+        "notes": selection.notes,
+    }
+    cache.put(key, measured)
+
+
+def _recall(selection: Selection, cache: RaceCache, key: str) -> bool:
+    """Take what was chosen and measured before for such a model; whether there was anything."""
+    known = cache.get(key)
+    if known is None:
+        return False
+    try:
+        pairs = list(zip(selection.races, known["choices"], strict=True))
+        fits = all(label in race.seconds for race, label in pairs if race.seconds)
+        seconds = read_seconds(known["seconds"], [LITERAL, DENSE, CHOSEN])
+        ratio = {str(name): Interval(*map(float, each)) for name, each in known["ratio"].items()}
+        predicted, notes = float(known["predicted"]), [str(note) for note in known["notes"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        fits, seconds = False, None
+    if not fits or seconds is None:
+        cache.damaged(key)
+        return False
+    selection.choices = {race.name: label for race, label in pairs if race.seconds}
+    selection.whole, selection.predicted = WholeRace(seconds, ratio), predicted
+    selection.notes += notes
+    return True
+
+
+def _final(model: OpenModel, selection: Selection, progress: Progress | None) -> None:
+    """Race the chosen whole against literal and dense; take the better of those if it is slower."""
+    if progress is not None:
+        progress(0, 0, "racing the whole model")
+    plain = {LITERAL: uniform(selection.races, LITERAL), DENSE: uniform(selection.races, DENSE)}
+    variants = {name: lowered(model, choices) for name, choices in plain.items()}
+    variants[CHOSEN] = lowered(model, selection.choices)
+    whole = race_whole(variants, selection.setting, FINAL_ROUNDS, CHOSEN)
+    rivals = [LITERAL] if selection.allow_slower else [LITERAL, DENSE]
+    better = [name for name in rivals if whole.ratio[name].high < 1.0]
+    if better:
+        taken = min(better, key=lambda name: whole.seconds[name])
+        selection.choices = plain[taken]
+        selection.notes.append(
+            f"the sites' races promised more than the whole model kept: all are {taken}"
+        )
+        variants[CHOSEN] = variants[taken]
+        whole = race_whole(variants, selection.setting, FINAL_ROUNDS, CHOSEN)
+    selection.whole = whole
+    selection.predicted = whole.seconds[LITERAL] + sum(
+        race.seconds[selection.choices[race.name]] - race.seconds[LITERAL]
+        for race in selection.races
+        if race.seconds
+    )

@@ -1,0 +1,74 @@
+"""A model in memory with the report of what was done to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from onnx_igpc.model_io import (
+    OpenModel,
+    PathLike,
+    copy_model,
+    file_bytes,
+    open_model,
+    refuse_same_file,
+    save_model,
+)
+from onnx_igpc.model_reading import check_message
+from onnx_igpc.report import RewriteReport
+
+
+@dataclass
+class CompressResult:
+    """The rewritten model and the report of the rewrite.
+
+    ``changed`` is false where there was nothing to rewrite; :meth:`save` then copies the input.
+    """
+
+    opened: OpenModel
+    report: RewriteReport
+    changed: bool
+    _loaded: onnx.ModelProto | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model with all its data in memory.
+
+        Raises:
+            ModelError: it is larger than a protobuf message can be (2 GiB): use :meth:`save`.
+        """
+        if self._loaded is None:
+            self._loaded = (
+                self.opened.materialized() if self.opened.has_external_data else self.opened.proto
+            )
+        return self._loaded
+
+    def save(self, path: PathLike) -> None:
+        """Write the model, whole or not at all, and put its size into the report.
+
+        Raises:
+            UsageError: the file cannot be written, or is the input itself.
+        """
+        target = Path(path)
+        refuse_same_file(self.opened.path, target)
+        if not self.changed and self.opened.path is not None:
+            copy_model(self.opened, target)
+        else:
+            save_model(self.opened, target)
+        self.report.totals.file_bytes.after = file_bytes(target)
+
+
+def open_copy(model: onnx.ModelProto | PathLike) -> OpenModel:
+    """A model to edit: read from its file, or a copy of the message.
+
+    Raises:
+        ModelError: as :func:`~onnx_igpc.model_io.open_model`.
+    """
+    if not isinstance(model, onnx.ModelProto):
+        return open_model(model)
+    check_message("the model", model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return OpenModel(copy)
