@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+from hypothesis import reject
 
 from onnx_igpc import compress
+from onnx_igpc.fitting import IgpcWeights
+from onnx_igpc.layout import GroupLayout
+from onnx_igpc.layout_json import layout_to_dict
 from onnx_igpc.lowering.catalogue import LoweredSite, applicable, lower, site_opset
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.model_io import OpenModel
+from onnx_igpc.passes import GroupPointwise, RemoveDead
+from onnx_igpc.report import RewriteReport, SiteReport, write_digest
 from tests.helpers import GraphBuilder, random_feeds, run
 from tests.passes.graphs import copy_of
 
@@ -58,6 +64,25 @@ def rewritten(model: onnx.ModelProto, ch: int, scheme: str = "v2", **options: An
     return OpenModel(result.model)
 
 
+def rewritten_as(model: onnx.ModelProto, layout: GroupLayout, weights: IgpcWeights) -> OpenModel:
+    """The model with its pointwise convolution ``conv`` rewritten in just this way.
+
+    The digest says what compress would say, but for layouts it would not choose, too.
+    """
+    opened = OpenModel(copy_of(model))
+    group = GroupPointwise(lambda site: layout, lambda site, *_: (weights, None))
+    result = group.run(opened)
+    RemoveDead(result.orphans).run(opened)
+    (rewrite,) = group.rewrites
+    if rewrite.layout is None:
+        reject()
+    report = SiteReport("conv_node", layout.in_channels, layout.out_channels, "rewritten")
+    report.input, report.output = rewrite.input, rewrite.output
+    report.nodes, report.layout = list(rewrite.nodes), layout_to_dict(layout)
+    write_digest(opened.proto, RewriteReport(sites=[report]))
+    return opened
+
+
 def sites_of(model: OpenModel) -> list[IgpcSubgraph]:
     """The recognised sites, which are all of them."""
     found, unknown = find_subgraphs(model)
@@ -99,27 +124,35 @@ def lowered(
 def _assert_others_untouched(
     before: OpenModel, after: OpenModel, done: Sequence[LoweredSite]
 ) -> None:
-    gone = {
-        n for site in sites_of(before) if site.name in {d.name for d in done} for n in site.nodes
-    }
+    named = {site.name for site in done}
+    gone = {name for site in sites_of(before) if site.name in named for name in site.nodes}
     new = {name for site in done for name in site.nodes}
+    old_graph, new_graph = before.proto.graph, after.proto.graph
 
-    def others(model: OpenModel, mine: set[str]) -> list[onnx.NodeProto]:
-        plain = ("Constant", "Cast")
+    def others(graph: onnx.GraphProto, mine: set[str]) -> list[onnx.NodeProto]:
+        """All nodes but those of the sites and the constants that only sites read."""
+        read = {name for node in graph.node if node.name not in mine for name in node.input}
+        constants = ("Constant", "Cast")
         return [
             node
-            for node in model.proto.graph.node
-            if node.name not in mine and not (node.op_type in plain and "/igpc/" in node.output[0])
+            for node in graph.node
+            if node.name not in mine and (node.op_type not in constants or node.output[0] in read)
         ]
 
-    assert others(before, gone) == others(after, new)
-    assert before.proto.graph.input == after.proto.graph.input
-    assert before.proto.graph.output == after.proto.graph.output
-    old = {tensor.name: tensor for tensor in before.proto.graph.initializer}
-    for tensor in after.proto.graph.initializer:
+    assert others(old_graph, gone) == others(new_graph, new)
+    stored = {tensor.name for tensor in old_graph.initializer}
+    kept = {tensor.name for tensor in new_graph.initializer}
+    assert list(new_graph.input) == [
+        entry for entry in old_graph.input if entry.name not in stored or entry.name in kept
+    ]
+    assert old_graph.output == new_graph.output
+    old = {tensor.name: tensor for tensor in old_graph.initializer}
+    for tensor in new_graph.initializer:
         assert "/igpc/lowered/" in tensor.name or tensor == old[tensor.name]
-    made = {name for node in after.proto.graph.node for name in node.output}
-    assert {entry.name for entry in after.proto.graph.value_info} <= made
+    read = {name for node in new_graph.node for name in node.input}
+    assert kept <= read, "what nothing reads any more is gone"
+    made = {name for node in new_graph.node for name in node.output}
+    assert {entry.name for entry in new_graph.value_info} <= made
     assert list(before.proto.metadata_props) == list(after.proto.metadata_props)
 
 
