@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint typecheck check clean
+.PHONY: demo test lint typecheck check docs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ $(VENV)/.runtime: setup.cfg constraints.txt | $(BIN)/python
 $(VENV)/.development: setup.cfg constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[cpu,torch,images,dev]'
 	touch $@ $(VENV)/.runtime
+
+$(VENV)/.docs: setup.cfg constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[docs]'
+	touch $@
 
 demo: $(VENV)/.runtime
 	mkdir -p $(DEMO)
@@ -44,6 +48,12 @@ typecheck: $(VENV)/.development
 		--config-file $(abspath pyproject.toml) -p onnx_igpc
 
 check: lint typecheck test
+
+# A site in build/site that loads nothing from elsewhere. Warnings are errors.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/drawings/draw.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "docs: build/site/index.html"
 
 clean:
 	rm -rf build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache
