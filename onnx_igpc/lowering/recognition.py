@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 
 from onnx_igpc.extended_layout import EXTENDED
 from onnx_igpc.fitting import IgpcWeights, igpc_matrix
@@ -20,6 +21,22 @@ from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.layout import GroupedStage, GroupLayout, GroupPath, compose_gathers
 
 LINEAR = frozenset({"Conv", "Gather", "Split", "Concat", "Add"})
+# The output has as many channels as the first input.
+_KEEPS_CHANNELS = frozenset(
+    {
+        "AveragePool",
+        "BatchNormalization",
+        "Clip",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "MaxPool",
+        "Relu",
+        "Sigmoid",
+        "Tanh",
+    }
+)
 _SHAPE_ONLY = ("group", "kernel_shape")
 
 
@@ -209,10 +226,8 @@ class _Reader:
         known = [count for count, is_all in counts if is_all]
         if stated[0] in ("", self.input) and stated[1] is not None:
             known.append(stated[1])
-        elif (
-            tensor.shape is not None and len(tensor.shape) > 1 and isinstance(tensor.shape[1], int)
-        ):
-            known.append(tensor.shape[1])
+        elif (channels := _channels(self.view, tensor)) is not None:
+            known.append(channels)
         if not known:
             raise NotRecognisedError(f"how many channels '{self.input}' has is not known")
         if len(set(known)) > 1 or known[0] < least:
@@ -314,6 +329,23 @@ class _Reader:
             self.attributes = own
         elif _plain(own) != _plain(self.attributes):
             raise NotRecognisedError(f"{_label(ref)} has other attributes than the rest of K")
+
+
+def _channels(view: GraphView, tensor: gs.Tensor) -> int | None:
+    """How many channels a tensor has: as declared, or as what makes it says."""
+    while True:
+        shape = tensor.shape
+        if shape is not None and len(shape) > 1 and isinstance(shape[1], int):
+            return shape[1]
+        maker = view.producer(tensor)
+        if maker is None or not maker.is_standard:
+            return None
+        if maker.op_type == "Conv":
+            weight = view.constant(maker.node.inputs[1], maker.scope)
+            return int(weight.values().shape[0]) if weight else None
+        if maker.op_type not in _KEEPS_CHANNELS:
+            return None
+        tensor = maker.node.inputs[0]
 
 
 def _plain(attributes: tuple[onnx.AttributeProto, ...]) -> dict[str, object]:
