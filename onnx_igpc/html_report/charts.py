@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from onnx_igpc.html_report.elements import Child, Element, element
 
-TOP = 20.0
-"""Pixels above the drawing, for the label of its highest line."""
+TOP = 14.0
+"""Pixels above the drawing, for what stands on its highest line."""
+GUTTER = 50
+"""Pixels on the left, for the labels of the lines."""
 BOTTOM = 22.0
 """Pixels below it, for labels of places."""
 
@@ -80,10 +82,15 @@ def frame(
 ) -> Element:
     """The drawing area of ``height``; lines: (height above the bottom, label) across the drawing."""
     bottom = TOP + height
-    return element(
+    drawn = list(lines)
+    labels = element(
+        "svg",
+        {"width": GUTTER, "height": round(bottom + BOTTOM), "aria-hidden": "true"},
+        [_label(bottom - up, label) for up, label in drawn],
+    )
+    plot = element(
         "svg",
         {
-            "class": "chart",
             "width": "100%",
             "height": round(bottom + BOTTOM),
             "role": "img",
@@ -91,18 +98,12 @@ def frame(
         },
         element("title", {"id": f"{name}-title"}, title),
         element("desc", {"id": f"{name}-desc"}, description),
-        [_line(bottom - up, label) for up, label in lines],
+        [_line(bottom - up) for up, _ in drawn],
         contents,
         element("line", {"x1": 0, "x2": "100%", "y1": bottom, "y2": bottom, "class": "base"}),
-        [
-            element(
-                "text",
-                {"x": f"{each.percent:.2f}%", "y": bottom + 16, "text-anchor": each.anchor},
-                each.text,
-            )
-            for each in places
-        ],
+        [_place(each, bottom + 16) for each in places],
     )
+    return element("div", {"class": "chart"}, labels, plot)
 
 
 def stretched(width: float, height: float, *contents: Child) -> Element:
@@ -131,39 +132,40 @@ def opened_by(summary: str, *contents: Child) -> Element:
     return element("details", None, element("summary", None, summary), contents)
 
 
-def value_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Element:
-    """A table whose first column names the row; the rest are numbers."""
-    return element(
-        "div",
-        {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": caption},
+def value_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[Element]:
+    """A table whose first column names the row; the rest are numbers. It scrolls where it is too wide."""
+    heading = element("tr", None, [element("th", {"scope": "col"}, each) for each in head])
+    body = [
         element(
-            "table",
-            {"class": "values"},
-            element("caption", None, caption),
-            element(
-                "thead",
-                None,
-                element("tr", None, [element("th", {"scope": "col"}, each) for each in head]),
-            ),
-            element(
-                "tbody",
-                None,
-                [
-                    element(
-                        "tr",
-                        None,
-                        element("th", {"scope": "row"}, first),
-                        [element("td", None, each) for each in rest],
-                    )
-                    for first, *rest in rows
-                ],
-            ),
-        ),
-    )
-
-
-def _line(y: float, label: str) -> list[Element]:
-    return [
-        element("line", {"x1": 0, "x2": "100%", "y1": y, "y2": y, "class": "grid"}),
-        element("text", {"x": 0, "y": y - 4}, label),
+            "tr",
+            None,
+            element("th", {"scope": "row"}, element("bdi", None, first)),
+            [element("td", None, each) for each in rest],
+        )
+        for first, *rest in rows
     ]
+    table = element(
+        "table",
+        {"class": "values", "aria-label": caption},
+        element("thead", None, heading),
+        element("tbody", None, body),
+    )
+    region = {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": caption}
+    return [
+        element("p", {"class": "note", "aria-hidden": "true"}, caption),
+        element("div", region, table),
+    ]
+
+
+def _line(y: float) -> Element:
+    return element("line", {"x1": 0, "x2": "100%", "y1": y, "y2": y, "class": "grid"})
+
+
+def _label(y: float, text: str) -> Element:
+    attributes = {"x": GUTTER - 8, "y": f"{y + 4:g}", "text-anchor": "end"}
+    return element("text", attributes, text)
+
+
+def _place(place: Place, y: float) -> Element:
+    attributes = {"x": f"{place.percent:.2f}%", "y": f"{y:g}", "text-anchor": place.anchor}
+    return element("text", attributes, place.text)

@@ -17,6 +17,7 @@ from onnx_igpc.html_report.charts import (
 )
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.scales import Scale, decades, line_path
+from onnx_igpc.html_report.texts import percent
 
 _HEIGHT = 220.0
 _WIDTH = 1000.0
@@ -32,7 +33,7 @@ def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
     shown = [*drawn, (share, damage)] if damage > 0 else drawn
     across = Scale(0.0, 1.0, 100.0)
     up = Scale(min(y for _, y in shown), max(y for _, y in shown) * 1.15, _HEIGHT, logarithmic=True)
-    chosen = f"{100 * share:.1f} % left, damage {damage:.3g}"
+    chosen = f"{percent(share)} left, damage {damage:.3g}"
     target = str(selection.get("target", ""))
     quantity = target.partition("=")[0].replace("-", " ") or "cost"
     measure = str(selection.get("measure", ""))
@@ -40,16 +41,23 @@ def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
     return figure(
         "chart-choice",
         "What the budget was chosen from",
-        f"The least predicted damage ({measure}) with each share of the {quantity} of the sites that "
-        f"may be rewritten. The mark is what --target {target} chose.",
+        f"The least predicted damage ({measure}) with each share that is left of the {quantity} of the "
+        f"sites that may be rewritten, from left to right. The mark is what --target {target} chose.",
         frame(
             "chart-choice",
             "Predicted damage against what is left",
-            f"The damage falls from {drawn[0][1]:.3g} with {100 * drawn[0][0]:.0f} % left to "
-            f"{drawn[-1][1]:.3g} with {100 * drawn[-1][0]:.0f} % left. Chosen: {chosen}.",
+            f"The damage falls from {drawn[0][1]:.3g} with {percent(drawn[0][0], 0)} left to "
+            f"{drawn[-1][1]:.3g} with {percent(drawn[-1][0], 0)} left. Chosen: {chosen}.",
             _HEIGHT,
             element(
-                "line", {"class": "mark", "x1": f"{x:.2f}%", "x2": f"{x:.2f}%", "y1": y, "y2": 242}
+                "line",
+                {
+                    "class": "mark",
+                    "x1": f"{x:.2f}%",
+                    "x2": f"{x:.2f}%",
+                    "y1": f"{y:.1f}",
+                    "y2": TOP + _HEIGHT,
+                },
             ),
             stretched(
                 _WIDTH,
@@ -63,9 +71,9 @@ def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
             _label(x, y, chosen),
             lines=[(up.place(tick), f"{tick:g}") for tick in decades(up.low, up.high)],
             places=[
-                Place(0.0, "0 %", "start"),
-                Place(50.0, f"50 % of the {quantity} left"),
-                Place(100.0, "100 %", "end"),
+                Place(0.0, percent(0, 0), "start"),
+                Place(50.0, percent(0.5, 0)),
+                Place(100.0, percent(1, 0), "end"),
             ],
         ),
         table=opened_by(
@@ -73,7 +81,7 @@ def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
             value_table(
                 "Least predicted damage with each share left",
                 ("left", "damage"),
-                [(f"{100 * a:.1f} %", f"{b:.3g}") for a, b in curve],
+                [(percent(a), f"{b:.3g}") for a, b in curve],
             ),
         ),
     )

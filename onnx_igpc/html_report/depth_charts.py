@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 
 from onnx_igpc.html_report.charts import TOP, Legend, Place, figure, frame, path, stretched
 from onnx_igpc.html_report.elements import Element, element
-from onnx_igpc.html_report.scales import Scale, round_ticks, steps_path
+from onnx_igpc.html_report.scales import (
+    Scale,
+    round_ticks,
+    stems_path,
+    steps_path,
+    tick_text,
+)
 from onnx_igpc.render import count_text
 from onnx_igpc.report import Change, RewriteReport, SiteReport
 
@@ -68,7 +74,7 @@ def _counts(
                     for i, site in enumerate(sites)
                 ],
             ),
-            lines=[(scale.place(tick), count_text(round(tick))) for tick in round_ticks(highest)],
+            lines=[(scale.place(tick), tick_text(tick)) for tick in round_ticks(highest)],
             places=_ends(len(sites)),
         ),
         [
@@ -93,14 +99,17 @@ def _errors(sites: Sequence[SiteReport]) -> Element | None:
     scale = Scale(0.0, highest, _HEIGHT)
     count = len(sites)
     worst = max(errors, key=lambda each: each[1])[0]
-    stems = steps_path(
-        [scale.place(error) for _, error in errors], [i for i, _ in errors], _HEIGHT, 0.9
+    stems = stems_path(
+        [scale.place(error) for _, error in errors], [i + 0.5 for i, _ in errors], _HEIGHT
     )
     return figure(
         "chart-error",
         "Relative error of each rewritten site",
-        "The part of the layer's output that the grouped form does not reproduce, "
-        "E|(W − M)x|² / E|Wx|², as fitted and before any training: 0 is exact, 1 is all of it.",
+        [
+            "The part of the layer's output that the grouped form does not reproduce, ",
+            element("span", {"class": "unbroken"}, "E|(W − M)x|² / E|Wx|²"),
+            ", as fitted and before any training: 0 is exact, 1 is all of it.",
+        ],
         frame(
             "chart-error",
             "Relative error of each rewritten site",

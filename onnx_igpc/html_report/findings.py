@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +50,7 @@ def verification(verified: Mapping[str, Any] | None) -> list[Child]:
         "|a − b| / |b|",
         "cosine",
     )
-    made.append(value_table("The rewritten model's outputs a against the original's b", head, rows))
+    made += value_table("The rewritten model's outputs a against the original's b", head, rows)
     executed = (verified.get("executed") or {}).items()
     made.append(_list("plain", [f"{role}: {text}" for role, text in executed]))
     return made
@@ -145,7 +144,9 @@ def _plain(value: Any) -> str:
         )
     if isinstance(value, (list, tuple)):
         return ", ".join(_plain(each) for each in value)
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 def _list(style: str, items: Sequence[str]) -> Element | None:

@@ -8,6 +8,7 @@ from typing import Any
 from onnx_igpc.html_report.charts import BOTTOM, opened_by, value_table
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.scales import round_ticks
+from onnx_igpc.html_report.texts import GAP, milliseconds
 
 _ROW = 34
 # Times further out than so many times the slowest median are counted, not drawn.
@@ -30,7 +31,7 @@ def speed_text(timing: Mapping[str, Any]) -> str | None:
     speed = timing.get("speedup")
     if not speed:
         return None
-    return f"{speed['value']:.2f} × as fast (95 %: {speed['low']:.2f} to {speed['high']:.2f})"
+    return f"{speed['value']:.2f} × as fast (95{GAP}%: {speed['low']:.2f} to {speed['high']:.2f})"
 
 
 def _threads(count: int) -> str:
@@ -40,10 +41,9 @@ def _threads(count: int) -> str:
 def _race(index: int, race: Mapping[str, Any]) -> Element:
     timings: Sequence[Mapping[str, Any]] = race["timings"]
     limit = _FAR * max(float(timing["median_ms"]) for timing in timings)
-    highest = max(
-        max((each for each in _rounds(timing) if each <= limit), default=0.0) for timing in timings
-    )
-    highest = max(highest, *(float(timing["quartiles_ms"][1]) for timing in timings)) * 1.02
+    rounds = [each for timing in timings for each in _rounds(timing)]
+    ends = [float(timing["quartiles_ms"][1]) for timing in timings]
+    highest = 1.02 * min(max([*rounds, *ends]), limit)
     name = f"chart-latency-{index}"
     title = f"Latency with {race_title(race)}"
     return element(
@@ -71,7 +71,11 @@ def _row(timing: Mapping[str, Any], highest: float, limit: float) -> list[Elemen
     rounds = _rounds(timing)
     drawn = [each for each in rounds if each <= limit]
     speed = speed_text(timing)
-    beyond = f"; {len(rounds) - len(drawn)} rounds beyond {limit:.3g} ms" if drawn != rounds else ""
+    beyond = (
+        f"; {len(rounds) - len(drawn)} rounds beyond {milliseconds(limit)}"
+        if drawn != rounds
+        else ""
+    )
 
     def at(value: float) -> str:
         return f"{100 * value / highest:.2f}%"
@@ -82,23 +86,29 @@ def _row(timing: Mapping[str, Any], highest: float, limit: float) -> list[Elemen
             {"class": "runner"},
             element("bdi", {"class": "name"}, str(timing["path"])),
             " ",
-            element("strong", None, f"{median:.3g} ms"),
+            element("strong", None, milliseconds(median)),
             f", {speed}" if speed else ", the baseline",
             beyond,
         ),
         element(
             "svg",
             {
-                "class": "chart",
+                "class": "strip",
                 "width": "100%",
                 "height": _ROW,
                 "role": "img",
-                "aria-label": f"median {median:.3g} ms, quartiles {low:.3g} and {high:.3g} ms, "
+                "aria-label": f"median {milliseconds(median)}, quartiles {low:.3g} and {high:.3g} ms, "
                 f"{len(rounds)} rounds",
             },
             element(
                 "rect",
-                {"class": "box", "x": at(low), "width": at(high - low), "y": 5, "height": 24},
+                {
+                    "class": "box",
+                    "x": at(low),
+                    "width": at(min(high, highest) - low),
+                    "y": 5,
+                    "height": 24,
+                },
             ),
             # Dots that would hide each other lie at five heights, in turns.
             [
@@ -122,7 +132,7 @@ def _axis(highest: float) -> Element:
     ticks = round_ticks(highest, about=4)
     return element(
         "svg",
-        {"class": "chart", "width": "100%", "height": BOTTOM + 4, "aria-hidden": "true"},
+        {"class": "strip", "width": "100%", "height": BOTTOM + 4, "aria-hidden": "true"},
         element("line", {"class": "base", "x1": 0, "x2": "100%", "y1": 0.5, "y2": 0.5}),
         element("text", {"x": 0, "y": 18}, "0"),
         [
@@ -133,7 +143,7 @@ def _axis(highest: float) -> Element:
                     "y": 18,
                     "text-anchor": "end" if tick > 0.94 * highest else "middle",
                 },
-                f"{tick:g} ms" if tick == ticks[-1] else f"{tick:g}",
+                f"{tick:g}{GAP}ms" if tick == ticks[-1] else f"{tick:g}",
             )
             for tick in ticks
         ],

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.latency_charts import race_title
-from onnx_igpc.html_report.names import short_names
+from onnx_igpc.html_report.texts import GAP, milliseconds, percent, short_names
 from onnx_igpc.render import count_text, exact
 from onnx_igpc.report import Change, RewriteReport
 
@@ -35,28 +35,32 @@ def ledger(report: RewriteReport, title: str) -> Element:
     entries = [*_counts(report), _latency(report, title), *_accuracy(report, title)]
     return element(
         "table",
-        {"class": "ledger"},
+        {"class": "ledger", "role": "table"},
         element("caption", {"class": "unseen"}, "What the rewrite brought, before and after"),
         element(
             "thead",
-            None,
+            {"role": "rowgroup"},
             element(
                 "tr",
-                None,
-                element("th", {"scope": "col"}, element("span", {"class": "unseen"}, "Quantity")),
+                {"role": "row"},
+                element(
+                    "th",
+                    {"scope": "col", "role": "columnheader"},
+                    element("span", {"class": "unseen"}, "Quantity"),
+                ),
                 [
-                    element("th", {"scope": "col", "class": "num"}, each)
+                    element("th", {"scope": "col", "role": "columnheader", "class": "num"}, each)
                     for each in ("before", "after", "change")
                 ],
             ),
         ),
-        element("tbody", None, [_row(entry) for entry in entries]),
+        element("tbody", {"role": "rowgroup"}, [_row(entry) for entry in entries]),
     )
 
 
 def percent_left(change: Change) -> str | None:
     """What is left of a count, in words; ``None`` where it is not known."""
-    return None if change.ratio is None else f"{100 * change.ratio:.1f} %"
+    return None if change.ratio is None else percent(change.ratio)
 
 
 def candidate_timing(
@@ -71,13 +75,14 @@ def candidate_timing(
 def _counts(report: RewriteReport) -> list[Entry]:
     totals = report.totals
     shapes = "; ".join(
-        f"{name} {' × '.join(map(str, shape))}" for name, shape in report.input_shapes.items()
+        f"{name} {f'{GAP}×{GAP}'.join(map(str, shape))}"
+        for name, shape in report.input_shapes.items()
     )
     rows = (
         ("Parameters", "", totals.parameters),
-        ("in pointwise convolutions", "", totals.pointwise_parameters),
+        ("Parameters in pointwise convolutions", "", totals.pointwise_parameters),
         ("Multiply-accumulates", f"for {shapes}" if shapes else "", totals.macs),
-        ("File", "bytes", totals.file_bytes),
+        ("File size", "bytes", totals.file_bytes),
     )
     return [
         _count(label, detail, change)
@@ -94,7 +99,7 @@ def _count(label: str, detail: str, change: Change) -> Entry:
         detail,
         count_text(change.before) if change.before is not None else "–",
         count_text(change.after) if change.after is not None else "–",
-        "" if ratio is None else f"{100 * ratio:.1f} % left",
+        "" if ratio is None else f"{percent(ratio)} left",
         (
             None if change.before is None else change.before / highest,
             None if change.after is None else change.after / highest,
@@ -114,12 +119,12 @@ def _latency(report: RewriteReport, title: str) -> Entry:
     names = short_names([str(each["path"]) for each in races[0]["timings"]])
     detail = f"{race_title(races[0])}, before: {names[str(first['path'])]}"
     if first is ours:
-        return Entry("Latency", race_title(races[0]), after=f"{after:.3g} ms", bars=(None, 1.0))
+        return Entry("Latency", race_title(races[0]), after=milliseconds(after), bars=(None, 1.0))
     return Entry(
         "Latency",
         detail,
-        f"{before:.3g} ms",
-        f"{after:.3g} ms",
+        milliseconds(before),
+        milliseconds(after),
         f"{ours['speedup']['value']:.2f} × as fast" if ours.get("speedup") else "",
         (before / highest, after / highest),
         worse=after > before,
@@ -167,8 +172,8 @@ def _labelled(classifier: Mapping[str, Any]) -> list[Entry]:
             Entry(
                 label,
                 f"on {exact(classifier['samples'])} samples",
-                f"{100 * before:.1f} %",
-                f"{100 * after:.1f} %",
+                percent(before),
+                percent(after),
                 f"{_signed(100 * (after - before))} points",
                 (before, after),
                 worse=after < before,
@@ -181,7 +186,7 @@ def _agreement(value: float, detail: str) -> Entry:
     return Entry(
         "Same top-1 answer as the original",
         detail,
-        after=f"{100 * value:.1f} %",
+        after=percent(value),
         bars=(None, value),
     )
 
@@ -198,7 +203,7 @@ def _relative(error: float, detail: str) -> Entry:
     return Entry(
         "Relative difference from the original",
         detail,
-        after=f"{100 * error:.3g} %",
+        after=f"{100 * error:.3g}{GAP}%",
         bars=(None, min(error, 1.0)),
     )
 
@@ -210,7 +215,7 @@ def _signed(value: float) -> str:
 def _row(entry: Entry) -> Element:
     name = element(
         "th",
-        {"scope": "row"},
+        {"scope": "row", "role": "rowheader"},
         element("span", {"class": "label"}, entry.label),
         element("span", {"class": "detail-text"}, entry.detail) if entry.detail else None,
         _bars(entry),
@@ -218,16 +223,19 @@ def _row(entry: Entry) -> Element:
     if entry.missing is not None:
         text, command = entry.missing
         cell = element(
-            "td", {"colspan": 3, "class": "missing"}, f"{text} ", element("code", None, command)
+            "td",
+            {"colspan": 3, "role": "cell", "class": "missing"},
+            f"{text} ",
+            element("code", None, command),
         )
-        return element("tr", None, name, cell)
+        return element("tr", {"role": "row"}, name, cell)
     return element(
         "tr",
-        {"class": "worse" if entry.worse else None},
+        {"class": "worse" if entry.worse else None, "role": "row"},
         name,
-        element("td", {"class": "num"}, entry.before),
-        element("td", {"class": "num after"}, entry.after),
-        element("td", {"class": "num change"}, entry.change),
+        element("td", {"class": "num", "role": "cell"}, entry.before),
+        element("td", {"class": "num after", "role": "cell"}, entry.after),
+        element("td", {"class": "num change", "role": "cell"}, entry.change),
     )
 
 

@@ -17,9 +17,9 @@ from onnx_igpc.html_report.findings import machine, making, verification
 from onnx_igpc.html_report.latency_charts import latency_charts
 from onnx_igpc.html_report.layout_drawing import Drawings
 from onnx_igpc.html_report.ledger import ledger, percent_left
-from onnx_igpc.html_report.names import short_names
 from onnx_igpc.html_report.site_detail import SiteDetails
 from onnx_igpc.html_report.sites_table import sites_section
+from onnx_igpc.html_report.texts import short_names
 from onnx_igpc.html_report.training_charts import training_charts
 from onnx_igpc.render import exact
 from onnx_igpc.report import RewriteReport

@@ -52,6 +52,22 @@ def steps_path(values: Sequence[float], places: Sequence[float], height: float, 
     )
 
 
+def stems_path(values: Sequence[float], places: Sequence[float], height: float) -> str:
+    """Upright lines from the bottom at ``height``: the ``d`` of an SVG path."""
+    return "".join(
+        f"M{_short(x)} {_short(height)}v{_short(-value)}"
+        for x, value in zip(places, values, strict=True)
+    )
+
+
+def tick_text(value: float) -> str:
+    """A round count with its unit: 20k, 2.5M."""
+    for power, unit in ((9, "G"), (6, "M"), (3, "k")):
+        if value >= 10**power:
+            return f"{value / 10**power:g}{unit}"
+    return f"{value:g}"
+
+
 def line_path(points: Sequence[tuple[float, float]]) -> str:
     """A line through the points: the ``d`` of an SVG path."""
     return "M" + "L".join(f"{_short(x)} {_short(y)}" for x, y in points) if points else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.site_detail import SiteDetails
+from onnx_igpc.html_report.texts import percent
 from onnx_igpc.render import count_text
 from onnx_igpc.report import Change, RewriteReport, SiteReport, StageReport
 
@@ -49,16 +50,18 @@ def sites_section(report: RewriteReport, details: SiteDetails) -> Element | None
         _controls(len(report.sites)),
         element(
             "table",
-            {"id": "site-table", "class": "sites"},
+            {"id": "site-table", "class": "sites", "role": "table"},
             element(
                 "caption",
                 {"class": "unseen"},
                 "Every pointwise convolution of the model, rewritten or kept",
             ),
             element(
-                "thead", None, element("tr", None, [_heading(i) for i in range(len(_COLUMNS))])
+                "thead",
+                {"role": "rowgroup"},
+                element("tr", {"role": "row"}, [_heading(i) for i in range(len(_COLUMNS))]),
             ),
-            element("tbody", None, rows),
+            element("tbody", {"role": "rowgroup"}, rows),
         ),
     )
 
@@ -95,7 +98,13 @@ def _heading(index: int) -> Element:
     title, kind, style = _COLUMNS[index]
     return element(
         "th",
-        {"scope": "col", "class": style, "data-kind": kind, "aria-sort": "none"},
+        {
+            "scope": "col",
+            "role": "columnheader",
+            "class": style,
+            "data-kind": kind,
+            "aria-sort": "none",
+        },
         element(
             "button",
             {"type": "button", "aria-label": f"Sort by {_SPOKEN.get(index, title)}"},
@@ -113,7 +122,7 @@ def _rows(
         _cell(0, number, str(number)),
         element(
             "th",
-            {"scope": "row", "class": "name"},
+            {"scope": "row", "role": "rowheader", "class": "name"},
             element(
                 "button",
                 {
@@ -138,11 +147,15 @@ def _rows(
         _cell(9, site.error, "" if site.error is None else f"{site.error:.3f}"),
     ]
     search = f"{site.name} {site.reason or ''}".lower()
-    row = element("tr", {"class": f"site {status}", "data-text": search}, cells)
+    row = element("tr", {"class": f"site {status}", "role": "row", "data-text": search}, cells)
     detail = element(
         "tr",
-        {"class": "detail", "id": key},
-        element("td", {"colspan": len(_COLUMNS)}, details.of(site, damages.get(site.name))),
+        {"class": "detail", "role": "row", "id": key},
+        element(
+            "td",
+            {"colspan": len(_COLUMNS), "role": "cell"},
+            details.of(site, damages.get(site.name)),
+        ),
     )
     return row, detail
 
@@ -151,7 +164,7 @@ def _cell(column: int, value: float | None, text: str) -> Element:
     """A cell; ``value`` is what it sorts by, last of all where there is none."""
     style = _COLUMNS[column][2]
     stored = None if value is None else f"{value:.10g}"
-    return element("td", {"class": style, "data-value": stored}, text)
+    return element("td", {"class": style, "role": "cell", "data-value": stored}, text)
 
 
 def _product(site: SiteReport) -> int | None:
@@ -175,7 +188,7 @@ def _ratio(change: Change) -> float | None:
 def _left(site: SiteReport, change: Change) -> str:
     if change.ratio is None:
         return ""
-    return f"{100 * change.ratio:.1f} %" if site.rewritten else "100 %"
+    return percent(change.ratio) if site.rewritten else percent(1, 0)
 
 
 def _known(value: int | None) -> str:

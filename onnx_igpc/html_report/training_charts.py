@@ -18,6 +18,7 @@ from onnx_igpc.html_report.charts import (
 )
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.scales import Scale, line_path
+from onnx_igpc.html_report.texts import percent
 
 _HEIGHT = 150.0
 _WIDTH = 1000.0
@@ -34,8 +35,8 @@ def training_charts(finetune: Mapping[str, Any] | None) -> list[Element]:
     before = finetune.get("val_before") or {}
     charts = [
         _curves(rows, before, "loss", "Loss", lambda value: f"{value:.3g}"),
-        _curves(rows, before, "accuracy", "Top-1 accuracy", _percent),
-        _curves(rows, before, "agreement", "Top-1 agreement with the teacher", _percent),
+        _curves(rows, before, "accuracy", "Top-1 accuracy", percent),
+        _curves(rows, before, "agreement", "Top-1 agreement with the teacher", percent),
     ]
     found = [each for each in charts if each is not None]
     return [element("div", {"class": "side-by-side"}, found), _values(rows)]
@@ -119,17 +120,13 @@ def _epochs(first: float, last: float) -> list[Place]:
     return [Place(0.0, start, "start"), Place(100.0, f"epoch {last:g}", "end")]
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("loss", "loss", lambda value: f"{value:.4g}"),
-    ("accuracy", "accuracy", _percent),
-    ("agreement", "agreement", _percent),
+    ("accuracy", "accuracy", percent),
+    ("agreement", "agreement", percent),
     ("val_loss", "validation loss", lambda value: f"{value:.4g}"),
-    ("val_accuracy", "validation accuracy", _percent),
-    ("val_agreement", "validation agreement", _percent),
+    ("val_accuracy", "validation accuracy", percent),
+    ("val_agreement", "validation agreement", percent),
     ("learning_rate", "learning rate", lambda value: f"{value:.2g}"),
 )
 

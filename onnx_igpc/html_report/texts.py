@@ -1,10 +1,23 @@
-"""Names of files for people: no longer than is needed to tell them apart."""
+"""Numbers and names for people."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
+
+GAP = "\N{NO-BREAK SPACE}"
+"""Between a number and its unit, which belong into one line."""
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A part of 1 in per cent."""
+    return f"{100 * value:.{digits}f}{GAP}%"
+
+
+def milliseconds(value: float) -> str:
+    """A time in three digits."""
+    return f"{value:.3g}{GAP}ms"
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,199 @@
+"""The page of a report: what it says, and that nothing from a model can be more than text in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from onnx_igpc.html_report import render_html
+from onnx_igpc.html_report.elements import element, to_html, verbatim, visible
+from onnx_igpc.report import Change, RewriteReport, SiteReport, Totals
+from tests.html_reports import HOSTILE, hostile_report, network_report
+
+
+class Page(HTMLParser):
+    """All elements of a page as (tag, attributes), and its text outside of styles and scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.raw: dict[str, str] = {}
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.raw[self._inside] = self.raw.get(self._inside, "") + data
+        else:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_everything_that_was_done_and_measured_is_on_the_page() -> None:
+    page = Page(render_html(network_report(), "small.onnx"))
+    for said in (
+        "9 of 12 pointwise convolutions",
+        "35.0\xa0% of its parameters",
+        "2.00M700k35.0\xa0% left",
+        "8.00M2.80M",
+        "2.5\xa0ms2\xa0ms1.25 × as fast",
+        "98.3\xa0%99.2\xa0%+0.9 points",
+        "100.0\xa0%99.7\xa0%−0.3 points",
+        "expect to fine-tune before use",
+        "39.8\xa0% left, damage 0.014",
+        "validation data: 20.0\xa0% to 88.0\xa0%",
+        "1 rounds beyond 5\xa0ms",
+        "kept: excluded by --exclude",
+        "y = K x + L P K x",
+        "channels per group16",
+    ):
+        assert said in page.text, said
+    assert "not measured" not in page.text
+
+
+def test_what_is_missing_says_how_to_get_it() -> None:
+    report = RewriteReport(totals=Totals(Change(10, 5), Change(10, 5)))
+    page = Page(render_html(report, "small.onnx"))
+    assert "onnx-igpc benchmark ORIGINAL.onnx small.onnx --report FILE.html" in page.text
+    assert "onnx-igpc verify ORIGINAL.onnx small.onnx --data DATA --report FILE.html" in page.text
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    assert not ids & {"sites", "training", "latency", "choice", "depth", "verified"}
+
+
+def test_what_calibration_measured_stands_in_where_nothing_was_verified() -> None:
+    report = network_report()
+    report.verify = None
+    report.damage = {"agreement": 0.9067, "samples": 300}
+    assert "90.7\xa0%" in Page(render_html(report, "a")).text
+    report.damage = {"relative_error": 0.0375, "output": "boxes", "samples": 300}
+    page = Page(render_html(report, "a"))
+    assert "of output boxes, 300 samples" in page.text
+    assert "3.75\xa0%" in page.text
+
+
+@pytest.mark.parametrize("title", ["small.onnx", HOSTILE])
+def test_a_hostile_model_brings_no_element_and_no_attribute(title: str) -> None:
+    page = Page(render_html(hostile_report(), title))
+    assert {tag for tag, _ in page.elements} <= {
+        *("html", "head", "meta", "link", "title", "style", "script", "body", "header", "main"),
+        *("footer", "nav", "section", "h1", "h2", "h3", "p", "a", "ul", "li", "table", "caption"),
+        *("thead", "tbody", "tr", "th", "td", "span", "code", "svg", "rect", "line", "path"),
+        *("circle", "text", "desc", "symbol", "use", "figure", "figcaption", "div", "label"),
+        *("input", "select", "option", "output", "button", "bdi", "b", "strong", "dl", "dt", "dd"),
+        *("img", "details", "summary"),
+    }
+    for _, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+    for attributes in page.all("img"):
+        assert str(attributes["src"]).startswith("data:image/png;base64,")
+    assert len(page.all("script")) == len(page.all("style")) == 1
+    assert {str(each.get("href")) for each in page.all("link")} == {"data:,"}
+    assert "<img src=x onerror=alert(1)>" in page.text, "the name is there, as text"
+
+
+def test_characters_that_cannot_be_seen_are_written_out() -> None:
+    text = render_html(hostile_report(), HOSTILE)
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+    assert "\\u202eevil\\u0000\\u001b[31m\U0001f480" in text
+    assert visible("слой/卷积 é") == "слой/卷积 é"
+    assert visible("\ud800") == "\\ud800"
+    text.encode("utf-8")
+
+
+def test_the_policy_allows_this_style_and_this_script_and_nothing_else() -> None:
+    page = Page(render_html(network_report(), "small.onnx"))
+    (policy,) = [
+        str(each["content"])
+        for each in page.all("meta")
+        if each.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    for kind in ("style", "script"):
+        digest = hashlib.sha256(page.raw[kind].encode()).digest()
+        assert rules[f"{kind}-src"] == f"'sha256-{base64.b64encode(digest).decode()}'"
+    assert "unsafe" not in policy
+    addresses = [
+        str(value)
+        for _, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "action", "data", "poster", "srcset")
+    ]
+    assert [each for each in addresses if not each.startswith(("#", "data:"))] == []
+
+
+def test_what_ids_refer_to_is_there_once() -> None:
+    page = Page(render_html(network_report(), "small.onnx"))
+    ids = [str(attributes["id"]) for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        for name in ("aria-labelledby", "aria-controls", "for"):
+            for wanted in str(attributes.get(name) or "").split():
+                assert wanted in ids, (name, wanted)
+        if str(attributes.get("href") or "").startswith("#"):
+            assert str(attributes["href"])[1:] in ids
+
+
+def test_tables_and_drawings_speak_to_screen_readers() -> None:
+    page = Page(render_html(network_report(), "small.onnx"))
+    assert all(each.get("scope") in ("row", "col") for each in page.all("th"))
+    for attributes in page.all("svg"):
+        named = attributes.get("aria-label") or attributes.get("aria-labelledby")
+        nested = "viewbox" in attributes  # a part of a drawing that is named as a whole
+        assert named or attributes.get("aria-hidden") == "true" or nested
+    assert all(each.get("alt") for each in page.all("img"))
+
+
+def test_layouts_that_sites_share_are_drawn_once() -> None:
+    page = Page(render_html(network_report(60), "small.onnx"))
+    assert len(page.all("use")) > 3 * len(page.all("symbol"))
+
+
+def test_a_large_network_stays_small() -> None:
+    # Without pictures: at most 6 KB a site, so that 500 sites are 3 MB.
+    assert len(render_html(network_report(500), "a")) < 500 * 6000
+
+
+def test_the_page_is_the_same_each_time() -> None:
+    assert render_html(network_report(), "a") == render_html(network_report(), "a")
+
+
+def test_reports_without_what_a_part_needs() -> None:
+    unknown = SiteReport("a", None, None, "kept", "weight is computed at run time")
+    broken = SiteReport(
+        "b", 8, 8, "rewritten", layout={"no": "layout"}, thumbnails={"M": {"data": "?"}}
+    )
+    report = RewriteReport(
+        sites=[unknown, broken],
+        selection={"curve": [], "chosen": [0, 0]},
+        finetune={"epochs": [{"epoch": 1, "loss": 0.5}]},
+    )
+    page = Page(render_html(report, "a"))
+    assert "weight is computed at run time" in page.text
+    assert "? → ?" in page.text
+
+
+def test_elements_escape_and_refuse() -> None:
+    assert to_html(element("p", {"title": '"<&'}, "<b>&")).endswith(
+        '<p title="&quot;<&amp;">&lt;b&gt;&amp;</p>'
+    )
+    with pytest.raises(ValueError, match="not the text of a script"):
+        verbatim("script", "</script>")
+    with pytest.raises(ValueError, match="not the text of a p"):
+        verbatim("p", "text")
