@@ -7,7 +7,12 @@ never loaded.
 
 from __future__ import annotations
 
+import lzma
+import math
+import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +21,27 @@ from typing import IO, Any
 import numpy as np
 
 from onnx_igpc.errors import DataError
-from onnx_igpc.feeds import InputSpec
+from onnx_igpc.feeds import InputSpec, physical_memory
 
 LABELS = "labels"
+# What zip and NumPy raise for archives that are damaged, encrypted, or of a kind they do not know.
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    OverflowError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+)
+# Deflate makes one byte of 1032 at most; the other methods are rare and come near it.
+_MOST_COMPRESSION = 1100
 Row = tuple[dict[str, np.ndarray], int | None]
 
 
@@ -31,6 +54,11 @@ class _Header:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran_order: bool
+
+    @property
+    def bytes(self) -> int:
+        """What the values take."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class ArrayFile:
@@ -56,6 +84,10 @@ class ArrayFile:
             )
         [self.count] = counts
         self.labels = None if label_header is None else _labels(label_header, self.count)
+
+    def check_memory(self) -> None:
+        """Refuse with DataError what does not fit into memory as a whole."""
+        _refuse_giant(self._path, sum(header.bytes for header in self._arrays.values()))
 
     def read(self, chosen: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
         """The samples at the chosen positions, ascending, without the batch dimension."""
@@ -121,15 +153,20 @@ def _headers(path: Path) -> dict[str, _Header]:
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:
-                return {path.stem: _header(path, None, file)}
+                header = _header(path, None, file)
+                if header.bytes > os.fstat(file.fileno()).st_size - file.tell():
+                    raise DataError(f"{path}: ends before the array does: the file is truncated")
+                return {path.stem: header}
         found = {}
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
                 with archive.open(member) as stream:
-                    found[member.removesuffix(".npy")] = _header(path, member, stream)
+                    header = _header(path, member, stream)
+                    _check_stored(header, archive.getinfo(member), stream.tell())
+                    found[member.removesuffix(".npy")] = header
         return found
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a readable NumPy file: {error}") from error
+    except _READ_ERRORS as error:
+        raise DataError(f"{path}: not a readable NumPy file: {_reason(error)}") from error
 
 
 def _header(path: Path, member: str | None, file: IO[bytes]) -> _Header:
@@ -140,6 +177,8 @@ def _header(path: Path, member: str | None, file: IO[bytes]) -> _Header:
         else np.lib.format.read_array_header_2_0
     )
     shape, fortran_order, dtype = read(file)
+    if any(type(dim) is not int or dim < 0 for dim in shape):
+        raise DataError(f"{path}: {member or 'the array'} has the shape {shape}")
     if dtype.hasobject:
         raise DataError(
             f"{path}: {member or 'the array'} holds Python objects, which are not loaded"
@@ -148,10 +187,23 @@ def _header(path: Path, member: str | None, file: IO[bytes]) -> _Header:
 
 
 def _whole(header: _Header) -> np.ndarray:
-    values = np.load(header.file, allow_pickle=False)
-    return np.asarray(
-        values if header.member is None else values[header.member.removesuffix(".npy")]
-    )
+    _refuse_giant(header.file, header.bytes)
+    try:
+        values = np.load(header.file, allow_pickle=False)
+        return np.asarray(
+            values if header.member is None else values[header.member.removesuffix(".npy")]
+        )
+    except _READ_ERRORS as error:
+        raise DataError(f"{header.file}: cannot be read: {_reason(error)}") from error
+
+
+def _refuse_giant(path: Path, size: int) -> None:
+    """Refuse to hold in memory what cannot be held; a small archive can unpack to any size."""
+    if size > physical_memory():
+        raise DataError(
+            f"{path}: its arrays take {size / 2**30:.0f} GiB, more than this machine has: write them as "
+            ".npy in row order, which is read row by row"
+        )
 
 
 def _rows(header: _Header) -> Iterator[np.ndarray]:
@@ -169,5 +221,19 @@ def _rows(header: _Header) -> Iterator[np.ndarray]:
             for _ in range(header.shape[0]):
                 data = stream.read(row_bytes)
                 yield np.frombuffer(data, header.dtype).reshape(header.shape[1:])
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{header.file}: {header.member} is damaged: {error}") from error
+    except _READ_ERRORS as error:
+        raise DataError(f"{header.file}: {header.member} is damaged: {_reason(error)}") from error
+
+
+def _check_stored(header: _Header, info: zipfile.ZipInfo, start: int) -> None:
+    """Refuse an array that is larger than what the archive can hold for it, whatever it declares."""
+    declared = min(info.file_size - start, info.compress_size * _MOST_COMPRESSION)
+    if header.bytes > declared:
+        raise DataError(
+            f"{header.file}: {header.member} declares {header.bytes} bytes of values but holds "
+            f"{max(declared, 0)} at most: the file is damaged"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -23,12 +23,14 @@ from onnx_igpc.fitting import igpc_matrix
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.grouping import better_grouping, learned_published
 from onnx_igpc.layout import GroupLayout
+from onnx_igpc.lowering.latency import LatencyBudget
 from onnx_igpc.model_io import OpenModel, PathLike, write_atomically
 from onnx_igpc.moments import Moments, SiteStatistics
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes.fold_batch_norm import following_batch_norm
 from onnx_igpc.selection import (
     Candidate,
+    Choice,
     Options,
     Target,
     best_within,
@@ -63,6 +65,7 @@ def plan_budget(
     cost: ModelCost,
     options: CompressOptions,
     progress: Progress | None = None,
+    latency: LatencyBudget | None = None,
 ) -> BudgetPlan:
     """Choose a layout for every site so that the target holds and the predicted damage is least.
 
@@ -74,6 +77,7 @@ def plan_budget(
         cost: of the model as it is.
         options: target, family, grouping.
         progress: called with (sites done, sites in all, name of the next).
+        latency: what measures times, for a target of latency.
 
     Raises:
         CheckFailedError: the target cannot be reached.
@@ -99,14 +103,21 @@ def plan_budget(
         planned.append(_options(site, fitted, points, cost))
     if options.save_sensitivity is not None and probe is not None:
         _save(options.save_sensitivity, probe, measured)
-    choice = best_within(planned, options.target, _fixed(planned, seen, cost, options.target))
-    layouts = {
-        each.name: each.candidates[index].layout
-        for each, index in zip(planned, choice.indices, strict=True)
-    }
-    result = {site.name: layouts[owners[site.name]] for site in seen}
-    for site in sites:
-        result.setdefault(site.name, _dense(site, _UNOBSERVED))
+    target = options.target
+
+    def layouts(choice: Choice) -> dict[str, GroupLayout]:
+        chosen = {
+            each.name: each.candidates[index].layout
+            for each, index in zip(planned, choice.indices, strict=True)
+        }
+        result = {site.name: chosen[owners[site.name]] for site in seen}
+        return {site.name: result.get(site.name) or _dense(site, _UNOBSERVED) for site in sites}
+
+    if latency is not None:
+        planned = latency.priced(planned, owners)
+        choice = latency.choose(planned, target, layouts)
+    else:
+        choice = best_within(planned, target, _fixed(planned, seen, cost, target))
     summary = {
         "target": str(options.target),
         "family": options.family,
@@ -114,14 +125,16 @@ def plan_budget(
         "measure": probe.measure if probe else "read from a file",
         "samples": probe.samples if probe else None,
         "predicted_damage": choice.damage,
-        "curve": [list(point) for point in trade_off(planned, options.target)],
-        "chosen": [choice.cost / max(_dense_cost(planned, options.target), 1), choice.damage],
+        "curve": [list(point) for point in trade_off(planned, target)],
+        "chosen": [choice.cost / (_dense_cost(planned, target) or 1), choice.damage],
         "damage_by_site": {
             each.name: each.candidates[index].damage
             for each, index in zip(planned, choice.indices, strict=True)
         },
     }
-    return BudgetPlan(result, summary)
+    if latency is not None:
+        summary["latency"] = latency.summary
+    return BudgetPlan(layouts(choice), summary)
 
 
 def learned_layouts(
@@ -183,12 +196,12 @@ def _points(
 ) -> list[list[float]]:
     """(error, damage) of a few candidates, measured now or read."""
     if probe is None:
-        if known is None or known.get("weight") != _digest(site):
+        if not isinstance(known, dict) or known.get("weight") != _digest(site):
             raise UsageError(
                 f"--sensitivity has no measurement of {site.name!r} as it is in this model: "
                 "measure again with --save-sensitivity"
             )
-        return [[float(error), float(damage)] for error, damage in known["points"]]
+        return _stated_points(site, known.get("points"))
     ordered = sorted(fitted, key=lambda each: each.error)
     picks = np.unique(np.linspace(0, len(ordered) - 1, _MEASURED).round().astype(int))
     statistics = SiteStatistics.unchanged(moments)
@@ -203,6 +216,19 @@ def _points(
             raise DataError(f"the output is not finite when {site.name!r} is rewritten")
         points.append([each.error, damage])
     return points
+
+
+def _stated_points(site: PointwiseSite, stated: object) -> list[list[float]]:
+    """The pairs of a file of measurements, which must be finite numbers, at least one."""
+    try:
+        points = np.asarray(stated, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        points = np.empty(0)
+    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        raise UsageError(
+            f"--sensitivity holds no pairs of error and damage for {site.name!r}: measure again"
+        )
+    return [[float(error), float(damage)] for error, damage in points]
 
 
 def _options(
@@ -235,13 +261,13 @@ def _dense(site: PointwiseSite, reason: str) -> GroupLayout:
     return dense_layout(site.in_channels, site.out_channels, reason)
 
 
-def _dense_cost(planned: Sequence[Options], target: Target) -> int:
+def _dense_cost(planned: Sequence[Options], target: Target) -> float:
     return sum(each.cost(0, target) for each in planned)
 
 
 def _fixed(
     planned: Sequence[Options], sites: Sequence[PointwiseSite], cost: ModelCost, target: Target
-) -> int:
+) -> float:
     """What the model costs apart from the candidates; a bias that a rewrite may add counts."""
     if not target.whole_model:
         return 0
@@ -283,10 +309,12 @@ def _load(path: PathLike) -> Mapping[str, Any]:
         UsageError: the file cannot be read or is of another kind.
     """
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
         if data["version"] != SENSITIVITY_VERSION:
             raise UsageError(f"--sensitivity {path} is of version {data['version']}: measure again")
         sites: Mapping[str, Any] = data["sites"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(sites, dict):
+            raise TypeError("sites is not an object")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"--sensitivity {path} cannot be read: {error}") from error
     return sites

@@ -169,7 +169,7 @@ def fixed_tensors(model: onnx.ModelProto) -> frozenset[str]:
     text = next((e.value for e in model.metadata_props if e.key == FIXED_TENSORS_KEY), "[]")
     try:
         names = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(f"the metadata entry {FIXED_TENSORS_KEY} is not a JSON array of names")

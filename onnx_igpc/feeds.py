@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -148,7 +150,28 @@ def random_inputs(
     """
     generator = np.random.default_rng(seed)
     resolved = resolve_shapes(inputs, batch, shapes)
+    for spec in inputs:
+        _refuse_giant(spec, resolved[spec.name])
     return {spec.name: _random(generator, spec.dtype, resolved[spec.name]) for spec in inputs}
+
+
+def _refuse_giant(spec: InputSpec, shape: Sequence[int]) -> None:
+    """Refuse random values for an input that the machine cannot hold."""
+    # Normal values are drawn as float64.
+    needed = math.prod(shape) * 8
+    if needed > physical_memory():
+        raise ModelError(
+            f"input {spec.describe()} of shape {list(shape)} takes {needed / 2**30:.0f} GiB, more than "
+            "this machine has: give smaller dynamic dimensions with --shape where there are any"
+        )
+
+
+def physical_memory() -> int:
+    """Bytes of memory that the machine has; 64 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # a system that does not tell
+        return 2**36
 
 
 def _random(

@@ -24,6 +24,9 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 )
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+MAX_IMAGE_BYTES = 2**28
+"""Files in an archive that are larger are no images, and not read into memory."""
+_CLASS_BYTES = 64
 _SPLITS = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "calibration", "eval"}
 )
@@ -76,7 +79,8 @@ class ImageTar:
         for number, path in enumerate(self._paths):
             for name, file in self._members(path):
                 if name.lower().endswith(".cls"):
-                    indices[f"{number}/{_key(name)}"] = _class_index(path, name, file.read())
+                    content = file.read(_CLASS_BYTES)
+                    indices[f"{number}/{_key(name)}"] = _class_index(path, name, content)
                 elif _is_image(name):
                     names.append(f"{number}/{name}")
         label = str(self._paths[0].parent if len(self._paths) > 1 else self._paths[0])
@@ -101,7 +105,7 @@ class ImageTar:
                     continue
                 if position in wanted:
                     with _readable(path):
-                        image = io.BytesIO(file.read())
+                        image = io.BytesIO(_limited(name, file))
                     yield position, image
                 if position == last:
                     return
@@ -123,6 +127,14 @@ class ImageTar:
             assert archive.fileobj is not None
             if (archive.fileobj.tell() - archive.offset) % tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends in the middle of a header")
+
+
+def _limited(name: str, file: IO[bytes]) -> bytes:
+    """The content of an image file in an archive, which can declare any size."""
+    content = file.read(MAX_IMAGE_BYTES + 1)
+    if len(content) > MAX_IMAGE_BYTES:
+        raise DataError(f"{name} is larger than {MAX_IMAGE_BYTES} bytes: no image")
+    return content
 
 
 def labelled_by_folder(names: Sequence[str], source: str) -> ImageIndex:
@@ -205,5 +217,5 @@ def _class_index(path: Path, name: str, content: bytes) -> int:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: cannot be read as a tar archive: {error}") from error

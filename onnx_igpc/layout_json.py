@@ -9,6 +9,8 @@ from typing import Any
 from onnx_igpc.extended_layout import with_input_order, without_input_order
 from onnx_igpc.layout import SCHEMES, GroupedStage, GroupLayout, GroupPath, plan_layout
 
+_MAX_CHANNELS = 2**22
+
 
 def layout_to_dict(layout: GroupLayout) -> dict[str, Any]:
     """Plain numbers, strings and lists that :func:`layout_from_dict` reads back.
@@ -52,9 +54,25 @@ def layout_from_dict(data: Mapping[str, Any]) -> GroupLayout:
         ValueError: a part is missing, of the wrong kind, or out of range.
     """
     try:
+        _check_sizes(data)
         return _explicit(data) if "k" in data else _published(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
         raise ValueError(f"not a layout: {error}") from error
+
+
+def _check_sizes(data: Mapping[str, Any]) -> None:
+    """Refuse sizes that nothing has, before lists of that length are made."""
+    for key in ("C", "F", "ch"):
+        _check_size(data[key], key)
+    for stage in ("k", "l"):
+        for groups, channels, filters, *_ in data.get(stage, ()):
+            _check_size(groups * channels, f"the channels of {stage}")
+            _check_size(groups * filters, f"the filters of {stage}")
+
+
+def _check_size(size: object, what: str) -> None:
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _MAX_CHANNELS:
+        raise ValueError(f"{what} is not a number from 1 to {_MAX_CHANNELS}")
 
 
 def _published(data: Mapping[str, Any]) -> GroupLayout:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import IO, Any
@@ -22,7 +24,27 @@ from onnx_igpc.feeds import InputSpec
 Size = int | tuple[int, int]
 LAYOUTS = ("nchw", "nhwc")
 COLORS = ("rgb", "bgr", "gray")
+MAX_SIDE = 32768
+"""Pixels: sides that are larger than any image's would only take memory."""
 _IMAGE_RANK = 4
+
+
+# Pillow's decoders raise all of these for files that are damaged in different ways.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 
 class CorruptImageError(Exception):
@@ -55,7 +77,9 @@ class Preprocessing:
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
         if 0.0 in self.std:
             raise UsageError("preprocessing: std must not be 0")
-        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+        if self.scale is not None and not (
+            isinstance(self.scale, (int, float)) and math.isfinite(self.scale) and self.scale > 0
+        ):
             raise UsageError(f"preprocessing: scale must be positive, not {self.scale}")
         if self.layout not in (None, *LAYOUTS):
             raise UsageError(f"preprocessing: layout {self.layout!r}: choose nchw or nhwc")
@@ -200,8 +224,7 @@ def decode_image(file: IO[bytes] | bytes, mode: str) -> Any:
                 return image.convert(mode)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise DataError(f"image refused, it may be a decompression bomb: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
-        # Pillow's decoders raise all of these for files that are damaged in different ways.
+    except _DECODER_ERRORS as error:
         raise CorruptImageError(" ".join(str(error).split())) from error
 
 
@@ -216,19 +239,28 @@ def _pillow() -> Any:
 def _size(name: str, value: Any) -> Size | None:
     if value is None:
         return None
-    sides = [value, value] if isinstance(value, int) else list(value)
-    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-        raise UsageError(f"preprocessing: {name} must be a side or height and width, not {value}")
+    sides = [value, value] if isinstance(value, int) else value
+    if (
+        not isinstance(sides, (list, tuple))
+        or len(sides) != 2
+        or any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides)
+    ):
+        raise UsageError(
+            f"preprocessing: {name} must be a side or height and width from 1 to {MAX_SIDE}, "
+            f"not {str(value)[:80]}"
+        )
     return value if isinstance(value, int) else (sides[0], sides[1])
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
     try:
         numbers = tuple(float(v) for v in (value if isinstance(value, (tuple, list)) else [value]))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
     if not numbers or not all(math.isfinite(number) for number in numbers):
-        raise UsageError(f"preprocessing: {name} must be one number or one a channel, not {value}")
+        raise UsageError(
+            f"preprocessing: {name} must be one number or one a channel, not {str(value)[:80]}"
+        )
     return numbers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,9 @@ def show_training(console: Console, report: RewriteReport) -> None:
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
     """The values as a line of blocks of eight heights, the least lowest; at most ``width`` of them."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return ""
     if len(values) > width:
         values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
     low, high = min(values), max(values)

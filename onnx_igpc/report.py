@@ -19,6 +19,7 @@ import onnx
 from onnx_igpc._version import __version__
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.layout import GroupedStage, GroupLayout
+from onnx_igpc.typed_json import check_fields
 
 REPORT_VERSION = 1
 DIGEST_KEY = "onnx_igpc.report"
@@ -225,8 +226,11 @@ class RewriteReport:
             totals = {key: Change(**change) for key, change in values.pop("totals").items()}
             sites = [_site(entry) for entry in values.pop("sites")]
             orders = [Permutation(**entry) for entry in values.pop("permutations", [])]
-            return cls(totals=Totals(**totals), sites=sites, permutations=orders, **values)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            report = cls(totals=Totals(**totals), sites=sites, permutations=orders, **values)
+            check_fields(report)
+            _check_measured(report)
+            return report
+        except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
             raise ModelError(f"the report is damaged: {error}") from error
 
     @classmethod
@@ -250,6 +254,22 @@ def _site(data: Mapping[str, Any]) -> SiteReport:
     for key in ("parameters", "macs"):
         values[key] = Change(**values[key])
     return SiteReport(**values)
+
+
+def _check_measured(report: RewriteReport) -> None:
+    """Check the figures that are shown out of the parts without a type; raises ValueError."""
+    epochs = (report.finetune or {}).get("epochs")
+    if epochs is not None and not isinstance(epochs, list):
+        raise ValueError("finetune.epochs is not a list")
+    for name, entry in [
+        ("damage", report.damage or {}),
+        *(("epochs", row) for row in epochs or ()),
+    ]:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{name} holds {type(entry).__name__} instead of figures by name")
+        for key, value in entry.items():
+            if key != "output" and not isinstance(value, (int, float, type(None))):
+                raise ValueError(f"{name}.{key} is not a number")
 
 
 def describe_interleave(layout: GroupLayout) -> str | None:

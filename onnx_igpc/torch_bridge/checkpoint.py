@@ -17,6 +17,7 @@ from torch import nn
 
 from onnx_igpc.errors import MissingExtraError, ModelError, UsageError
 from onnx_igpc.model_io import write_atomically
+from onnx_igpc.typed_json import check_fields
 
 CHECKPOINT_VERSION = 1
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
@@ -37,7 +38,7 @@ class RunState:
         seconds: Time spent so far.
     """
 
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     epoch: int = 0
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -89,7 +90,8 @@ def load_checkpoint(
         fields = json.loads(header["onnx_igpc.run"])
         version = fields.pop("version")
         state = RunState(**fields)
-    except (KeyError, ValueError, TypeError) as error:
+        check_fields(state)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is not a checkpoint of a fine-tuning run") from error
     if version != CHECKPOINT_VERSION:
         raise ModelError(f"{path} was written by another release of onnx-igpc")
@@ -100,7 +102,7 @@ def load_checkpoint(
         torch.set_rng_state(tensors[f"{_RANDOM}cpu"])
         if torch.cuda.is_available() and f"{_RANDOM}cuda" in tensors:
             torch.cuda.set_rng_state(tensors[f"{_RANDOM}cuda"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} does not fit the model: {_first_line(error)}") from error
     return state
 

@@ -20,7 +20,13 @@ import numpy as np
 from onnx_igpc.array_sources import ArrayFile
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.feeds import InputSpec
-from onnx_igpc.image_sources import IMAGE_SUFFIXES, TAR_SUFFIXES, ImageFolder, ImageTar
+from onnx_igpc.image_sources import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    TAR_SUFFIXES,
+    ImageFolder,
+    ImageTar,
+)
 from onnx_igpc.preprocessing import CorruptImageError, Preprocessing
 from onnx_igpc.torch_bridge.augment import Augmentation, Draw, cut, flip_and_shift
 
@@ -211,11 +217,13 @@ class _TarMembers:
                     "not allow: unpack it to .tar"
                 )
             with tarfile.open(path, "r:") as archive:
-                self._places += [
-                    (number, member.offset_data, member.size)
-                    for member in archive
-                    if member.isfile() and _is_wanted(member.name, start)
-                ]
+                members = [each for each in archive if each.isfile()]
+            for member in members:
+                if not _is_wanted(member.name, start):
+                    continue
+                if member.size > MAX_IMAGE_BYTES or member.issparse():
+                    raise DataError(f"{path}: {member.name} is no image: {member.size} bytes")
+                self._places.append((number, member.offset_data, member.size))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -242,7 +250,7 @@ def _open_tar(
 ) -> TrainingData:
     try:
         pieces = _TarMembers(paths, inner)
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{name}: cannot be read as a tar archive: {error}") from error
     images = ImageTar(paths, inner)
     if len(pieces) != len(images.index.names):
@@ -276,6 +284,7 @@ def _whole(path: Path, file: ArrayFile, inputs: Sequence[InputSpec]) -> dict[str
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         [spec] = inputs
         return {spec.name: values if values.ndim == len(spec.shape) else values[np.newaxis]}
+    file.check_memory()
     rows = list(file.read(range(file.count)))
     return {spec.name: np.stack([row[spec.name] for row in rows]) for spec in inputs}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,9 +227,7 @@ def _check_output(
         )
 
 
-def _settings(
-    job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None
-) -> Mapping[str, Any]:
+def _settings(job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None) -> dict[str, Any]:
     """What has to be the same when a run is resumed."""
     return {
         "model": _fingerprint(model),

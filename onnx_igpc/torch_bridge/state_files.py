@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import zipfile
 from pathlib import Path
 
 import onnx
@@ -13,6 +15,22 @@ from onnx_igpc.torch_bridge import from_torch, to_torch
 from onnx_igpc.torch_bridge.checkpoint import read_tensors, write_tensors
 
 STATE_FILE = "weights.safetensors"
+# What torch raises for files that are no archives of tensors, or damaged ones.
+_LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    OSError,
+    ImportError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 _WRAPPERS = ("_orig_mod.", "module.")
 
 
@@ -58,7 +76,14 @@ def import_state(model: onnx.ModelProto, state: Path) -> onnx.ModelProto:
         what = f"lacks {missing[0]!r}" if missing else f"has {surplus[0]!r} besides"
         raise ModelError(f"{state} is of another model: it {what}")
     for name, value in expected.items():
-        if tensors[name].shape != value.shape:
+        found = tensors[name]
+        if found.layout != torch.strided or found.is_quantized or found.is_meta:
+            raise ModelError(f"{state}: {name!r} is not a plain tensor")
+        if found.is_floating_point() != value.is_floating_point() or found.is_complex():
+            raise ModelError(
+                f"{state} is of another model: {name!r} is {found.dtype} there and {value.dtype} here"
+            )
+        if found.shape != value.shape:
             raise ModelError(
                 f"{state} is of another model: {name!r} is {list(tensors[name].shape)} there and "
                 f"{list(value.shape)} in the model"
@@ -76,7 +101,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         return read_tensors(path)[0]
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _LOAD_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path} holds no state dict of tensors: {reason}") from error
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
