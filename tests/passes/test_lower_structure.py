@@ -87,7 +87,7 @@ REFUSED = [
     ((40, 40, 16, "v2"), "matmul", "its groups are of several sizes"),
     ((40, 60, 16, "v2"), "matmul", "K reads copied or reordered channels"),
     (
-        (32, 32, 16, "v1"),
+        (48, 48, 16, "v1"),
         "merged-16",
         "no stage has groups that can be merged to blocks of 16 chan",
     ),
