@@ -14,6 +14,7 @@ from onnx_igpc.damage import measure_damage
 from onnx_igpc.feeds import model_inputs
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.inputs import open_data
+from onnx_igpc.lowering.latency import LatencyBudget
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes import GroupPointwise
@@ -66,6 +67,7 @@ class CalibrationRun:
         options: CompressOptions,
         report: RewriteReport,
         progress: Callable[[int, int, str], None] | None = None,
+        latency: LatencyBudget | None = None,
     ) -> None:
         """Let the data choose the pass's layouts, where a budget or learned grouping asks for it.
 
@@ -77,7 +79,8 @@ class CalibrationRun:
         view = GraphView(model)
         sites = [s for s in find_sites(view, group.site_filter) if s.kept_reason is None]
         if options.target is not None:
-            plan = plan_budget(model, view, sites, self.data, count(model), options, progress)
+            cost = count(model)
+            plan = plan_budget(model, view, sites, self.data, cost, options, progress, latency)
             report.selection = plan.summary
             layouts = plan.layouts
         elif options.grouping == "learned":

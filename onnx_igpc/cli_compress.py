@@ -127,8 +127,8 @@ def inspect(
 @click.option(
     "--target",
     metavar="QUANTITY=SHARE%",
-    help="A budget in the place of --ch: pointwise-parameters, pointwise-macs, parameters or macs, as "
-    "pointwise-parameters=40%. Needs --calibration.",
+    help="A budget in the place of --ch: pointwise-parameters, pointwise-macs, parameters, macs or "
+    "latency (measured here), as pointwise-parameters=40%. Needs --calibration.",
 )
 @click.option(
     "--family",

@@ -101,7 +101,8 @@ def compress(
         sequential: fit each site on what the rewritten sites before it make of the data, towards what
             the original computes; ``False`` fits all on the original's activations.
         target: a budget in place of ``channels_per_group``, as ``"pointwise-parameters=40%"``: every
-            site gets the layout with which the predicted damage of the whole is least.
+            site gets the layout with which the predicted damage of the whole is least. ``"latency=60%"``
+            is measured at ``setting``, and lowers the model as ``lowering="auto"`` does.
         family: what a budget chooses from: ``"extended"`` (the default there) or ``"published"``.
         grouping: ``"learned"`` puts channels that belong together into one group (the default under a
             budget), ``"contiguous"`` leaves them in order.
@@ -125,6 +126,7 @@ def compress(
     if target is not None and channels_per_group is not None:
         raise UsageError("--ch and --target both say how small: give one of them")
     plugins = load_plugins(passes)
+    wanted = Target.parse(target) if target is not None else None
     options = CompressOptions(
         DEFAULT_CH if channels_per_group is None else channels_per_group,
         scheme,
@@ -135,13 +137,13 @@ def compress(
         tuple(include),
         tuple(exclude),
         include_heads,
-        Target.parse(target) if target is not None else None,
+        wanted,
         family or ("extended" if target else "published"),
         grouping or ("learned" if target else "contiguous"),
         Path(sensitivity) if sensitivity is not None else None,
         Path(save_sensitivity) if save_sensitivity is not None else None,
         tuple(plugin.label for plugin in plugins),
-        lowering,
+        "auto" if wanted is not None and wanted.is_latency else lowering,
     )
     options.check(calibrated=calibration is not None)
     if calibration is None and preprocessing is not None:
@@ -151,7 +153,7 @@ def compress(
     run = None
     if calibration is not None:
         run = CalibrationRun.open(model, opened, calibration, preprocessing, samples, sequential)
-    if lowering == "literal":
+    if options.lowering == "literal":
         return _compress(opened, options, weigher(options), progress, True, run, plugins)
     speed = LoweringRun.open(setting, allow_slower, cache, progress)
     result = _compress(opened, options, weigher(options), progress, True, run, plugins, speed)
@@ -225,9 +227,11 @@ def _compress(
         progress,
     )
     if calibration is not None:
-        calibration.plan(opened, group, options, report, progress)
+        by_time = options.target is not None and options.target.is_latency and lowering is not None
+        latency = lowering.latency(opened, partial(_trial, options)) if by_time else None
+        calibration.plan(opened, group, options, report, progress, latency)
     if lowering is not None:
-        lowering.plan(opened, group, partial(_trial, options, group.plan))
+        lowering.plan(opened, group, partial(_trial, options))
     grouped = calibration.rewrite(opened, group) if calibration else group.run(opened)
     orphans |= grouped.orphans
     cleaner.clean(orphans)

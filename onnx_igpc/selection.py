@@ -16,7 +16,7 @@ import numpy as np
 from onnx_igpc.errors import CheckFailedError, UsageError, did_you_mean
 from onnx_igpc.layout import GroupLayout
 
-TARGETS = ("pointwise-parameters", "pointwise-macs", "parameters", "macs")
+TARGETS = ("pointwise-parameters", "pointwise-macs", "parameters", "macs", "latency")
 _CURVE_POINTS = 24
 
 
@@ -55,6 +55,11 @@ class Target:
         return self.quantity.endswith("macs")
 
     @property
+    def is_latency(self) -> bool:
+        """Whether the costs are measured seconds."""
+        return self.quantity == "latency"
+
+    @property
     def whole_model(self) -> bool:
         return not self.quantity.startswith("pointwise")
 
@@ -67,12 +72,13 @@ class Candidate:
     """One way to write a site; ``layout.kept_reason`` is set where it stays dense.
 
     ``error`` is the site's relative error, ``damage`` what the network's output suffers when this
-    site alone is written so.
+    site alone is written so, ``seconds`` its measured time where the budget is one of time.
     """
 
     layout: GroupLayout
     error: float
     damage: float
+    seconds: float | None = None
 
     @property
     def weights(self) -> int:
@@ -87,8 +93,12 @@ class Options:
     positions: int
     candidates: tuple[Candidate, ...]
 
-    def cost(self, index: int, target: Target) -> int:
-        """Weights, or multiply-accumulates, of a candidate."""
+    def cost(self, index: int, target: Target) -> float:
+        """Weights, multiply-accumulates or seconds of a candidate."""
+        if target.is_latency:
+            seconds = self.candidates[index].seconds
+            assert seconds is not None
+            return seconds
         return self.candidates[index].weights * (self.positions if target.counts_macs else 1)
 
 
@@ -97,7 +107,7 @@ class Choice:
     """A candidate of every site: indices, the sum of their costs and of their damages."""
 
     indices: tuple[int, ...]
-    cost: int
+    cost: float
     damage: float
 
 
@@ -121,7 +131,7 @@ def choose(sites: Sequence[Options], target: Target, budget: float) -> Choice | 
     one_each = np.zeros((len(sites), len(owner)))
     one_each[owner, np.arange(len(owner))] = 1.0
     # Scaled, since weights in the millions and damages below 1e-6 do not go well together.
-    unit_cost = max(max(costs), 1.0)
+    unit_cost = max(costs) or 1.0
     unit_damage = max(max(damages), 1e-300)
     result = milp(
         np.asarray(damages) / unit_damage,
@@ -143,7 +153,7 @@ def choose(sites: Sequence[Options], target: Target, budget: float) -> Choice | 
     return Choice(indices, cost, damage)
 
 
-def best_within(sites: Sequence[Options], target: Target, fixed: int) -> Choice:
+def best_within(sites: Sequence[Options], target: Target, fixed: float) -> Choice:
     """The choice for ``target``; ``fixed`` is the cost of everything that is no candidate.
 
     Raises:
@@ -155,11 +165,21 @@ def best_within(sites: Sequence[Options], target: Target, fixed: int) -> Choice:
     choice = choose(sites, target, budget)
     if choice is None:
         least = sum(min(s.cost(i, target) for i in range(len(s.candidates))) for s in sites)
-        reachable = (least + (fixed if target.whole_model else 0)) / max(total, 1)
+        reachable = (least + (fixed if target.whole_model else 0)) / (total or 1)
         raise CheckFailedError(
             f"--target {target} cannot be reached: the least is {100 * reachable:.1f}%"
         )
     return choice
+
+
+def least_choice(sites: Sequence[Options], target: Target) -> Choice:
+    """The candidate of least cost for every site."""
+    indices = tuple(
+        min(range(len(site.candidates)), key=lambda i: site.cost(i, target)) for site in sites
+    )
+    cost = sum(site.cost(index, target) for site, index in zip(sites, indices, strict=True))
+    damage = sum(site.candidates[index].damage for site, index in zip(sites, indices, strict=True))
+    return Choice(indices, cost, damage)
 
 
 def trade_off(sites: Sequence[Options], target: Target) -> list[tuple[float, float]]:
@@ -168,13 +188,15 @@ def trade_off(sites: Sequence[Options], target: Target) -> list[tuple[float, flo
     least = sum(min(s.cost(i, target) for i in range(len(s.candidates))) for s in sites)
     curve = []
     for budget in np.linspace(least, dense, _CURVE_POINTS):
-        choice = choose(sites, target, float(np.ceil(budget)))
+        choice = choose(sites, target, float(budget if target.is_latency else np.ceil(budget)))
         if choice is not None:
-            curve.append((choice.cost / max(dense, 1), choice.damage))
+            curve.append((choice.cost / (dense or 1), choice.damage))
     return curve
 
 
-def _dense_cost(site: Options, target: Target) -> int:
+def _dense_cost(site: Options, target: Target) -> float:
+    if target.is_latency:
+        return site.cost(0, target)
     layout = site.candidates[0].layout
     return layout.dense_weights * (site.positions if target.counts_macs else 1)
 

@@ -65,9 +65,8 @@ def race_sites(
 
     ``model`` is not changed. Sites that cannot be raced have a reason instead of seconds.
     """
-    found, unknown = find_subgraphs(model)
-    shapes = resolve_shapes(model_inputs(model.proto), setting.batch, setting.shapes)
-    surroundings = Surroundings.of(model, ShapeTracer(model, shapes).trace(), found)
+    surroundings, found = surroundings_of(model, setting)
+    unknown = find_subgraphs(model)[1]
     races = [SiteRace(name, reason=f"not recognised: {why}") for name, why in unknown]
     for done, site in enumerate(found):
         if progress is not None:
@@ -76,22 +75,46 @@ def race_sites(
     return races
 
 
+def surroundings_of(model: OpenModel, setting: Setting) -> tuple[Surroundings, list[IgpcSubgraph]]:
+    """What surrounds the sites of the model at the setting's sizes, and the sites.
+
+    Raises:
+        UsageError: shapes that do not fit the model.
+        ModelError: an input that is not a tensor of numbers.
+    """
+    found, _ = find_subgraphs(model)
+    shapes = resolve_shapes(model_inputs(model.proto), setting.batch, setting.shapes)
+    return Surroundings.of(model, ShapeTracer(model, shapes).trace(), found), found
+
+
+def contenders_of(
+    surroundings: Surroundings, site: IgpcSubgraph
+) -> tuple[dict[str, OpenModel], dict[str, str]]:
+    """The site's cut-out in every lowering that it can take, and why it cannot take the others.
+
+    Raises:
+        UnknownShapeError: as :func:`~onnx_igpc.lowering.context.cut_out`.
+    """
+    cut = cut_out(surroundings, site)
+    contenders: dict[str, OpenModel] = {}
+    refused: dict[str, str] = {}
+    for label, refusal in applicable(site, site_opset(surroundings.opened, site)).items():
+        if refusal is not None:
+            refused[label] = refusal
+            continue
+        contenders[label] = snapshot(cut)
+        lower(contenders[label], {site.name: label})
+    return contenders, refused
+
+
 def _race(
     surroundings: Surroundings, site: IgpcSubgraph, setting: Setting, cache: RaceCache
 ) -> SiteRace:
     try:
-        cut = cut_out(surroundings, site)
+        contenders, refused = contenders_of(surroundings, site)
     except UnknownShapeError as reason:
         return SiteRace(site.name, reason=f"not raced: {reason}")
-    race = SiteRace(site.name)
-    contenders: dict[str, OpenModel] = {}
-    for label, refusal in applicable(site, site_opset(surroundings.opened, site)).items():
-        if refusal is not None:
-            race.refused[label] = refusal
-            continue
-        contenders[label] = snapshot(cut)
-        lower(contenders[label], {site.name: label})
-    race.key = race_key(contenders, setting)
+    race = SiteRace(site.name, refused=refused, key=race_key(contenders, setting))
     try:
         race.seconds = race_site(contenders, setting, cache)
     except ModelError as reason:
@@ -127,6 +150,11 @@ def race_whole(
     ratio = {name: speedup(seconds[:, i], own) for i, name in enumerate(names) if name != chosen}
     medians = np.median(seconds, axis=0)
     return WholeRace(dict(zip(names, map(float, medians), strict=True)), ratio)
+
+
+def uniform_choices(sites: Iterable[IgpcSubgraph], label: str) -> Choices:
+    """``label`` for every one of the sites, all of which can take it."""
+    return {site.name: label for site in sites}
 
 
 def uniform(races: Iterable[SiteRace], label: str) -> Choices:

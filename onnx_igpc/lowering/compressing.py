@@ -6,13 +6,13 @@ slower than dense then keep their own weights, so that nothing is lost where not
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnx_igpc.extended_layout import dense_layout
 from onnx_igpc.layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
 from onnx_igpc.lowering.choose import DENSE, LITERAL, Progress, lowered, race_whole, uniform
+from onnx_igpc.lowering.latency import LatencyBudget, Trial
 from onnx_igpc.lowering.race import Setting, structure
 from onnx_igpc.lowering.run import finish, prepare
 from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
@@ -22,9 +22,6 @@ from onnx_igpc.order_check import snapshot
 from onnx_igpc.passes.group_pointwise import GroupPointwise
 from onnx_igpc.result import CompressResult
 from onnx_igpc.sites import PointwiseSite
-
-# Given a copy of the model, rewrites it with random weights.
-Trial = Callable[[OpenModel], CompressResult]
 
 
 @dataclass
@@ -49,12 +46,16 @@ class LoweringRun:
         """A run with the arguments of :func:`~onnx_igpc.pipeline.compress`."""
         return cls(setting or Setting(), allow_slower, RaceCache(cache_folder(cache)), progress)
 
+    def latency(self, opened: OpenModel, trial: Trial) -> LatencyBudget:
+        """What a budget of time is measured with."""
+        return LatencyBudget(opened, self.setting, self.cache, trial, self.progress)
+
     def plan(self, opened: OpenModel, group: GroupPointwise, trial: Trial) -> None:
         """Choose lowerings for what ``group`` plans, and let it keep dense what is slower.
 
         Raises as :func:`~onnx_igpc.lowering.select.select`.
         """
-        tried = trial(snapshot(opened))
+        tried = trial(group.plan, snapshot(opened))
         if not tried.report.rewritten:
             return
         prepare(tried.opened, tried.report)

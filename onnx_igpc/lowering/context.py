@@ -165,7 +165,7 @@ class _Cut:
     before: list[onnx.NodeProto] = field(default_factory=list)
     behind: list[onnx.NodeProto] = field(default_factory=list)
     inputs: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
-    outputs: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     constants: list[TensorProto] = field(default_factory=list)
 
     def model(self) -> OpenModel:
@@ -281,22 +281,22 @@ class _Cut:
         element = self.around.element(name)
         kept = [r for r in readers if r.op_type in _KEEP_LAYOUT or r.op_type == "Conv"]
         if len(shape) != _IMAGE_RANK or not kept:
-            self.outputs[name] = element
+            self.outputs[name] = element, shape
             return
-        read = name
+        read, channels = name, shape[1]
         conv = next((r for r in kept if r.op_type == "Conv"), None)
         if conv is not None:
             read = self.names.unique(f"{name}/read")
-            if self._is_depthwise(conv, shape[1]):
-                sizes, groups = (shape[1], 1), shape[1]
-            else:
-                sizes, groups = (_FEW_MADE, shape[1]), 1
+            sizes, groups = (_FEW_MADE, channels), 1
+            if self._is_depthwise(conv, channels):
+                sizes, groups = (channels, 1), channels
+            channels = sizes[0]
             self.behind.append(self._conv(name, read, sizes, groups, element))
         mean = self.names.unique(f"{name}/mean")
         self.behind.append(
             helper.make_node("GlobalAveragePool", [read], [mean], name=self.names.unique(mean))
         )
-        self.outputs[mean] = element
+        self.outputs[mean] = element, (shape[0], channels, 1, 1)
 
     def _is_depthwise(self, conv: onnx.NodeProto, channels: int) -> bool:
         groups = next((a.i for a in conv.attribute if a.name == "group"), 1)
@@ -342,7 +342,7 @@ class _Cut:
             [*self.before, *nodes, *self.behind],
             "site",
             [helper.make_tensor_value_info(n, e, s) for n, (e, s) in self.inputs.items()],
-            [helper.make_tensor_value_info(n, e, None) for n, e in self.outputs.items()],
+            [helper.make_tensor_value_info(n, e, s) for n, (e, s) in self.outputs.items()],
             [*stored.values(), *self.constants],
         )
         model = helper.make_model(

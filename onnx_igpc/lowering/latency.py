@@ -1,0 +1,215 @@
+"""A budget of time: what each layout of each site costs on this machine, and whether the sum holds.
+
+A candidate's cost is the time of its fastest lowering in the site's cut-out, with random weights. The
+model's time is predicted as that of the dense model, with the dense time of every site replaced by
+its candidate's: what the cut-outs have around the site cancels out. The prediction is then checked on
+the whole model with the chosen layouts, and the budget is moved until the measured time fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from onnx_igpc.errors import CheckFailedError, ModelError
+from onnx_igpc.extended_layout import dense_layout
+from onnx_igpc.layout import GroupLayout
+from onnx_igpc.lowering.cache import RaceCache
+from onnx_igpc.lowering.choose import (
+    DENSE,
+    Progress,
+    contenders_of,
+    lowered,
+    surroundings_of,
+    uniform_choices,
+)
+from onnx_igpc.lowering.context import UnknownShapeError
+from onnx_igpc.lowering.race import Setting, race_all, race_models
+from onnx_igpc.lowering.run import prepare
+from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.order_check import snapshot
+from onnx_igpc.passes.group_pointwise import Planner
+from onnx_igpc.result import CompressResult
+from onnx_igpc.selection import Choice, Options, Target, best_within, least_choice
+from onnx_igpc.sites import PointwiseSite
+
+# Candidates of a site that are timed, from few weights to many.
+_TIMED = 6
+_CHECKS = 4
+# Below this part of the target there is room for less damage.
+_ROOM = 0.95
+
+# Given layouts and a copy of the model, rewrites it with random weights.
+Trial = Callable[[Planner, OpenModel], CompressResult]
+
+
+@dataclass
+class LatencyBudget:
+    """Prices candidates in seconds (:meth:`priced`) and finds a choice whose measured time fits.
+
+    ``summary`` is what the report says of it.
+    """
+
+    model: OpenModel
+    setting: Setting
+    cache: RaceCache
+    trial: Trial
+    progress: Progress | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    dense: float = 0.0
+
+    def priced(self, planned: Sequence[Options], owners: Mapping[str, str]) -> list[Options]:
+        """The sites with those of their candidates that were timed; the first is dense.
+
+        ``owners`` maps each site to the one whose layout it shares: their times are added up.
+
+        Raises:
+            CheckFailedError: the provider is missing or fell back.
+            ModelError: the model cannot be run.
+        """
+        picked = {site.name: _picked(site) for site in planned}
+        layouts = {name: [each.layout for each in site.candidates] for name, site in picked.items()}
+        times = self._times(layouts, owners)
+        priced = []
+        for site in picked.values():
+            own = [times.get((site.name, index)) for index in range(len(site.candidates))]
+            timed = [
+                replace(each, seconds=seconds)
+                for each, seconds in zip(site.candidates, own, strict=True)
+                if seconds is not None
+            ]
+            if own[0] is None or len(timed) == 1:
+                timed = [replace(site.candidates[0], seconds=0.0)]
+            priced.append(replace(site, candidates=tuple(timed)))
+        return priced
+
+    def choose(
+        self,
+        planned: Sequence[Options],
+        target: Target,
+        layouts: Callable[[Choice], Mapping[str, GroupLayout]],
+    ) -> Choice:
+        """The choice of least damage whose measured time is within the target.
+
+        Raises:
+            CheckFailedError: there is none; the message says what was reached.
+        """
+        fixed = self.dense - sum(site.cost(0, target) for site in planned)
+        share, best = target.share, None
+        tried: list[dict[str, float]] = []
+        for _ in range(_CHECKS):
+            try:
+                choice = best_within(planned, replace(target, share=min(share, 1.0)), fixed)
+                last = False
+            except CheckFailedError:
+                choice, last = least_choice(planned, target), True
+            predicted = (choice.cost + fixed) / self.dense
+            measured = self._measured(layouts(choice))
+            tried.append({"predicted": predicted, "measured": measured, "damage": choice.damage})
+            fits = measured <= target.share
+            if fits and (best is None or choice.damage < best[0].damage):
+                best = choice, tried[-1]
+            if (last and not fits) or (fits and measured >= _ROOM * target.share) or share > 1.0:
+                break
+            share = predicted * target.share / measured
+        if best is None:
+            least = min(each["measured"] for each in tried)
+            raise CheckFailedError(
+                f"--target {target} cannot be reached on {self.setting.label}: the least that was "
+                f"measured is {100 * least:.1f}%"
+            )
+        self.summary = {**best[1], "dense_seconds": self.dense, "tried": tried}
+        return best[0]
+
+    def _times(
+        self, layouts: Mapping[str, Sequence[GroupLayout]], owners: Mapping[str, str]
+    ) -> dict[tuple[str, int], float]:
+        """Seconds by site and candidate: the fastest lowering, sites that share it added up."""
+        cuts: dict[str, dict[str, OpenModel]] = {}
+        for index in range(1, max((len(each) for each in layouts.values()), default=1)):
+            self._cut(layouts, owners, index, cuts)
+        times: dict[tuple[str, int], float] = {}
+        for done, (name, contenders) in enumerate(cuts.items()):
+            if self.progress is not None:
+                self.progress(done, len(cuts), f"racing layouts of {name}")
+            try:
+                seconds = race_all(contenders, self.setting, self.cache)
+            except ModelError:
+                continue
+            least: dict[int, float] = {}
+            for label, value in seconds.items():
+                index = int(label.split(":")[0])
+                least[index] = min(value, least.get(index, value))
+            for index, value in least.items():
+                key = owners.get(name, name), index
+                times[key] = times.get(key, 0.0) + value
+        return times
+
+    def _cut(
+        self,
+        layouts: Mapping[str, Sequence[GroupLayout]],
+        owners: Mapping[str, str],
+        index: int,
+        cuts: dict[str, dict[str, OpenModel]],
+    ) -> None:
+        """Add the cut-outs of every site's candidate ``index`` to those of the site."""
+
+        def plan(site: PointwiseSite) -> GroupLayout:
+            own = layouts.get(owners.get(site.name, site.name))
+            if own:
+                return own[min(index, len(own) - 1)]
+            assert site.in_channels is not None
+            assert site.out_channels is not None
+            return dense_layout(site.in_channels, site.out_channels, "not a candidate")
+
+        model = self._prepared(plan)
+        if model is None:
+            return
+        surroundings, sites = surroundings_of(model, self.setting)
+        if not self.dense:
+            dense = lowered(model, uniform_choices(sites, DENSE))
+            seconds = race_models([dense], self.setting, FINAL_ROUNDS)
+            self.dense = float(np.median(seconds))
+        for site in sites:
+            own = layouts.get(owners.get(site.name, site.name), ())
+            if index >= len(own):
+                continue
+            try:
+                contenders, _ = contenders_of(surroundings, site)
+            except UnknownShapeError:
+                continue
+            known = cuts.setdefault(site.name, {})
+            dense = contenders.pop(DENSE)
+            known.setdefault(f"0:{DENSE}", dense)
+            known.update((f"{index}:{label}", cut) for label, cut in contenders.items())
+
+    def _prepared(self, plan: Planner) -> OpenModel | None:
+        """The model rewritten with random weights, BatchNormalization folded."""
+        tried = self.trial(plan, snapshot(self.model))
+        if not tried.report.rewritten:
+            return None
+        prepare(tried.opened, tried.report)
+        return tried.opened
+
+    def _measured(self, layouts: Mapping[str, GroupLayout]) -> float:
+        """The time of the whole model with these layouts, as a share of the dense model's."""
+        model = self._prepared(lambda site: layouts[site.name])
+        if model is None:
+            return 1.0
+        selection: Selection = select(model, self.setting, self.cache, progress=self.progress)
+        if selection.whole is None:
+            return 1.0
+        return selection.whole.seconds[CHOSEN] / selection.whole.seconds[DENSE]
+
+
+def _picked(site: Options) -> Options:
+    """Dense and at most six others, spread evenly from few weights to many."""
+    others = sorted(site.candidates[1:], key=lambda each: each.weights)
+    if not others:
+        return site
+    picks = np.unique(np.linspace(0, len(others) - 1, _TIMED).round().astype(int))
+    return replace(site, candidates=(site.candidates[0], *(others[int(i)] for i in picks)))
