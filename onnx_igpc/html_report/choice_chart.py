@@ -17,7 +17,7 @@ from onnx_igpc.html_report.charts import (
 )
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.scales import Scale, decades, line_path
-from onnx_igpc.html_report.texts import percent
+from onnx_igpc.html_report.texts import command, percent
 
 _HEIGHT = 220.0
 _WIDTH = 1000.0
@@ -41,8 +41,14 @@ def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
     return figure(
         "chart-choice",
         "What the budget was chosen from",
-        f"The least predicted damage ({measure}) with each share that is left of the {quantity} of the "
-        f"sites that may be rewritten, from left to right. The mark is what --target {target} chose.",
+        [
+            (
+                f"The least predicted damage ({measure}) with each share that is left of the {quantity} of "
+                "the sites that may be rewritten, from left to right. The mark is what "
+            ),
+            element("code", None, command(f"--target {target}")),
+            " chose.",
+        ],
         frame(
             "chart-choice",
             "Predicted damage against what is left",

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.latency_charts import race_title
-from onnx_igpc.html_report.texts import GAP, milliseconds, percent, short_names
+from onnx_igpc.html_report.texts import GAP, command, milliseconds, percent, short_names
 from onnx_igpc.render import count_text, exact
 from onnx_igpc.report import Change, RewriteReport
 
@@ -111,8 +111,8 @@ def _count(label: str, detail: str, change: Change) -> Entry:
 def _latency(report: RewriteReport, title: str) -> Entry:
     races: Sequence[Mapping[str, Any]] = (report.benchmark or {}).get("races") or ()
     if not races:
-        command = f"onnx-igpc benchmark ORIGINAL.onnx {title} --report FILE.html"
-        return Entry("Latency", missing=("not measured:", command))
+        line = f"onnx-igpc benchmark ORIGINAL.onnx {title} --report FILE.html"
+        return Entry("Latency", missing=("not measured:", line))
     first, ours = candidate_timing(races[0], title)
     before, after = float(first["median_ms"]), float(ours["median_ms"])
     highest = max(before, after) or 1.0
@@ -157,8 +157,8 @@ def _accuracy(report: RewriteReport, title: str) -> list[Entry]:
     for name, value in (verified.get("metric") or {}).items():
         entries.append(Entry(str(name), "your metric", after=f"{value:.6g}"))
     if not (classifier.get("original") and classifier.get("candidate")) and not verified:
-        command = f"onnx-igpc verify ORIGINAL.onnx {title} --data DATA --report FILE.html"
-        entries.append(Entry("Accuracy", missing=("not measured:", command)))
+        line = f"onnx-igpc verify ORIGINAL.onnx {title} --data DATA --report FILE.html"
+        entries.append(Entry("Accuracy", missing=("not measured:", line)))
     return entries
 
 
@@ -221,12 +221,12 @@ def _row(entry: Entry) -> Element:
         _bars(entry),
     )
     if entry.missing is not None:
-        text, command = entry.missing
+        text, line = entry.missing
         cell = element(
             "td",
             {"colspan": 3, "role": "cell", "class": "missing"},
             f"{text} ",
-            element("code", None, command),
+            element("code", None, command(line)),
         )
         return element("tr", {"role": "row"}, name, cell)
     return element(

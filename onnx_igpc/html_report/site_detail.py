@@ -37,8 +37,10 @@ class SiteDetails:
                 "div",
                 {"class": "drawings"},
                 self._drawings.of(layout) if layout else None,
-                _picture("W", "the original", site),
-                _picture("M", "what the written nodes compute", site),
+                _pair(
+                    _picture("W", "the original", site),
+                    _picture("M", "what the written nodes compute", site),
+                ),
             ),
             _missing(site),
             _facts(
@@ -90,6 +92,15 @@ def _picture(name: str, meaning: str, site: SiteReport) -> Element | None:
             },
         ),
         element("figcaption", None, element("b", None, name), f" {meaning}"),
+    )
+
+
+def _pair(*pictures: Element | None) -> Element | None:
+    """Pictures that stay side by side, to be compared."""
+    return (
+        element("div", {"class": "pair"}, pictures)
+        if any(p is not None for p in pictures)
+        else None
     )
 
 

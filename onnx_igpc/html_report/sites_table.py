@@ -44,8 +44,9 @@ def sites_section(report: RewriteReport, details: SiteDetails) -> Element | None
         element(
             "p",
             {"class": "explanation"},
-            "K and L are given as groups × input channels of a group. A row opens to the layout and "
-            "the weights; a heading sorts.",
+            "K and L are given as groups × input channels of a group. A heading sorts. A row opens to "
+            "its layout: each block is a group, and the strong lines follow what the first group of K "
+            "makes. W and M show how large the weights are, both on one scale.",
         ),
         _controls(len(report.sites)),
         element(

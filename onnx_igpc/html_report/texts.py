@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from onnx_igpc.html_report.elements import Child, element
+
 GAP = "\N{NO-BREAK SPACE}"
 """Between a number and its unit, which belong into one line."""
 
@@ -18,6 +20,15 @@ def percent(value: float, digits: int = 1) -> str:
 def milliseconds(value: float) -> str:
     """A time in three digits."""
     return f"{value:.3g}{GAP}ms"
+
+
+def command(text: str) -> list[Child]:
+    """A command line that breaks between its words only, not within an option."""
+    made: list[Child] = []
+    for word in text.split(" "):
+        whole = element("span", {"class": "unbroken"}, word) if word.startswith("-") else word
+        made += [" ", whole] if made else [whole]
+    return made
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
