@@ -18,7 +18,7 @@ class LowerBlocks(Lowering):
 
     Rules:
 
-    * Applies where there is an L and the input channels are two blocks or more.
+    * Applies where there is an L and the input has two whole blocks of channels or more.
     * K's groups are merged into even ones over consecutive channels, a multiple of ``block`` each; a
       row that reads channels of several of them is written in parts, which the convolution behind
       adds up. Each group is filled with zero rows up to a multiple of ``block``.
@@ -44,7 +44,7 @@ class LowerBlocks(Lowering):
     def write(self, site: IgpcSubgraph, writer: SiteWriter) -> None:
         cover = self._cover(site)
         assert cover is not None
-        k = writer.conv(site.input, "K", cover.kernel(site), groups=cover.groups, moving=True)
+        k = cover.write(writer, site.input)
         after = np.where(cover.rows >= 0, second_matrix(site)[:, cover.rows], 0.0)
         writer.conv(k, "folded", after, bias=site.bias, output=site.output)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from onnx_igpc.layout import compose_gathers
+from onnx_igpc.layout import GroupPath
 from onnx_igpc.lowering.cover import Cover, covers
 from onnx_igpc.lowering.stages import l_inputs, stage_order
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
@@ -19,13 +19,14 @@ class LowerPadded(Lowering):
 
     Rules:
 
-    * Applies where there is an L whose groups are of one size, and where K's groups can be merged
-      into even ones over consecutive channels, a multiple of ``block`` each, so that no row reads
-      two of them. Each group is filled with zero rows up to a multiple of ``block``.
+    * Applies where K's groups can be merged into even ones over consecutive channels, a multiple of
+      ``block`` each, so that no row reads two of them, and where the groups of an L are of one size.
+      Each group is filled with zero rows up to a multiple of ``block``.
     * Of all numbers of groups, the one with the fewest weights and then the fewest rows is taken, if
       K has fewer weights then than the dense layer has.
     * One Gather gives each group of L the rows that it reads and, with the sum, the rows that are
       added to its filters, whose weights are those of an identity. No Concat or Add is left.
+    * Where there is no L, the Gather leaves the zero rows out; K is not whole blocks already then.
     """
 
     def __init__(self, block: int, sites: Collection[str] | None = None) -> None:
@@ -34,38 +35,34 @@ class LowerPadded(Lowering):
         self.label = f"padded-{block}"
 
     def refusal(self, site: IgpcSubgraph, opset: int) -> str | None:
-        if site.layout.l is None:
-            return "there is no L"
-        if len(site.layout.l.paths) > 1:
+        if site.layout.l is not None and len(site.layout.l.paths) > 1:
             return "L has groups of several sizes"
-        if self._cover(site) is None:
+        cover = self._cover(site)
+        if cover is None:
             return f"K has no even groups of whole blocks of {self.block} channels"
+        if site.layout.l is None and (cover.rows >= 0).all():
+            return "K is whole blocks already, and there is no L"
         return None
 
     def write(self, site: IgpcSubgraph, writer: SiteWriter) -> None:
         layout, cover = site.layout, self._cover(site)
-        assert layout.l is not None
-        assert site.l is not None
         assert cover is not None
-        (path,) = layout.l.paths
-        position = np.zeros(layout.k.out_channels, dtype=np.int64)
         made = cover.rows
+        position = np.zeros(layout.k.out_channels, dtype=np.int64)
         position[made[made >= 0]] = np.flatnonzero(made >= 0)
-        reads = np.asarray(l_inputs(site)[0]).reshape(path.groups, -1)
-        weights = site.l[0].reshape(path.groups, path.filters_per_group, -1)
-        if layout.has_sum:
-            added = np.arange(path.filters).reshape(path.groups, -1)
-            reads = np.concatenate([reads, added], axis=1)
-            identity = np.broadcast_to(
-                np.eye(path.filters_per_group), (path.groups, *[path.filters_per_group] * 2)
-            )
-            weights = np.concatenate([weights, identity], axis=2)
-        order = compose_gathers([int(each) for each in position], reads.reshape(-1).tolist())
-        k = writer.conv(site.input, "K", cover.kernel(site), groups=cover.groups, moving=True)
-        rows = k if order == tuple(range(len(made))) else writer.gather(k, "rows", order)
         final = layout.output_interleave
+        if layout.l is None:
+            k = cover.write(writer, site.input, stage_order(site, site.bias))
+            rows = position if final is None else position[list(final)]
+            writer.gather(k, "rows", rows.tolist(), site.output)
+            return
+        assert site.l is not None
+        (path,) = layout.l.paths
+        reads, weights = _widened(path, l_inputs(site)[0], site.l[0], layout.has_sum)
+        order = position[reads.reshape(-1)].tolist()
+        k = cover.write(writer, site.input)
         y = writer.conv(
-            rows,
+            k if order == list(range(len(made))) else writer.gather(k, "rows", order),
             "L",
             weights.reshape(path.filters, -1),
             groups=path.groups,
@@ -82,3 +79,17 @@ class LowerPadded(Lowering):
             whole, key=lambda cover: (cover.weights, cover.size * cover.groups), default=None
         )
         return best if best is not None and best.weights < C * F else None
+
+
+def _widened(
+    path: GroupPath, inputs: Sequence[int], weights: np.ndarray, has_sum: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of K that each group of L reads, and its weights: with the sum, those it adds too."""
+    reads = np.asarray(inputs).reshape(path.groups, -1)
+    blocks = weights.reshape(path.groups, path.filters_per_group, -1)
+    if not has_sum:
+        return reads, blocks
+    added = np.arange(path.filters).reshape(path.groups, -1)
+    identity = np.eye(path.filters_per_group)
+    identity = np.broadcast_to(identity, (path.groups, *identity.shape))
+    return np.concatenate([reads, added], axis=1), np.concatenate([blocks, identity], axis=2)

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnx_igpc.fitting import stage_matrix
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
+from onnx_igpc.lowering.writer import SiteWriter
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,13 +18,14 @@ class Cover:
 
     ``parts`` has for each group the rows of K that read channels of its slice; the parts of a row
     that reads several slices add up to it. Every group makes ``size`` rows, those beyond its parts
-    being zero.
+    being zero. ``matrix`` is K itself, shape (rows of K, C).
     """
 
     groups: int
     channels: int
     size: int
     parts: tuple[np.ndarray, ...]
+    matrix: np.ndarray
 
     @property
     def rows(self) -> np.ndarray:
@@ -44,25 +46,27 @@ class Cover:
         """How many weights there are, zeros included."""
         return self.groups * self.size * self.channels
 
-    def kernel(self, site: IgpcSubgraph) -> np.ndarray:
-        """The weights, float64 of shape (groups * size, channels per group)."""
-        K = stage_matrix(site.layout.k, site.k)
+    def write(self, writer: SiteWriter, x: str, bias: np.ndarray | None = None) -> str:
+        """K as the cover has it; ``bias`` has one value for each row of K."""
         made = np.zeros((self.groups, self.size, self.channels))
         for group, part in enumerate(self.parts):
             start = group * self.channels
-            made[group, : len(part)] = K[part, start : start + self.channels]
-        return made.reshape(-1, self.channels)
+            made[group, : len(part)] = self.matrix[part, start : start + self.channels]
+        if bias is not None:
+            bias = np.where(self.rows >= 0, bias[self.rows], 0.0)
+        kernel = made.reshape(-1, self.channels)
+        return writer.conv(x, "K", kernel, groups=self.groups, bias=bias, moving=True)
 
 
 def covers(site: IgpcSubgraph, block: int) -> Iterator[Cover]:
     """The covers of two groups or more whose channels and rows per group are multiples of ``block``."""
     C = site.layout.in_channels
     ones = tuple(np.ones_like(values) for values in site.k)
-    reads = stage_matrix(site.layout.k, ones) > 0
+    reads, matrix = stage_matrix(site.layout.k, ones) > 0, stage_matrix(site.layout.k, site.k)
     for groups in range(2, C // block + 1):
         if C % (groups * block):
             continue
         slices = np.split(reads, groups, axis=1)
         parts = tuple(np.flatnonzero(each.any(axis=1)) for each in slices)
         size = -(-max(len(part) for part in parts) // block) * block
-        yield Cover(groups, C // groups, size, parts)
+        yield Cover(groups, C // groups, size, parts, matrix)
