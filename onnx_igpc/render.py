@@ -15,9 +15,9 @@ from onnx_igpc.report import Change, RewriteReport, SiteReport, StageReport
 if TYPE_CHECKING:
     from onnx_igpc.verify import VerifyReport
 
-# Columns that stand beside a site's name, and the least that is left for the name.
-_BESIDE_NAME = 56
-_MIN_NAME = 16
+# The least that is left for a site's name beside the other columns.
+_MIN_NAME = 12
+_COLUMN_GAP = 2
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -30,7 +30,7 @@ def show_rewrite(
     show_damage(console, report)
     show_training(console, report)
     if report.rewritten:
-        console.print(_sites_table(report.rewritten, verbose, console.width - _BESIDE_NAME))
+        console.print(_sites_table(report.rewritten, verbose, console.width))
     _show_kept(console, report.kept, verbose)
     console.print(_totals_table(report, planned))
     if report.rewritten and not verbose:
@@ -102,25 +102,32 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 
 
 def _sites_table(sites: list[SiteReport], verbose: bool, width: int) -> Table:
+    """Of at most ``width`` columns; names are shortened to what the others leave."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("rewritten", overflow="fold")
-    for title in ("channels", "K", "L"):
-        table.add_column(title, no_wrap=True, min_width=5)
-    for title in ("params", "left", "MACs", "left", "error"):
-        table.add_column(title, justify="right", no_wrap=True, min_width=5)
-    for site in sorted(sites, key=lambda each: -_gain(each)):
-        table.add_row(
-            escape(site.name if verbose else shorten(site.name, max(width, _MIN_NAME))),
-            f"{site.in_channels}>{site.out_channels}",
-            _stage(site.k),
-            _stage(site.l),
-            count_text(site.parameters.after),
-            percent(site.parameters),
-            count_text(site.macs.after),
-            percent(site.macs),
-            "" if site.error is None else f"{site.error:.3f}",
-        )
+    titles = ("channels", "K", "L", "params", "left", "MACs", "left", "error")
+    for place, title in enumerate(titles):
+        table.add_column(title, justify="left" if place < 3 else "right", no_wrap=True)
+    ordered = sorted(sites, key=lambda each: -_gain(each))
+    rows = [_site_cells(site) for site in ordered]
+    beside = sum(_COLUMN_GAP + max(map(len, column)) for column in zip(titles, *rows, strict=True))
+    room = max(width - beside, _MIN_NAME)
+    for site, row in zip(ordered, rows, strict=True):
+        table.add_row(escape(site.name if verbose else shorten(site.name, room)), *row)
     return table
+
+
+def _site_cells(site: SiteReport) -> tuple[str, ...]:
+    return (
+        f"{site.in_channels}>{site.out_channels}",
+        _stage(site.k),
+        _stage(site.l),
+        count_text(site.parameters.after),
+        percent(site.parameters),
+        count_text(site.macs.after),
+        percent(site.macs),
+        "" if site.error is None else f"{site.error:.3f}",
+    )
 
 
 def _gain(site: SiteReport) -> int:

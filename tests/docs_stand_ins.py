@@ -13,7 +13,7 @@ from tests.helpers import GraphBuilder
 
 ROOT = Path(__file__).parent.parent
 CLASSES = 3
-_CHANNELS = 96
+_CHANNELS = 72
 _SIDE = 16
 
 

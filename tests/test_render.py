@@ -39,6 +39,8 @@ def test_lines_fit_and_nothing_is_cut_but_names(width: int) -> None:
     assert max(len(line) for line in text.splitlines()) <= width
     for part in ("192>192", "12x16", "6.14k", "16.7%", "0.125"):
         assert part in text
+    [row] = [line for line in text.splitlines() if "192>192" in line]
+    assert "/Conv  192>192" in row  # one line a site, and the end of its name in it
 
 
 def test_warnings_and_damage_come_before_the_savings() -> None:
