@@ -27,6 +27,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_IMAGE_BYTES = 2**28
 """Files in an archive that are larger are no images, and not read into memory."""
 _CLASS_BYTES = 64
+_MOST_CLASSES = 2**31
 _SPLITS = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "calibration", "eval"}
 )
@@ -154,7 +155,7 @@ def labelled_by_folder(names: Sequence[str], source: str) -> ImageIndex:
         raise DataError(
             f"{source} holds the parts {', '.join(folders)} of a data set: name one, as {inside}"
         )
-    if all(folder.isdecimal() for folder in folders):
+    if all(folder.isdecimal() and int(folder[:20]) < _MOST_CLASSES for folder in folders):
         return ImageIndex(tuple(names), tuple(int(p[depth]) for p in parts))
     order = {folder: i for i, folder in enumerate(folders)}
     return ImageIndex(tuple(names), tuple(order[p[depth]] for p in parts), tuple(folders))
@@ -208,9 +209,12 @@ def _key(name: str) -> str:
 
 def _class_index(path: Path, name: str, content: bytes) -> int:
     try:
-        return int(content)
-    except ValueError as error:
-        raise DataError(f"{path}: {name} holds no class index: {content[:20]!r}") from error
+        index = int(content)
+    except ValueError:
+        index = -1
+    if not 0 <= index < _MOST_CLASSES:
+        raise DataError(f"{path}: {name} holds no class index: {content[:20]!r}")
+    return index
 
 
 @contextmanager

@@ -27,6 +27,8 @@ COLORS = ("rgb", "bgr", "gray")
 MAX_SIDE = 32768
 """Pixels: sides that are larger than any image's would only take memory."""
 _IMAGE_RANK = 4
+# Pixels are computed as float32.
+_MOST_SCALE = 1e30
 
 
 # Pillow's decoders raise all of these for files that are damaged in different ways.
@@ -77,10 +79,11 @@ class Preprocessing:
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
         if 0.0 in self.std:
             raise UsageError("preprocessing: std must not be 0")
-        if self.scale is not None and not (
-            isinstance(self.scale, (int, float)) and math.isfinite(self.scale) and self.scale > 0
+        if self.scale is not None and (
+            not isinstance(self.scale, (int, float)) or not 0 < self.scale < _MOST_SCALE
         ):
-            raise UsageError(f"preprocessing: scale must be positive, not {self.scale}")
+            text = str(self.scale)[:80]
+            raise UsageError(f"preprocessing: scale must be positive, not {text}")
         if self.layout not in (None, *LAYOUTS):
             raise UsageError(f"preprocessing: layout {self.layout!r}: choose nchw or nhwc")
         if self.color not in (None, *COLORS):
@@ -217,6 +220,8 @@ def decode_image(file: IO[bytes] | bytes, mode: str) -> Any:
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
         with warnings.catch_warnings():
+            # Of damaged files it says the same on stderr as in its exceptions.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(source) as image:
                 if image.mode[0] in "IF":

@@ -42,7 +42,7 @@ class BatchNorm:
 
 
 def following_batch_norm(view: GraphView, ref: NodeRef) -> BatchNorm | None:
-    """The BatchNormalization that is the only reader of a node's output, if its tensors are constant."""
+    """The BatchNormalization that is the only reader of a node's output, if its tensors are constant and finite."""
     consumer = view.only_consumer(ref.node.outputs[0])
     if consumer is None or consumer.op_type != "BatchNormalization" or not consumer.is_standard:
         return None
@@ -56,8 +56,12 @@ def following_batch_norm(view: GraphView, ref: NodeRef) -> BatchNorm | None:
     stored = [constant.values() for constant in constants if constant]
     if len(stored) != 4 or len({each.shape for each in stored}) != 1 or stored[0].ndim != 1:
         return None
-    values = [each.astype(np.float64) for each in stored]
+    with np.errstate(invalid="ignore"):  # signalling NaN, which are refused below
+        values = [each.astype(np.float64) for each in stored]
     epsilon = float(consumer.attribute("epsilon", 1e-5))
+    # Statistics that nothing real has: what the layer computes with them is not a number.
+    if not all(np.isfinite(each).all() for each in values) or (values[3] + epsilon <= 0).any():
+        return None
     dtypes = tuple(each.dtype for each in stored)
     return BatchNorm(consumer, values[0], values[1], values[2], values[3], epsilon, dtypes)
 
