@@ -9,14 +9,36 @@ if __name__ != "onnx_igpc.passes":
 from onnx_igpc.passes.absorb_gathers import AbsorbGathers
 from onnx_igpc.passes.base import Pass, PassResult, Pipeline
 from onnx_igpc.passes.fold_batch_norm import FoldBatchNorm
+from onnx_igpc.passes.fold_site_batch_norm import FoldSiteBatchNorm
 from onnx_igpc.passes.group_pointwise import GroupPointwise
+from onnx_igpc.passes.lower_blocks import LowerBlocks
+from onnx_igpc.passes.lower_dense import LowerDense
+from onnx_igpc.passes.lower_folded_sum import LowerFoldedSum
+from onnx_igpc.passes.lower_literal import LowerLiteral
+from onnx_igpc.passes.lower_matmul import LowerMatMul
+from onnx_igpc.passes.lower_merged_groups import LowerMergedGroups
+from onnx_igpc.passes.lower_padded import LowerPadded
+from onnx_igpc.passes.lower_slices import LowerSlices
+from onnx_igpc.passes.lower_transpose import LowerTranspose
+from onnx_igpc.passes.lowering import Lowering
 from onnx_igpc.passes.merge_gathers import MergeGathers
 from onnx_igpc.passes.remove_dead import RemoveDead
 
 __all__ = [
     "AbsorbGathers",
     "FoldBatchNorm",
+    "FoldSiteBatchNorm",
     "GroupPointwise",
+    "LowerBlocks",
+    "LowerDense",
+    "LowerFoldedSum",
+    "LowerLiteral",
+    "LowerMatMul",
+    "LowerMergedGroups",
+    "LowerPadded",
+    "LowerSlices",
+    "LowerTranspose",
+    "Lowering",
     "MergeGathers",
     "Pass",
     "PassResult",

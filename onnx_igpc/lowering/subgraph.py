@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -61,19 +62,18 @@ class IgpcSubgraph:
         """M of x -> M x + b, float64 of shape (F, C)."""
         return igpc_matrix(self.layout, IgpcWeights(self.k, self.l))
 
-    def attribute(self, name: str, default: object = None) -> object:
-        """The value of an attribute of K, or ``default``."""
+    def attribute(self, name: str) -> Any:
+        """The value of an attribute of K, ``None`` where it has none of that name."""
         for entry in self.conv_attributes:
             if entry.name == name:
                 return onnx.helper.get_attribute_value(entry)
-        return default
+        return None
 
     @property
     def moves_nothing(self) -> bool:
         """Whether every output pixel comes from the input pixel in the same place."""
-        strides = self.attribute("strides") or []
-        pads = self.attribute("pads") or []
-        return all(each == 1 for each in strides) and not any(pads)  # type: ignore[union-attr]
+        strides, pads = self.attribute("strides") or [], self.attribute("pads") or []
+        return all(step == 1 for step in strides) and not any(pads)
 
 
 def find_subgraphs(opened: OpenModel) -> tuple[list[IgpcSubgraph], list[tuple[str, str]]]:

@@ -129,8 +129,7 @@ class SiteWriter:
     def slice(self, x: str, label: str, start: int, end: int, axis: int = 0) -> str:
         """Elements from ``start`` to before ``end``; the bounds are attributes up to opset 9."""
         if self.opset < _OPSET_SLICE_INPUT:
-            bounds = {"starts": [start], "ends": [end], "axes": [axis]}
-            return self.node("Slice", [x], label, **bounds)
+            return self.node("Slice", [x], label, starts=[start], ends=[end], axes=[axis])
         parts = (("starts", start), ("ends", end), ("axes", axis))
         inputs = [self.integers(f"{label}.{part}", [value]) for part, value in parts]
         return self.node("Slice", [x, *inputs], label)
