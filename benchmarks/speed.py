@@ -23,11 +23,13 @@ from pathlib import Path
 import click
 
 from benchmarks.speed_models import DENSE, ModelFolder, Variant
-from benchmarks.speed_rows import NETWORKS, VARIANTS, Row, gap_table, read_rows, table
+from benchmarks.speed_rows import NETWORKS, VARIANTS, Row, gap_table, overview, read_rows, table
 from onnx_igpc.benchmark import BenchmarkReport, Race, benchmark
 from onnx_igpc.contenders import ModelFacts
 from onnx_igpc.errors import IgpcError
 from onnx_igpc.model_io import file_bytes
+
+_FORMS = {"rows": table, "overview": overview, "gaps": gap_table}
 
 
 def race_network(
@@ -176,10 +178,15 @@ def race_models(
 
 @main.command("table")
 @click.option("--rows", "file", type=click.Path(path_type=Path), required=True)
-@click.option("--gaps", is_flag=True, help="What stands between each row and its limit.")
-def print_table(file: Path, gaps: bool) -> None:
+@click.option(
+    "--form",
+    type=click.Choice(list(_FORMS)),
+    default="rows",
+    help="rows: all there is; overview: speed-ups and shares reached; gaps: what stands between.",
+)
+def print_table(file: Path, form: str) -> None:
     """Print the rows of a file as Markdown."""
-    click.echo((gap_table if gaps else table)(read_rows(file)))
+    click.echo(_FORMS[form](read_rows(file)))
 
 
 if __name__ == "__main__":

@@ -124,6 +124,34 @@ def gap_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def overview(rows: Sequence[Row]) -> str:
+    """A Markdown table for each batch size and number of threads: speed-ups, and the shares reached."""
+    found = {row.key: row for row in rows}
+    tables = []
+    for batch, threads in sorted({(row.batch, row.threads) for row in rows}, key=lambda s: s[::-1]):
+        own = [row for row in _sorted(rows) if (row.batch, row.threads) == (batch, threads)]
+        networks = list(dict.fromkeys(row.network for row in own))
+        names = [name for name in VARIANTS if any(row.variant == name for row in own)]
+        lines = [
+            f"Batch {batch}, {threads} {'thread' if threads == 1 else 'threads'}:\n",
+            f"| network | dense ms | {' | '.join(names)} |",
+            f"|---|--:|{'--:|' * len(names)}",
+        ]
+        for network in networks:
+            dense = found[network, DENSE, batch, threads]
+            cells = [_cell(found.get((network, name, batch, threads))) for name in names]
+            lines.append(f"| {network} | {dense.median_ms:.2f} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    reached = "" if row.reached is None else f" ({row.reached:.0%})"
+    return f"{row.speedup:.2f}{reached}"
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown, in the order of NETWORKS, batch, threads and VARIANTS."""
     lines = [

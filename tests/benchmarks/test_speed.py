@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import onnx_igpc
 from benchmarks.speed import race_network
 from benchmarks.speed_models import ModelFolder, Variant, quantize, write_low_rank
-from benchmarks.speed_rows import VARIANTS, Row, gap, gap_table, read_rows, table
+from benchmarks.speed_rows import VARIANTS, Row, gap, gap_table, overview, read_rows, table
 from onnx_igpc.benchmark import benchmark
 from onnx_igpc.lowering.run import lower_model
 from onnx_igpc.report import read_digest
@@ -159,6 +159,15 @@ def test_tables() -> None:
     [line] = gap_table([IGPC_ROW, DENSE_ROW]).splitlines()[2:]
     # The limit of 2 ms leaves 1 ms to convolutions, as 1 ms of the dense model is none.
     assert line.endswith("| literal-16 | 2.00 | 4.00 | +1.00 | +0.25 | +0.25 | +0.50 |")
+
+
+def test_overview_has_a_table_for_each_setting() -> None:
+    rows = [DENSE_ROW, IGPC_ROW, replace(DENSE_ROW, threads=2), replace(DENSE_ROW, batch=8)]
+    tables = overview([*rows, replace(IGPC_ROW, variant="int8", limit=None, reached=None)])
+    parts = tables.split("Batch ")
+    assert [part[:12] for part in parts[1:]] == ["1, 1 thread:", "8, 1 thread:", "1, 2 threads"]
+    assert "| network | dense ms | literal-16 | int8 |" in parts[1]
+    assert "| mobilenet_v1 | 8.00 | 2.00 (50%) | 2.00 |" in parts[1]
 
 
 @given(st.lists(st.floats(0, 5), min_size=5, max_size=5), st.floats(1, 5))
