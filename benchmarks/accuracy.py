@@ -38,7 +38,9 @@ from onnx_igpc.model_io import open_model, save_model
 from onnx_igpc.passes import GroupPointwise, RemoveDead
 from onnx_igpc.passes.fold_batch_norm import following_batch_norm
 from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.report import RewriteReport, write_digest
 from onnx_igpc.sites import PointwiseSite, find_sites
+from onnx_igpc.summary import site_reports
 from onnx_igpc.taps import Tap
 from onnx_igpc.verify import verify
 from onnx_igpc.weighing import fit_without_data
@@ -103,13 +105,19 @@ class Bench:
     def planned(
         self, plan: Callable[[PointwiseSite], GroupLayout], sequential: bool
     ) -> tuple[Path, dict[str, int]]:
-        """As :meth:`compressed` with a layout of our own for every site."""
+        """As :meth:`compressed` with a layout of our own for every site.
+
+        The digest in the model names the sites, so that ``finetune`` can match them.
+        """
         opened = open_model(self.model)
+        before = count(opened)
         run = CalibrationRun.open(
             self.model, opened, self.calibration, self.preprocessing, self.samples, sequential
         )
         group = GroupPointwise(plan, fit_without_data)
         RemoveDead(run.rewrite(opened, group).orphans).run(opened)
+        sites = site_reports(group.rewrites, before, count(opened), {}, None)
+        write_digest(opened.proto, RewriteReport(sites=sites))
         path = self.folder / "model.onnx"
         save_model(opened, path)
         weights = {name: c * f for name, (c, f) in self.shapes.items()}
