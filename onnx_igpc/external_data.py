@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnx_igpc.errors import ModelError
+from onnx_igpc.errors import ModelError, UsageError
 
 # Names the file of newly made tensors of a model that has not been written yet. A NUL cannot be
 # part of a file's name, so that no model can refer to it.

@@ -195,6 +195,10 @@ def run_session(
         values = session.run(names, feeds)
     except _errors(runtime) as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        if "allocate memory" in str(error) or "bad_alloc" in str(error):
+            raise ModelError(
+                f"not enough memory to run the model on {shapes}: {_one_line(str(error))[-80:]}"
+            ) from error
         raise ModelError(f"the model cannot run on {shapes}: {_one_line(str(error))}") from error
     return dict(zip(names, values, strict=True))
 

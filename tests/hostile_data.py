@@ -74,7 +74,8 @@ def hostile_arrays(folder: Path) -> Written:
     yield "npz: not an archive", _copy(folder / "text.npz", b"PK\x03\x04 and nothing more")
     whole = _npz(folder / "whole.npz", {"x.npy": good}).read_bytes()
     for tenth in range(1, 10, 2):
-        yield "npz: truncated", _copy(folder / f"t{tenth}.npz", whole[: len(whole) * tenth // 10])
+        cut = whole[: len(whole) * tenth // 10]
+        yield f"npz: {tenth} tenths", _copy(folder / f"t{tenth}.npz", cut)
     encrypted = bytearray(whole)
     for mark in (b"PK\x03\x04", b"PK\x01\x02"):
         encrypted[whole.index(mark) + (6 if mark[2] == 3 else 8)] |= 1
@@ -135,8 +136,10 @@ def hostile_images(folder: Path) -> Written:
     )
     yield "tar: nothing", _copy(folder / "empty.tar", b"")
     whole = _tar(folder / "whole.tar", {"a.png": good_png(), "b.png": good_png()}).read_bytes()
+    filled = len(whole.rstrip(b"\0"))
     for tenth in range(1, 10, 2):
-        yield "tar: truncated", _copy(folder / f"t{tenth}.tar", whole[: len(whole) * tenth // 10])
+        cut = whole[: filled * tenth // 10]
+        yield f"tar: {tenth} tenths", _copy(folder / f"t{tenth}.tar", cut)
     loop = folder / "loop"
     loop.mkdir()
     (loop / "again").symlink_to(loop)
