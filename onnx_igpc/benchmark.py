@@ -124,7 +124,8 @@ def benchmark(
         raise UsageError(f"rounds must be at least 2 for an interval, not {rounds}")
     say = progress or (lambda done, total, what: None)
     contenders = [Contender(os.fspath(path)) for path in models]
-    facts, races = [], []
+    facts: list[ModelFacts] = []
+    races: list[Race] = []
     for count in threads:
         sessions = [make_session(c.model, provider, threads=count) for c in contenders]
         sizes = batches or [natural_batch(sessions, shapes)]

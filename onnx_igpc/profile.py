@@ -223,7 +223,7 @@ def _first_bytes(args: dict[str, Any], key: str) -> int:
     """Bytes of the first tensor of an event's ``{input,output}_type_shape``; 0 if it has none."""
     for entry in args.get(key, [])[:1]:
         for kind, shape in entry.items():
-            return math.prod(shape) * _ELEMENT_BYTES.get(kind, 4)
+            return int(math.prod(shape)) * _ELEMENT_BYTES.get(kind, 4)
     return 0
 
 
