@@ -158,12 +158,22 @@ class ExternalData:
         """A new tensor whose data, of a plain dtype, waits on disk until the model is written.
 
         A message never gives back memory that it once held, so that the data does not pass through it.
+
+        Raises:
+            UsageError: there is no room for it in the folder for temporary files.
         """
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryFile(prefix="onnx-igpc-")  # noqa: SIM115
         data = np.ascontiguousarray(values).tobytes()
-        offset = self._scratch.seek(0, 2)
-        self._scratch.write(data)
+        try:
+            if self._scratch is None:
+                self._scratch = tempfile.TemporaryFile(prefix="onnx-igpc-")  # noqa: SIM115
+            offset = self._scratch.seek(0, 2)
+            self._scratch.write(data)
+            self._scratch.flush()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write temporary data to {tempfile.gettempdir()}: "
+                f"{error.strerror or error} (TMPDIR names another folder)"
+            ) from error
         elem_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
         tensor = onnx.TensorProto(name=name, data_type=elem_type, dims=values.shape)
         set_location(tensor, SCRATCH_LOCATION, offset, len(data))
