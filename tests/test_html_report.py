@@ -55,7 +55,7 @@ def test_everything_that_was_done_and_measured_is_on_the_page() -> None:
         "98.3\xa0%99.2\xa0%+0.9 points",
         "100.0\xa0%99.7\xa0%−0.3 points",
         "expect to fine-tune before use",
-        "39.8\xa0% left, damage 0.014",
+        "chosen: 39.8\xa0% left, damage 0.014",
         "validation data: 20.0\xa0% to 88.0\xa0%",
         "1 rounds beyond 5\xa0ms",
         "kept: excluded by --exclude",

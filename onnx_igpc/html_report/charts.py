@@ -63,11 +63,12 @@ def figure(
 
 def swatch(style: str) -> Element:
     """A sample of a style for a legend."""
-    shape = (
-        element("line", {"x1": 0, "x2": 18, "y1": 5, "y2": 5, "class": style})
-        if style.startswith("line")
-        else element("rect", {"x": 2, "y": 0, "width": 10, "height": 10, "class": style})
-    )
+    shapes = {
+        "line": element("line", {"x1": 0, "x2": 18, "y1": 5, "y2": 5, "class": style}),
+        "chosen": element("circle", {"cx": 9, "cy": 5, "r": 4.5, "class": style}),
+        "bar": element("rect", {"x": 2, "y": 0, "width": 10, "height": 10, "class": style}),
+    }
+    shape = shapes[style.partition("-")[0]]
     return element("svg", {"width": 18, "height": 10, "aria-hidden": "true"}, shape)
 
 

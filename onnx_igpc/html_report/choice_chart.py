@@ -7,6 +7,7 @@ from typing import Any
 
 from onnx_igpc.html_report.charts import (
     TOP,
+    Legend,
     Place,
     figure,
     frame,
@@ -74,7 +75,6 @@ def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
                 ),
             ),
             element("circle", {"class": "chosen", "cx": f"{x:.2f}%", "cy": f"{y:.1f}", "r": 5.5}),
-            _label(x, y, chosen),
             lines=[(up.place(tick), f"{tick:g}") for tick in decades(up.low, up.high)],
             places=[
                 Place(0.0, percent(0, 0), "start"),
@@ -82,6 +82,7 @@ def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
                 Place(100.0, percent(1, 0), "end"),
             ],
         ),
+        legend=[Legend("chosen", f"chosen: {chosen}")],
         table=opened_by(
             "The values as a table",
             value_table(
@@ -90,20 +91,4 @@ def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
                 [(percent(a), f"{b:.3g}") for a, b in curve],
             ),
         ),
-    )
-
-
-def _label(x: float, y: float, text: str) -> Element:
-    """Beside the mark, on the side with more room and above the falling line on the left."""
-    right = x < 50
-    return element(
-        "text",
-        {
-            "class": "strong",
-            "x": f"{x:.2f}%",
-            "dx": 10 if right else -10,
-            "y": f"{max(y - 10, 12):.1f}",
-            "text-anchor": "start" if right else "end",
-        },
-        text,
     )

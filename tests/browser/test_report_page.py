@@ -227,8 +227,11 @@ def test_without_scripts_everything_is_open(show: Any) -> None:
 
 
 def test_printed_on_white_without_what_only_a_screen_can_use(show: Any) -> None:
-    opened = show(color_scheme="dark")
+    opened = show(color_scheme="dark", width=690)  # what margins leave of A4
+    opened.page.locator("button.opens").first.click()
     opened.page.emulate_media(media="print", color_scheme="dark")
+    assert _too_wide(opened.page) == []
+    assert opened.page.locator("thead th", has_text="Channels").is_visible()
     assert not opened.page.locator(".controls").is_visible()
     paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert _luminance(paper) == 1.0
