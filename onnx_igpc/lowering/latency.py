@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_igpc.errors import CheckFailedError, ModelError
+from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.extended_layout import dense_layout
 from onnx_igpc.layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache
@@ -136,10 +136,7 @@ class LatencyBudget:
         for done, (name, contenders) in enumerate(cuts.items()):
             if self.progress is not None:
                 self.progress(done, len(cuts), f"racing layouts of {name}")
-            try:
-                seconds = race_all(contenders, self.setting, self.cache)
-            except ModelError:
-                continue
+            seconds = race_all(contenders, self.setting, self.cache)
             least: dict[int, float] = {}
             for label, value in seconds.items():
                 index = int(label.split(":")[0])

@@ -194,9 +194,11 @@ def _cut_runs(contenders: Mapping[str, OpenModel], setting: Setting) -> list[Cal
         make_session(model, setting.provider, threads=setting.threads)
         for model in contenders.values()
     ]
-    # Cut-outs have all sizes of their own.
-    feeds = random_inputs(session_inputs(sessions[0]))
-    return [timed_run(session, feeds, setting.provider) for session in sessions]
+    # Cut-outs have all sizes of their own, and may differ in the names of their inputs.
+    return [
+        timed_run(session, random_inputs(session_inputs(session)), setting.provider)
+        for session in sessions
+    ]
 
 
 def _cached(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from dataclasses import astuple, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.feeds import model_inputs, random_inputs
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
 from onnx_igpc.lowering.choose import (
@@ -24,8 +27,15 @@ from onnx_igpc.lowering.choose import (
 )
 from onnx_igpc.lowering.race import Setting, device_name, structure
 from onnx_igpc.model_io import OpenModel
+from onnx_igpc.profile import misplaced_message, read_profile
 from onnx_igpc.racing import Interval
-from onnx_igpc.runtime import import_onnxruntime, make_session, provider_label, run_session
+from onnx_igpc.runtime import (
+    import_onnxruntime,
+    make_session,
+    provider_label,
+    provider_name,
+    run_session,
+)
 
 IMPROVE_SECONDS = 40.0
 """How long whole models are compared at most."""
@@ -91,7 +101,7 @@ class Selection:
 def setting_dict(setting: Setting) -> dict[str, Any]:
     """The setting as plain values."""
     return {
-        "provider": provider_label(setting.provider),
+        "provider": provider_label(provider_name(setting.provider)),
         "threads": setting.threads,
         "batch": setting.batch,
         "shapes": {name: list(shape) for name, shape in setting.shapes.items()},
@@ -103,16 +113,27 @@ def slower_reason(setting: Setting) -> str:
     return f"slower on {setting.label}"
 
 
-def check_provider_runs(model: OpenModel, setting: Setting) -> None:
-    """Make sure that the provider is there and takes the model, before anything is measured.
+def check_provider_runs(model: OpenModel, setting: Setting) -> str | None:
+    """Make sure that the provider is there and runs the model, before anything is measured.
+
+    Returns what to say where another provider runs a part of the arithmetic.
 
     Raises:
-        CheckFailedError, UsageError: as :func:`onnx_igpc.runtime.make_session`.
+        CheckFailedError, UsageError: as :func:`onnx_igpc.runtime.make_session`, or the provider ran
+            none of the nodes.
         ModelError: the model cannot be loaded or cannot run at the setting's sizes.
     """
-    session = make_session(model, setting.provider, threads=setting.threads)
-    specs = model_inputs(model.proto)
-    run_session(session, random_inputs(specs, batch=setting.batch, shapes=setting.shapes))
+    with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
+        prefix = Path(folder) / "profile"
+        session = make_session(model, setting.provider, threads=setting.threads, profile=prefix)
+        specs = model_inputs(model.proto)
+        run_session(session, random_inputs(specs, batch=setting.batch, shapes=setting.shapes))
+        profile = read_profile(session.end_profiling())
+    if not profile.ran_on(setting.provider):
+        label = provider_label(provider_name(setting.provider))
+        raise CheckFailedError(f"{label} ran none of the nodes; {profile.describe()}")
+    misplaced = profile.misplaced(setting.provider)
+    return misplaced_message(misplaced, setting.provider) if misplaced else None
 
 
 def select(
@@ -134,7 +155,7 @@ def select(
         UsageError: shapes that do not fit, or an unknown provider.
         ModelError: the model cannot be run.
     """
-    check_provider_runs(model, setting)
+    elsewhere = check_provider_runs(model, setting)
     races = race_sites(model, setting, cache, progress)
     choices = {race.name: race.best(allow_slower) for race in races if race.seconds}
     selection = Selection(setting, allow_slower, choices, races)
@@ -145,8 +166,7 @@ def select(
         selection.notes += improver.notes
         _final(model, selection, progress)
         _keep(selection, cache, key)
-    if cache.note:
-        selection.notes.append(cache.note)
+    selection.notes += [note for note in (elsewhere, cache.note) if note]
     return selection
 
 

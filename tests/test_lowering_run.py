@@ -1,0 +1,300 @@
+"""lower, and compress --lowering auto: the function stays, the report tells what was done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+
+import onnx_igpc
+from onnx_igpc.cli import main
+from onnx_igpc.cost import count
+from onnx_igpc.errors import CheckFailedError, UsageError
+from onnx_igpc.lowering.catalogue import LOWERINGS
+from onnx_igpc.lowering.race import Setting
+from onnx_igpc.lowering.run import lower_model
+from onnx_igpc.model_io import OpenModel
+from onnx_igpc.report import read_digest
+from onnx_igpc.result import CompressResult
+from tests.calibration_graphs import images, saved
+from tests.helpers import GraphBuilder, random_feeds
+from tests.helpers import run as run_model
+from tests.lowering_prices import Prices, by_operator
+from tests.test_budget import CHANNELS, classifier
+
+ONE = Setting(threads=1)
+DENSE_WINS = by_operator({"Conv": 50.0, "MatMul": 50.0})
+GATHERS_COST = by_operator({"Gather": 100.0, "Conv": 10.0}, weight=0.01)
+
+
+def two_sites(weights: str = "initializer") -> onnx.ModelProto:
+    """x -> [1x1 Conv, BatchNormalization, Relu] twice -> y."""
+    builder = GraphBuilder(weights=weights)  # type: ignore[arg-type]
+    builder.input("x", ["n", 32, 6, 6])
+    value = "x"
+    for number in range(2):
+        builder.conv(value, f"conv{number}", 32, 32, bias=True)
+        builder.batch_norm(f"conv{number}", f"bn{number}", 32)
+        value = builder.add("Relu", [f"bn{number}"], f"relu{number}")
+    builder.conv(value, "last", 32, 32, kernel=3, group=32, pads=[1] * 4)
+    builder.output("last", ["n", 32, 6, 6])
+    return builder.model()
+
+
+def compressed(weights: str = "initializer", **options: object) -> onnx.ModelProto:
+    chosen = {"channels_per_group": 8, **options}
+    return onnx_igpc.compress(two_sites(weights), **chosen).model  # type: ignore[arg-type]
+
+
+def assert_same_function(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    feeds = random_feeds(before)
+    expected, found = run_model(before, feeds), run_model(after, feeds)
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-4)
+
+
+def assert_counted(result: CompressResult) -> None:
+    """The report's counts are those of the graph that was written."""
+    cost = count(OpenModel(result.model))
+    totals = result.report.totals
+    assert (totals.parameters.after, totals.macs.after) == (cost.parameters, cost.macs)
+    made = {node.name: node.output[0] for node in result.model.graph.node}
+    for site in result.report.rewritten:
+        assert set(site.nodes) <= set(made)
+        nodes = [("", made[name]) for name in site.nodes]
+        assert site.parameters.after == cost.parameters_of(nodes) > 0
+
+
+@pytest.mark.parametrize("label", LOWERINGS)
+def test_one_lowering_throughout(label: str) -> None:
+    before = compressed()
+    result = lower_model(before, lowering=label)
+    assert_same_function(before, result.model)
+    assert_counted(result)
+    assert result.report.folded == ["bn0_node", "bn1_node"]
+    assert "BatchNormalization" not in {node.op_type for node in result.model.graph.node}
+    said = result.report.lowering
+    assert said is not None
+    assert said["mode"] == label
+    for site in said["sites"].values():
+        assert site["lowering"] == label or (site["lowering"] == "literal" and site["reason"])
+    assert result.report.checks["lowering"].startswith("same outputs as before")
+
+
+def test_measured_here() -> None:
+    before = compressed()
+    result = lower_model(before, setting=ONE, cache=False)
+    assert_same_function(before, result.model)
+    assert_counted(result)
+    said = result.report.lowering
+    assert said is not None
+    assert set(said["sites"]) == {"conv0_node", "conv1_node"}
+    for site in said["sites"].values():
+        assert site["lowering"] in site["seconds"]
+        assert {"literal", "dense"} <= set(site["seconds"])
+    assert set(said["model"]["seconds"]) == {"literal", "dense", "chosen"}
+    assert set(said["model"]["speedup"]) == {"literal", "dense"}
+
+
+def test_the_digest_has_no_times_and_makes_it_final(tmp_path: Path) -> None:
+    result = lower_model(compressed(), setting=ONE, cache=False)
+    result.save(tmp_path / "lowered.onnx")
+    digest = read_digest(onnx.load(tmp_path / "lowered.onnx"))
+    assert digest is not None
+    assert digest.lowering is not None
+    assert set(digest.lowering) == {"mode", "provider", "threads", "batch", "sites"}
+    for site in digest.lowering["sites"].values():
+        assert set(site) <= {"lowering", "reason"}
+    with pytest.raises(UsageError, match="was lowered for a runtime, which is final: lower the"):
+        lower_model(tmp_path / "lowered.onnx")
+    with pytest.raises(UsageError, match="was lowered for a runtime, which is final: compress the"):
+        onnx_igpc.compress(tmp_path / "lowered.onnx")
+
+
+def test_finetune_refuses_it(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    onnx.save(two_sites(), tmp_path / "teacher.onnx")
+    lower_model(compressed(), lowering="dense").save(tmp_path / "lowered.onnx")
+    data = saved(tmp_path, x=images(4, 32))
+    teacher = tmp_path / "teacher.onnx"
+    arguments = [tmp_path / "lowered.onnx", "--teacher", teacher, "--data", data]
+    result = invoke("finetune", *arguments, "-o", tmp_path / "tuned.onnx")
+    assert result.exit_code == 2
+    assert "lowered" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_weights_that_are_inputs_become_constants() -> None:
+    before = compressed("input")
+    listed = [value.name for value in before.graph.input]
+    assert len(listed) > 1
+    result = lower_model(before, lowering="literal")
+    assert [value.name for value in result.model.graph.input] == ["x"]
+    assert set(result.report.inputs_removed) >= set(listed) - {"x"}
+    assert_same_function(before, result.model)
+
+
+def test_what_cannot_be_lowered_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no rewritten convolution"):
+        lower_model(two_sites())
+    with pytest.raises(UsageError, match="unknown lowering 'fast': choose from auto, literal"):
+        lower_model(compressed(), lowering="fast")
+    with pytest.raises(CheckFailedError, match=r"cuda is not in .* pip install"):
+        lower_model(compressed(), setting=Setting("cuda"), cache=False)
+
+
+def test_compress_keeps_what_is_slower_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    Prices(DENSE_WINS).install(monkeypatch)
+    original = two_sites()
+    result = onnx_igpc.compress(
+        original, channels_per_group=8, lowering="auto", setting=ONE, cache=False
+    )
+    assert not result.changed
+    reasons = {site.name: site.reason for site in result.report.kept}
+    assert reasons["conv0_node"] == "slower on cpu (1 thread, batch 1)"
+    assert result.model == original
+
+
+def test_compress_lowers_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    Prices(GATHERS_COST).install(monkeypatch)
+    literal = compressed()
+    result = onnx_igpc.compress(
+        two_sites(), channels_per_group=8, lowering="auto", setting=ONE, cache=False
+    )
+    assert "Gather" in {node.op_type for node in literal.graph.node}
+    assert "Gather" not in {node.op_type for node in result.model.graph.node}
+    assert len(result.report.rewritten) == 2
+    assert_same_function(literal, result.model)
+    assert_counted(result)
+    assert result.report.checks["sites"].startswith("2 of 2")
+
+
+def test_slower_is_allowed_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    Prices(DENSE_WINS).install(monkeypatch)
+    result = onnx_igpc.compress(
+        two_sites(),
+        channels_per_group=8,
+        lowering="auto",
+        setting=ONE,
+        allow_slower=True,
+        cache=False,
+    )
+    assert len(result.report.rewritten) == 2
+
+
+def test_options_of_compress_that_do_not_go_together() -> None:
+    with pytest.raises(UsageError, match="the paper's form is for training: train it, then use"):
+        onnx_igpc.compress(two_sites(), form="paper", lowering="auto")
+    with pytest.raises(UsageError, match="--lowering must be one of literal, auto"):
+        onnx_igpc.compress(two_sites(), lowering="dense")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return saved(tmp_path, x=images(40, CHANNELS))
+
+
+def timed(data: Path, target: str) -> CompressResult:
+    return onnx_igpc.compress(
+        classifier(), calibration=data, target=target, setting=ONE, cache=False
+    )
+
+
+def test_a_budget_of_time_holds_for_the_whole(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A weight costs time, and so does every node beyond those of the dense model.
+    Prices(by_operator({}, weight=1.0)).install(monkeypatch)
+    result = timed(data, "latency=60%")
+    said = result.report.selection
+    assert said is not None
+    assert said["latency"]["measured"] <= 0.6
+    assert said["latency"]["predicted"] == pytest.approx(said["latency"]["measured"], abs=0.05)
+    assert result.report.lowering is not None
+    seconds = result.report.lowering["model"]["seconds"]
+    assert seconds["chosen"] <= 0.6 * seconds["dense"]
+    assert_counted(result)
+
+
+def test_the_budget_moves_until_the_measured_time_fits(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole takes longer than its sites say."""
+
+    def whole(model: onnx.ModelProto) -> float:
+        sites = by_operator({}, weight=1.0)(model)
+        rewritten = any("igpc" in node.name for node in model.graph.node)
+        dense = all(node.name.endswith("dense") for node in model.graph.node if "igpc" in node.name)
+        return sites * (1.2 if rewritten and not dense else 1.0)
+
+    Prices(by_operator({}, weight=1.0), whole).install(monkeypatch)
+    said = timed(data, "latency=70%").report.selection
+    assert said is not None
+    tried = said["latency"]["tried"]
+    assert len(tried) > 1
+    assert tried[0]["measured"] > 0.7
+    assert said["latency"]["measured"] <= 0.7
+
+
+def test_time_that_cannot_be_reached_fails_the_check(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Prices(by_operator({}, weight=1.0)).install(monkeypatch)
+    with pytest.raises(
+        CheckFailedError, match=r"latency=1% cannot be reached on cpu \(1 thread, batch 1\)"
+    ):
+        timed(data, "latency=1%")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    onnx.save(compressed(), tmp_path / "small.onnx")
+    return tmp_path / "small.onnx"
+
+
+def test_the_command(file: Path, tmp_path: Path) -> None:
+    arguments = ("lower", file, "-o", tmp_path / "fast.onnx", "--threads", 1)
+    cache = ("--cache", tmp_path / "cache")
+    result = invoke(*arguments, *cache, "-v")
+    assert result.exit_code == 0, result.output
+    for text in ("2 sites:", "whole model", "predicted from sites", "conv0_node", "wrote"):
+        assert text in result.stdout
+    assert_same_function(onnx.load(file), onnx.load(tmp_path / "fast.onnx"))
+    again = invoke(*arguments, *cache)
+    assert "races of sites: 0 measured" in again.stdout
+    shown = invoke("report", tmp_path / "fast.onnx")
+    assert shown.exit_code == 0, shown.output
+
+
+def test_the_command_refuses(file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "fast.onnx"
+    missing = invoke("lower", file, "-o", target, "--provider", "cuda", "--no-cache")
+    assert missing.exit_code == 1
+    assert "onnx-igpc[gpu]" in missing.stderr
+    assert len(missing.stderr.strip().splitlines()) == 1
+    both = invoke("lower", file, "-o", target, "--no-cache", "--cache", tmp_path)
+    assert both.exit_code == 2
+    onto_itself = invoke("lower", file, "-o", file)
+    assert onto_itself.exit_code == 2
+    assert not target.exists()
+
+
+def test_compress_takes_the_options(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Prices(GATHERS_COST).install(monkeypatch)
+    onnx.save(two_sites(), tmp_path / "dense.onnx")
+    output = tmp_path / "fast.onnx"
+    arguments = ("compress", tmp_path / "dense.onnx", "-o", output, "--ch", 8, "--no-cache")
+    result = invoke(*arguments, "--lowering", "auto", "--threads", 1, "--batch", 2)
+    assert result.exit_code == 0, result.output
+    digest = read_digest(onnx.load(output))
+    assert digest is not None
+    assert digest.lowering is not None
+    assert (digest.lowering["threads"], digest.lowering["batch"]) == (1, 2)
