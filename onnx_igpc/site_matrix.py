@@ -58,13 +58,16 @@ class SiteMatrices:
         if len(refs) != len(site.nodes):
             raise _NotAMatrixError
         values = {site.input: np.eye(site.in_channels or 0)}
+        read = {str(name) for ref in refs for name in ref.proto.input}
         for ref in sorted(refs, key=lambda each: each.index):
             step = _Step(self._view, ref)
             parts = step.run(values.get(str(ref.proto.input[0])), values)
             values.update(zip((str(name) for name in ref.proto.output), parts, strict=True))
-        if site.output not in values:
+        # By its place and not by its name, which is that of a BatchNorm once that is folded.
+        made = [values[name] for name in values if name not in read]
+        if len(made) != 1:
             raise _NotAMatrixError
-        return values[site.output]
+        return made[0]
 
 
 @dataclass(frozen=True)

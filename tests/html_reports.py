@@ -169,5 +169,6 @@ def _timing(path: str, median: float, speed: dict[str, float] | None) -> dict[st
         "quartiles_ms": [median - 0.1, median + 0.1],
         "samples_per_second": 1000 / median,
         "speedup": speed,
+        "limit": speed and {"speedup": 1.6, "reached": 0.78},
         "rounds_ms": rounds,
     }

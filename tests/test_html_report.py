@@ -58,6 +58,7 @@ def test_everything_that_was_done_and_measured_is_on_the_page() -> None:
         "chosen: 39.8\xa0% left, damage 0.014",
         "validation data: 20.0\xa0% to 88.0\xa0%",
         "1 rounds beyond 5\xa0ms",
+        "at best 1.60 ×, of which 78\xa0% is reached",
         "kept: excluded by --exclude",
         "y = K x + L P K x",
         "channels per group16",

@@ -11,10 +11,11 @@ import pytest
 from onnx_igpc import compress
 from onnx_igpc.fitting import relative_error
 from onnx_igpc.model_io import OpenModel
+from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report import SiteReport
 from onnx_igpc.runtime import make_session, run_session
 from onnx_igpc.site_matrix import SiteMatrices
-from tests.helpers import node_named, pointwise_model, tensor_named
+from tests.helpers import GraphBuilder, node_named, pointwise_model, tensor_named
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 
@@ -74,3 +75,27 @@ def test_no_matrix_where_the_form_is_not_linear_or_nodes_are_gone() -> None:
     site.nodes = [*site.nodes, "gone"]
     assert matrices.matrix(site) is None
     assert matrices.matrix(SiteReport("kept", 40, 24, "kept")) is None
+
+
+def test_the_matrix_of_a_site_that_a_batch_norm_was_folded_into() -> None:
+    builder = GraphBuilder()
+    x = builder.input("x", [1, 32, 5, 5])
+    y = builder.conv(x, "pw", 32, 64, name="pw")  # K alone, one convolution
+    y = builder.batch_norm(y, "bn", 64)
+    builder.output(builder.add("Relu", [y], "y"), [1, 64, 5, 5])
+    result = compress(builder.model(), channels_per_group=8)
+    (site,) = result.report.rewritten
+    plain = SiteMatrices(OpenModel(result.model), result.report).matrix(site)
+    scale = tensor_named(result.model, _batch_norm(result.model).input[1])
+    variance = tensor_named(result.model, _batch_norm(result.model).input[4])
+    folded = OpenModel(result.model)
+    assert FoldBatchNorm().run(folded).changed
+    matrix = SiteMatrices(folded, result.report).matrix(site)
+    assert plain is not None
+    assert matrix is not None
+    factor = scale / np.sqrt(variance + 1e-5)
+    assert np.allclose(matrix, factor[:, None] * plain, rtol=1e-4, atol=1e-6)
+
+
+def _batch_norm(model: onnx.ModelProto) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.op_type == "BatchNormalization")

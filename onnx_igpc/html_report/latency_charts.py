@@ -8,7 +8,7 @@ from typing import Any
 from onnx_igpc.html_report.charts import BOTTOM, opened_by, value_table
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.scales import round_ticks
-from onnx_igpc.html_report.texts import GAP, milliseconds
+from onnx_igpc.html_report.texts import GAP, milliseconds, percent
 
 _ROW = 34
 # Times further out than so many times the slowest median are counted, not drawn.
@@ -88,6 +88,7 @@ def _row(timing: Mapping[str, Any], highest: float, limit: float) -> list[Elemen
             " ",
             element("strong", None, milliseconds(median)),
             f", {speed}" if speed else ", the baseline",
+            _limit_text(timing),
             beyond,
         ),
         element(
@@ -122,6 +123,14 @@ def _row(timing: Mapping[str, Any], highest: float, limit: float) -> list[Elemen
             ),
         ),
     ]
+
+
+def _limit_text(timing: Mapping[str, Any]) -> str:
+    """How fast the model could at best be, where the benchmark worked that out."""
+    limit = timing.get("limit")
+    if not limit:
+        return ""
+    return f"; at best {limit['speedup']:.2f} ×, of which {percent(limit['reached'], 0)} is reached"
 
 
 def _rounds(timing: Mapping[str, Any]) -> list[float]:
