@@ -15,6 +15,7 @@ from onnx_igpc.cli_support import (
     console,
     preprocessing_options,
     read_preprocessing,
+    recorded_preprocessing,
     write_text,
 )
 
@@ -90,6 +91,8 @@ def verify(
     check_report(report_file, original, candidate)
     check_output(json_file, original, candidate)
     options["preprocessing"] = read_preprocessing(options)
+    if options["preprocessing"] is None and options["data"] is not None:
+        options["preprocessing"] = recorded_preprocessing(candidate, options["data"])
     with ProgressLine("verifying", quiet) as line:
         result = run(
             original, candidate, shapes=parse_shapes(shapes), progress=line.update, **options

@@ -160,6 +160,27 @@ def read_preprocessing(values: dict[str, Any]) -> Preprocessing | None:
     return Preprocessing.from_dict(chosen) if chosen else None
 
 
+def recorded_preprocessing(model: Path, data: Path) -> Preprocessing | None:
+    """How ``compress`` or ``finetune`` preprocessed images for ``model``; ``None`` if it does not say.
+
+    Also ``None`` where ``data`` are arrays, which are taken as they are.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    from onnx_igpc.model_io import open_model
+    from onnx_igpc.preprocessing import Preprocessing
+    from onnx_igpc.report import read_digest
+
+    files = data.iterdir() if data.is_dir() else [data]
+    if any(file.suffix in (".npz", ".npy") for file in files):
+        return None
+    digest = read_digest(open_model(model).proto)
+    if digest is None or digest.preprocessing is None:
+        return None
+    return Preprocessing.from_dict(digest.preprocessing)
+
+
 def _floats(name: str, text: str) -> list[float]:
     try:
         return [float(part) for part in text.replace(",", " ").split()]

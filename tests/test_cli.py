@@ -15,6 +15,7 @@ from onnx_igpc.report import DIGEST_KEY
 
 DIGITS = Path(__file__).parent.parent / "sample_models" / "digits_net.onnx"
 HELD_OUT = DIGITS.with_name("digits_test.npz")
+CALIBRATION = DIGITS.with_name("digits_calibration.npz")
 
 
 def run(*arguments: object) -> Result:
@@ -157,6 +158,27 @@ def test_verify_exits_1_below_the_agreement_asked_for(small: Path) -> None:
     assert "failed:" in result.stdout
     same = run("verify", DIGITS, DIGITS, "--data", HELD_OUT, "--min-agreement", 1.0)
     assert same.exit_code == 0, same.output
+
+
+def test_verify_preprocesses_as_the_model_was_calibrated(tmp_path: Path) -> None:
+    from PIL import Image
+
+    images, small = tmp_path / "images", tmp_path / "small.onnx"
+    images.mkdir()
+    for number, digit in enumerate(np.load(CALIBRATION)["input"][:20]):
+        pixels = (digit.reshape(8, 8) * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    how = ("--scale", 0.005, "--mean", 0.25)
+    written = run("compress", DIGITS, "-o", small, "--ch", 32, "--calibration", images, *how)
+    assert written.exit_code == 0, written.output
+    plain, told = (
+        json.loads(run("verify", DIGITS, small, "--data", images, "--json", "-", *options).stdout)
+        for options in ((), how)
+    )
+    assert plain["data"]["preprocessing"]["scale"] == 0.005
+    assert plain == told
+    # Arrays are taken as they are, whatever the images were.
+    assert run("verify", DIGITS, small, "--data", HELD_OUT).exit_code == 0
 
 
 def test_verify_without_data_warns() -> None:

@@ -57,11 +57,15 @@ class FinetuneResult:
                 for key in ("accuracy", "agreement")
                 if before[key] is not None
             ]
+        damage, earlier = self.report.damage or {}, facts.get("damage_before") or {}
+        if "agreement" in damage:
+            start = f"{earlier['agreement']:.1%} -> " if "agreement" in earlier else ""
+            lines.append(f"agreement with the original: {start}{damage['agreement']:.1%}")
         if check := facts.get("check"):
             lines.append(
                 f"check: onnxruntime is within {check['relative']:.1e} of the trained module"
             )
-        return lines
+        return [*lines, *(f"warning: {text}" for text in self.report.warnings)]
 
 
 def finetune(

@@ -27,8 +27,9 @@ from onnx_igpc.torch_bridge.preparation import Job
 
 _TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
 _DAMAGE_SAMPLES = 512
-# What compress warns of where weights were fitted without data, or are random.
-_ADVICE = ("fine-tune before use", "train the model before use")
+_WORSE = "train longer, on more images, or with a smaller --lr"
+# What is warned of where weights were fitted without data or are random, and where training did not help.
+_ADVICE = ("fine-tune before use", "train the model before use", _WORSE)
 
 
 def written_model(networks: Networks, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -111,6 +112,22 @@ def update_report(
         report.damage = measure_damage(teacher, model, source)
         kind = "validation" if job.val else "training"
         report.notes.append(f"the damage was measured on {kind} data after fine-tuning")
+        if worse := _worse(facts.get("damage_before") or {}, report.damage):
+            steps = facts["epochs"][-1]["step"]
+            report.warnings.append(f"{worse} after {steps} steps than before: {_WORSE}")
+
+
+def _worse(before: dict[str, Any], after: dict[str, Any]) -> str | None:
+    """In words, what is further from the original than before; the two may be of different data."""
+    if "agreement" in before and "agreement" in after:
+        if after["agreement"] >= before["agreement"]:
+            return None
+        shares = f"{after['agreement']:.1%}, not {before['agreement']:.1%}"
+        return f"the model agrees less with the original ({shares})"
+    old, new = before.get("relative_error"), after.get("relative_error")
+    if old is None or new is None or new <= old:
+        return None
+    return f"the model is further from the original (relative error {new:.3g}, not {old:.3g})"
 
 
 def write(model: onnx.ModelProto, report: RewriteReport, digest: bool, target: Path | None) -> None:

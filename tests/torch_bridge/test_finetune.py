@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
-from onnx_igpc.report import Permutation, read_digest, write_digest
+from onnx_igpc.report import Permutation, RewriteReport, read_digest, write_digest
 from onnx_igpc.torch_bridge.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.distributed import World
-from onnx_igpc.torch_bridge.finetune import finetune
+from onnx_igpc.torch_bridge.finetune import FinetuneResult, finetune
 from onnx_igpc.torch_bridge.finetune_log import COLUMNS, TIMES
+from onnx_igpc.torch_bridge.finetune_output import _worse
 from onnx_igpc.torch_bridge.losses import scale_of
 from onnx_igpc.torch_bridge.preparation import prepare
 from tests.torch_bridge.graphs import difference, make_model, random, run_onnx
@@ -394,3 +395,40 @@ class TestRefusals:
         ):
             finetune(compressed, data=data, output=output, recipe=recipe)
         assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (
+            {"agreement": 0.28},
+            {"agreement": 0.015},
+            "agrees less with the original (1.5%, not 28.0%)",
+        ),
+        ({"agreement": 0.28}, {"agreement": 0.28}, None),
+        ({"relative_error": 0.1}, {"relative_error": 0.25}, "(relative error 0.25, not 0.1)"),
+        ({"relative_error": 0.1}, {"relative_error": 0.1}, None),
+        ({"relative_error": None}, {"relative_error": 0.25}, None),
+        ({"agreement": 0.28}, {"relative_error": 0.25}, None),
+        ({}, {"agreement": 0.0}, None),
+    ],
+)
+def test_what_training_made_worse_is_told(
+    before: dict[str, Any], after: dict[str, Any], words: str | None
+) -> None:
+    found = _worse(before, after)
+    assert found is None if words is None else words in str(found)
+
+
+def test_the_summary_ends_with_what_is_to_be_known() -> None:
+    report = RewriteReport(
+        warnings=["worse than before"],
+        damage={"agreement": 0.5},
+        finetune={"damage_before": {"agreement": 0.75}},
+    )
+    lines = FinetuneResult(classifier(), report, [{"loss": 2.0}, {"loss": 1.0}]).summary()
+    assert lines == [
+        "fine-tuned: loss 2 -> 1",
+        "agreement with the original: 75.0% -> 50.0%",
+        "warning: worse than before",
+    ]
