@@ -77,12 +77,21 @@ class Networks:
         self, student: nn.Module, batch: TensorBatch
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         inputs = [_placed(tensor, self.world.device) for tensor in batch.inputs]
-        with autocast(self.amp, self.world.device):
-            taught = None
-            if self.teacher is not None:
-                with torch.no_grad():
-                    taught = as_list(self.teacher(*_in_order(self.student, self.teacher, inputs)))
-            return as_list(student(*inputs)), taught
+        try:
+            with autocast(self.amp, self.world.device):
+                taught = None
+                if self.teacher is not None:
+                    with torch.no_grad():
+                        ordered = _in_order(self.student, self.teacher, inputs)
+                        taught = as_list(self.teacher(*ordered))
+                return as_list(student(*inputs)), taught
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            # What PyTorch says of shapes that do not go together; memory is not the model's fault.
+            reason = " ".join(str(error).split())[:300]
+            if "allocate memory" in reason or "out of memory" in reason:
+                raise
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+            raise ModelError(f"the model cannot run on {shapes} in PyTorch: {reason}") from error
 
 
 def build_networks(
