@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -22,6 +23,7 @@ from benchmarks.accuracy import Bench
 from onnx_igpc.errors import UsageError
 from onnx_igpc.model_io import load_model, save_model
 from onnx_igpc.report import read_digest
+from onnx_igpc.torch_bridge.recipe import Recipe
 
 METHODS = ("budget", "svd", "v2", "v2-random", "paper")
 MATCHINGS = ("features", "logits")
@@ -34,17 +36,36 @@ class Arm:
     """One method at one share of the pointwise parameters (in per cent), and how it is trained.
 
     matching: ``features`` matches the output of every rewritten site to the teacher's, ``logits`` the class
-    scores alone.
+    scores alone. changes: other values than the recipe of the arms has, by the names of its fields.
     """
 
     method: str
     share: int
     matching: str
     seed: int = 0
+    changes: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
-        return f"{self.method}-{self.share}-{self.matching}-{self.seed}"
+        changed = "".join(f"+{key}={value}" for key, value in self.changes)
+        return f"{self.method}-{self.share}-{self.matching}-{self.seed}{changed}"
+
+    @property
+    def trained_on(self) -> str:
+        """What it is trained on, and how otherwise than the other arms, in words."""
+        return ", ".join([self.matching, *(f"{key} {value}" for key, value in self.changes)])
+
+    def recipe(self, common: Recipe) -> Recipe:
+        """The recipe of this arm.
+
+        Raises:
+            UsageError: the recipe has no such field, or not with such a value.
+        """
+        known = {each.name for each in fields(Recipe)}
+        if unknown := [key for key, _ in self.changes if key not in known]:
+            raise UsageError(f"no field {unknown[0]!r} in a recipe: {', '.join(sorted(known))}")
+        matched = {} if self.matching == "features" else {"feature_loss": 0.0}
+        return replace(common, **{"seed": self.seed, **matched, **dict(self.changes)})
 
     @property
     def model_name(self) -> str:
@@ -53,14 +74,14 @@ class Arm:
         return f"{self.method}-{self.share}{seed}"
 
 
-def all_arms(seeds: int = 1) -> list[Arm]:
-    """Every arm, the most telling first."""
+def all_arms(seeds: int = 1, changes: tuple[tuple[str, Any], ...] = ()) -> list[Arm]:
+    """Every arm, the most telling first; ``changes`` are those of all of them."""
     found = []
     for seed in range(seeds):
         for share in SHARES:
             pairs = [(method, "features") for method in METHODS[:4]]
             pairs += [(method, "logits") for method in METHODS]
-            found += [Arm(method, share, matching, seed) for method, matching in pairs]
+            found += [Arm(method, share, matching, seed, changes) for method, matching in pairs]
     return found
 
 

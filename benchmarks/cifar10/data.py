@@ -44,6 +44,21 @@ def prepare(images: Path, work: Path) -> tuple[Path, Path, Path]:
     return train, test, calibration
 
 
+def subset(train: Path, count: int | None) -> Path:
+    """``count`` images of a training file, the same ones each time; the file itself where that is all."""
+    if count is None:
+        return train
+    target = train.with_name(f"{train.stem}-{count}.npz")
+    if not target.is_file():
+        with np.load(train) as arrays:
+            values, labels = arrays["input"], arrays["labels"]
+        if count >= len(values):
+            return train
+        chosen = np.sort(np.random.default_rng(1).permutation(len(values))[:count])
+        _write(target, values[chosen], labels[chosen])
+    return target
+
+
 def _decoded(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """float32[n, 3, 32, 32] and int64[n]."""
     data = open_training_data(folder, [_INPUT], PREPROCESSING)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar10.arms import Arm, Compressor, pointwise_parameters
+from benchmarks.cifar10.data import subset
 from benchmarks.cifar10.half import packed, unpacked
 from benchmarks.cifar10.setups import Setup
 from onnx_igpc.cost import count
@@ -103,9 +104,14 @@ def run_arm(
     recipe: Recipe,
     say: Callable[[str], None],
     *,
+    images: int | None = None,
     train: bool = True,
 ) -> dict[str, Any] | None:
     """Compress, measure, train, measure; what is done already is not done again.
+
+    Args:
+        images: how many of the training images to use; None for all.
+        train: whether to go on after the compressed model was measured.
 
     Returns:
         What the JSON file of the arm says; None where ``train`` is off and it has not been trained.
@@ -123,17 +129,15 @@ def run_arm(
         return None
     (place.work / "trained").mkdir(exist_ok=True)
     tuned = place.work / "trained" / f"{arm.name}.onnx"
-    chosen = replace(
-        recipe,
-        seed=arm.seed,
-        feature_loss=recipe.feature_loss if arm.matching == "features" else 0.0,
-    )
-    facts = _finetune(compressed, tuned, place, chosen, say, teacher=place.baseline)
+    some = replace(place, train=subset(place.train, images))
+    facts = _finetune(compressed, tuned, some, arm.recipe(recipe), say, teacher=place.baseline)
     found = {
         "arm": arm.name,
         "method": arm.method,
         "share": arm.share,
         "matching": arm.matching,
+        "trained_on": arm.trained_on,
+        "changes": dict(arm.changes),
         "seed": arm.seed,
         "before": json.loads(before_file.read_text()),
         **_measured(tuned, place),
@@ -170,6 +174,7 @@ def run_published(
         "method": f"published, ch {channels}",
         "share": round(100 * pointwise_share(after, dense)),
         "matching": "labels",
+        "trained_on": "labels",
         "seed": recipes[0].seed,
         "before": before,
         **after,

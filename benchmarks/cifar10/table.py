@@ -47,7 +47,7 @@ def markdown(baseline: Result, arms: Sequence[Result]) -> str:
 def _row(baseline: Result, arm: Result) -> str:
     left = 100 * pointwise_share(arm, baseline)
     return (
-        f"| {left:.1f} % | {arm['method']} | {arm['matching']} | {arm['seed']} | "
+        f"| {left:.1f} % | {arm['method']} | {arm['trained_on']} | {arm['seed']} | "
         f"{arm['parameters']:,} | {arm['macs']:,} | {100 * arm['before']['accuracy']:.2f} | "
         f"{100 * arm['accuracy']:.2f} | {100 * arm['agreement']:.2f} | {arm['steps']:,} | "
         f"{arm['seconds']:.0f} |"
@@ -58,7 +58,7 @@ def spread(arms: Sequence[Result]) -> list[str]:
     """A line for every arm that was run with several seeds: the mean and the standard deviation."""
     groups: dict[tuple[int, str, str], list[float]] = {}
     for arm in arms:
-        key = (arm["share"], arm["method"], arm["matching"])
+        key = (arm["share"], arm["method"], arm["trained_on"])
         groups.setdefault(key, []).append(100 * arm["accuracy"])
     lines = []
     for (share, method, matching), values in groups.items():
@@ -109,10 +109,10 @@ def curves_svg(arms: Sequence[Result], title: str) -> str:
         colour = _COLOURS[number % len(_COLOURS)]
         dash = ' stroke-dasharray="5 3"' if arm["matching"] == "logits" else ""
         path = " ".join(place(x, y) for x, y in line)
-        y = _MARGIN + 18 * number
+        key = _MARGIN + 18 * number
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>'
-            f'<path d="M{right + 12} {y}h24" stroke="{colour}" stroke-width="1.6"{dash}/>'
-            f'<text x="{right + 42}" y="{y + 4}">{arm["method"]}, {arm["matching"]}</text>'
+            f'<path d="M{right + 12} {key}h24" stroke="{colour}" stroke-width="1.6"{dash}/>'
+            f'<text x="{right + 42}" y="{key + 4}">{arm["method"]}, {arm["matching"]}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
