@@ -35,7 +35,7 @@ from onnx_igpc.passes.group_pointwise import Form, Planner, SiteRewrite, Weigher
 from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.plugins import PluginPass, load_plugins, run_plugin
 from onnx_igpc.preprocessing import Preprocessing
-from onnx_igpc.report import RewriteReport, read_digest, write_digest
+from onnx_igpc.report import RewriteReport, read_digest, refuse_lowered, write_digest
 from onnx_igpc.result import CompressResult, open_copy
 from onnx_igpc.selection import Target
 from onnx_igpc.sites import SiteFilter
@@ -155,7 +155,7 @@ def compress(
         run = CalibrationRun.open(model, opened, calibration, preprocessing, samples, sequential)
     if options.lowering == "literal":
         return _compress(opened, options, weigher(options), progress, True, run, plugins)
-    speed = LoweringRun.open(setting, allow_slower, cache, progress)
+    speed = LoweringRun.open(opened, setting, allow_slower, cache, progress)
     result = _compress(opened, options, weigher(options), progress, True, run, plugins, speed)
     return speed.finish(result)
 
@@ -205,10 +205,7 @@ def _compress(
     doubt = shape_doubt(opened) if checked else None
     size = file_bytes(opened.path, opened.proto) if opened.path else opened.proto.ByteSize()
     digest = read_digest(opened.proto)
-    if digest is not None and digest.lowering:
-        raise UsageError(
-            f"{opened.name} was lowered for a runtime, which is final: compress the model before that"
-        )
+    refuse_lowered(digest, opened.name, "compress")
     taken = {name: site.name for site in digest.rewritten for name in site.nodes} if digest else {}
     report = RewriteReport(options=options.as_dict(), notes=list(before.notes))
     report.input_shapes = {name: list(shape) for name, shape in before.input_shapes.items()}
@@ -227,8 +224,9 @@ def _compress(
         progress,
     )
     if calibration is not None:
-        by_time = options.target is not None and options.target.is_latency and lowering is not None
-        latency = lowering.latency(opened, partial(_trial, options)) if by_time else None
+        latency = None
+        if lowering is not None and options.target is not None and options.target.is_latency:
+            latency = lowering.latency(opened, partial(_trial, options))
         calibration.plan(opened, group, options, report, progress, latency)
     if lowering is not None:
         lowering.plan(opened, group, partial(_trial, options))

@@ -293,6 +293,18 @@ def read_digest(model: onnx.ModelProto) -> RewriteReport | None:
     return None
 
 
+def refuse_lowered(digest: RewriteReport | None, name: str, step: str) -> None:
+    """Refuse a model that was lowered; ``step`` is what it cannot be used for, as in ``compress``.
+
+    Raises:
+        UsageError: the digest says that it was.
+    """
+    if digest is not None and digest.lowering:
+        raise UsageError(
+            f"{name} was lowered for a runtime, which is final: {step} the model before that"
+        )
+
+
 def _without_defaults(data: dict[str, Any]) -> dict[str, Any]:
     """The report without what reading it back supplies: a small model should not grow by its digest."""
 

@@ -273,3 +273,30 @@ def test_a_provider_that_runs_nothing_fails_the_check(monkeypatch: pytest.Monkey
     monkeypatch.setattr(select, "read_profile", lambda path: gone)
     with pytest.raises(CheckFailedError, match="cpu ran none of the nodes; cuda ran 1 of 1"):
         select.check_provider_runs(model, Setting())
+
+
+def test_a_batch_that_the_model_fixes() -> None:
+    fixed, free = network(32, 32, batch=2), network(32, 32, batch="n")
+    assert Setting().fitted(fixed).batch == 2
+    assert Setting(batch=2).fitted(fixed).batch == 2
+    assert Setting(batch=8).fitted(free).batch == 8
+    with pytest.raises(UsageError, match="batch 8 was asked for, but the model takes only batch"):
+        Setting(batch=8).fitted(fixed)
+
+
+def test_large_models_are_raced_two_by_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "_BYTES_AT_ONCE", 1)
+    prices = Prices(GATHERS_COST).install(monkeypatch)
+    raced: list[int] = []
+    counted = prices._race_models
+
+    def counting(models: list[OpenModel], setting: Setting, rounds: int) -> np.ndarray:
+        raced.append(len(models))
+        return counted(models, setting, rounds)
+
+    monkeypatch.setattr(choose, "race_models", counting)
+    one_by_one = selected(several_sites())
+    # The last race is that of literal, dense and chosen.
+    assert set(raced[:-1]) == {2}
+    monkeypatch.setattr(choose, "_BYTES_AT_ONCE", 2**30)
+    assert one_by_one.choices == selected(several_sites()).choices

@@ -115,7 +115,7 @@ def test_the_digest_has_no_times_and_makes_it_final(tmp_path: Path) -> None:
         onnx_igpc.compress(tmp_path / "lowered.onnx")
 
 
-def test_finetune_refuses_it(tmp_path: Path) -> None:
+def test_training_refuses_it(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     onnx.save(two_sites(), tmp_path / "teacher.onnx")
     lower_model(compressed(), lowering="dense").save(tmp_path / "lowered.onnx")
@@ -126,6 +126,9 @@ def test_finetune_refuses_it(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "lowered" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+    result = invoke("to-torch", tmp_path / "lowered.onnx", "-o", tmp_path / "weights")
+    assert result.exit_code == 2
+    assert "was lowered for a runtime, which is final: train the model before that" in result.stderr
 
 
 def test_weights_that_are_inputs_become_constants() -> None:

@@ -28,6 +28,8 @@ LITERAL, DENSE = "literal", "dense"
 # Times that differ by less are equal: then dense, which keeps the layer whole, goes before the
 # literal form, and that before the others.
 TIE = 1.02
+# Sessions hold their weights, often twice: of larger models, fewer are raced together.
+_BYTES_AT_ONCE = 2**30
 
 Progress = Callable[[int, int, str], None]
 Choices = dict[str, str]
@@ -232,15 +234,17 @@ class Improver:
 
     def _fastest(self, options: list[Choices]) -> int:
         """The index of the fastest: the first, unless another is faster beyond noise."""
-        if len(options) == 1:
-            return 0
-        models = [lowered(self.model, each) for each in options]
-        seconds = race_models(models, self.setting, self.rounds)
-        medians = np.median(seconds, axis=0)
-        for index in np.argsort(medians):
-            if speedup(seconds[:, 0], seconds[:, index]).low > 1.0:
-                return int(index)
-        return 0
+        best, rest = 0, list(range(1, len(options)))
+        room = max(1, _BYTES_AT_ONCE // (2 * self.model.total_bytes()))
+        while rest:
+            now, rest = [best, *rest[:room]], rest[room:]
+            models = [lowered(self.model, options[index]) for index in now]
+            seconds = race_models(models, self.setting, self.rounds)
+            for place in np.argsort(np.median(seconds, axis=0)):
+                if speedup(seconds[:, 0], seconds[:, place]).low > 1.0:
+                    best = now[int(place)]
+                    break
+        return best
 
     def _say(self, done: int, total: int, what: str) -> None:
         if self.progress is not None:

@@ -38,13 +38,19 @@ class LoweringRun:
     @classmethod
     def open(
         cls,
+        model: OpenModel,
         setting: Setting | None,
         allow_slower: bool,
         cache: PathLike | bool,
         progress: Progress | None,
     ) -> LoweringRun:
-        """A run with the arguments of :func:`~onnx_igpc.pipeline.compress`."""
-        return cls(setting or Setting(), allow_slower, RaceCache(cache_folder(cache)), progress)
+        """A run with the arguments of :func:`~onnx_igpc.pipeline.compress`.
+
+        Raises:
+            UsageError: a batch size that the model does not take.
+        """
+        fitted = (setting or Setting()).fitted(model.proto)
+        return cls(fitted, allow_slower, RaceCache(cache_folder(cache)), progress)
 
     def latency(self, opened: OpenModel, trial: Trial) -> LatencyBudget:
         """What a budget of time is measured with."""

@@ -16,14 +16,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from onnx_igpc.errors import UsageError
-from onnx_igpc.feeds import Shapes, random_inputs, session_inputs
+from onnx_igpc.feeds import Shapes, model_inputs, random_inputs, session_inputs
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.racing import race
@@ -54,7 +54,7 @@ class Setting:
     """Where and how a model will run.
 
     threads: intra-operator threads, ``None`` for onnxruntime's choice. batch: for inputs whose first
-    dimension is dynamic. shapes: sizes of other dynamic inputs, by name.
+    dimension is dynamic; where it is fixed, see :meth:`fitted`. shapes: sizes of other dynamic inputs, by name.
     """
 
     provider: str = "cpu"
@@ -88,6 +88,21 @@ class Setting:
             threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{provider_label(provider_name(self.provider))} ({threads}, batch {self.batch})"
 
+    def fitted(self, model: onnx.ModelProto) -> Setting:
+        """The setting with the batch size that the model fixes, if it fixes one.
+
+        Raises:
+            UsageError: another batch size was asked for.
+        """
+        fixed = next((spec.fixed_batch for spec in model_inputs(model)), None)
+        if fixed is None or fixed == self.batch:
+            return self
+        if self.batch != 1:
+            raise UsageError(
+                f"batch {self.batch} was asked for, but the model takes only batches of {fixed}"
+            )
+        return replace(self, batch=fixed)
+
     def environment(self) -> dict[str, object]:
         """What decides the times of a given model."""
         return {
@@ -113,11 +128,8 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor()
-    first = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in text.split("\n\n")[0].splitlines()
-        if ":" in line
-    )
+    lines = [line.partition(":") for line in text.split("\n\n")[0].splitlines()]
+    first = {name.strip(): value.strip() for name, _, value in lines}
     flags = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]
     known = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
     return " ".join([*(first[key] for key in known if key in first), flags])

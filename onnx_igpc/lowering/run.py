@@ -27,12 +27,14 @@ from onnx_igpc.lowering.select import select, setting_dict
 from onnx_igpc.lowering.subgraph import find_subgraphs
 from onnx_igpc.model_io import OpenModel, PathLike
 from onnx_igpc.order_check import check_same_outputs, snapshot
-from onnx_igpc.report import RewriteReport, read_digest, write_digest
+from onnx_igpc.report import RewriteReport, read_digest, refuse_lowered, write_digest
 from onnx_igpc.result import CompressResult, open_copy
 
 AUTO = "auto"
 # What the model's digest has of the lowering: no times, and nothing of the machine.
 _IN_DIGEST = ("mode", "provider", "threads", "batch", "shapes")
+
+_IR_WITH_FREE_INITIALIZERS = 4
 
 
 def lower_model(
@@ -64,12 +66,12 @@ def lower_model(
         ModelError: the model cannot be read or run.
         CheckFailedError: the provider is missing or fell back, or the lowered model deviates.
     """
-    setting = setting or Setting()
     if lowering != AUTO and lowering not in LOWERINGS:
         known = ", ".join([AUTO, *LOWERINGS])
         raise UsageError(f"unknown lowering {lowering!r}: choose from {known}")
     opened = open_copy(model)
     check_original(opened)
+    setting = (setting or Setting()).fitted(opened.proto)
     report = lowerable_digest(opened)
     before = snapshot(opened)
     removed = prepare(opened, report)
@@ -94,10 +96,7 @@ def lowerable_digest(opened: OpenModel) -> RewriteReport:
         raise UsageError(
             f"{opened.name} holds no rewritten convolution: give a model that onnx-igpc compress wrote"
         )
-    if digest.lowering:
-        raise UsageError(
-            f"{opened.name} was lowered for a runtime, which is final: lower the model before that"
-        )
+    refuse_lowered(digest, opened.name, "lower")
     return digest
 
 
@@ -105,7 +104,9 @@ def prepare(opened: OpenModel, report: RewriteReport) -> list[str]:
     """Fold BatchNormalization and make listed weights constant; the names of those inputs."""
     graph = opened.proto.graph
     stored = {tensor.name for tensor in graph.initializer}
-    listed = [value.name for value in graph.input if value.name in stored]
+    # Up to version 3 of the format all weights must be listed, and none of them can be fed.
+    free = opened.proto.ir_version >= _IR_WITH_FREE_INITIALIZERS
+    listed = [value.name for value in graph.input if value.name in stored] if free else []
     if listed:
         kept = [value for value in graph.input if value.name not in stored]
         kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
