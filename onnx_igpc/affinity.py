@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 _MAX_ROUNDS = 30
 
@@ -43,6 +42,8 @@ def balanced_clusters(affinity: np.ndarray, sizes: Sequence[int]) -> list[np.nda
     Spectral clustering (Ng, Jordan and Weiss, NIPS 2001), with an assignment problem in the place of
     the nearest centre. Deterministic: centres start at items that are farthest from each other.
     """
+    from scipy.optimize import linear_sum_assignment
+
     if len(sizes) == 1:
         return [np.arange(len(affinity))]
     points = _embedding(affinity, min(len(sizes), len(affinity)))

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from onnx_igpc.affinity import balanced_clusters, channel_affinity, filter_affinity
 from onnx_igpc.extended_layout import with_input_order
@@ -76,6 +75,8 @@ def learned_filters(
     clustering", J. Global Optimization 16, 2000): each filter goes to the group whose rows say most
     about it, and rows are made anew. The error never rises.
     """
+    from scipy.optimize import linear_sum_assignment
+
     sizes = even_sizes(len(target), groups)
     points = target if moments is None else target @ _square_root(moments)
     owners = np.zeros(len(target), dtype=int)
@@ -110,6 +111,8 @@ def learned_published(
         moments: S, shape (C, C); the identity if ``None``.
         filter_scale: d, shape (F,); ones if ``None``.
     """
+    from scipy.optimize import linear_sum_assignment
+
     groups = stage_groups(layout.k)
     first_reader: dict[int, int] = {}
     for index, (_, columns) in enumerate(groups):

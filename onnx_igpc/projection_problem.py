@@ -19,7 +19,6 @@ from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 Groups = Sequence[tuple[np.ndarray, np.ndarray]]
 
@@ -97,6 +96,8 @@ class ProjectionProblem:
 
     def directions(self, group: int) -> GroupDirections:
         """The best rows of ``group`` for the rows that the other groups have now."""
+        from scipy.linalg import solve_triangular
+
         own = self.columns[group]
         spread = self.S[np.ix_(own, own)]
         cross = self.TS[:, own]
@@ -240,6 +241,8 @@ def _lower_root(spread: np.ndarray, largest: float) -> np.ndarray:
 
 def _inverse_root(gram: np.ndarray) -> np.ndarray:
     """R with R^T R the inverse of a symmetric positive semi-definite matrix, lower triangular."""
+    from scipy.linalg import solve_triangular
+
     size = len(gram)
     ridge = _RIDGE * max(float(np.trace(gram)) / size, 1e-100)
     for _ in range(8):

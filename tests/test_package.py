@@ -18,6 +18,15 @@ def test_import_needs_no_heavy_module() -> None:
     assert result.stdout.strip() == "[]", result.stderr
 
 
+def test_inspecting_loads_nothing_that_only_fitting_and_running_need() -> None:
+    code = (
+        "import sys, onnx_igpc; onnx_igpc.inspect('sample_models/digits_net.onnx'); "
+        "print([m for m in ('scipy', 'onnxruntime', 'torch') if m in sys.modules])"
+    )
+    result = run_python(code)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
 def test_passes_refuses_its_bare_name() -> None:
     result = run_python("import sys; sys.path.insert(0, '.'); import passes")
     assert result.returncode == 1
