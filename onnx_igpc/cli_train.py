@@ -239,9 +239,12 @@ def to_torch(model: Path, output: Path, quiet: bool) -> None:
 
     require_torch()
     from onnx_igpc.model_io import load_model
+    from onnx_igpc.report import read_digest, refuse_lowered
     from onnx_igpc.torch_bridge.state_files import export_state
 
-    path = export_state(load_model(model), output)
+    proto = load_model(model)
+    refuse_lowered(read_digest(proto), str(model), "train")
+    path = export_state(proto, output)
     console(quiet).print(f"wrote {path}", markup=False)
 
 
