@@ -14,7 +14,7 @@ from onnx_igpc.fitting import IgpcWeights, igpc_matrix, stage_matrix
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.graph_walk import opset_version
 from onnx_igpc.layout import invert_permutation
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.model_io import OpenModel, PathLike, open_model
 from onnx_igpc.passes.group_pointwise import SiteRewrite
 from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
 
@@ -45,6 +45,17 @@ def check_original(model: OpenModel) -> None:
         onnx.checker.check_model(model.without_data())
     except _INVALID as error:
         raise ModelError(f"{model.name} is not valid ONNX: {_first_line(error)}") from error
+
+
+def load_checked(path: PathLike) -> onnx.ModelProto:
+    """Read a model with all its data into memory, and refuse it as :func:`check_original` does.
+
+    Raises:
+        ModelError: as :func:`~onnx_igpc.model_io.load_model`, or the model is not valid ONNX.
+    """
+    opened = open_model(path)
+    check_original(opened)
+    return opened.materialized() if opened.has_external_data else opened.proto
 
 
 def shape_doubt(model: OpenModel) -> str | None:

@@ -238,11 +238,11 @@ def to_torch(model: Path, output: Path, quiet: bool) -> None:
     from onnx_igpc.torch_bridge import require_torch
 
     require_torch()
-    from onnx_igpc.model_io import load_model
+    from onnx_igpc.checks import load_checked
     from onnx_igpc.report import read_digest, refuse_lowered
     from onnx_igpc.torch_bridge.state_files import export_state
 
-    proto = load_model(model)
+    proto = load_checked(model)
     refuse_lowered(read_digest(proto), str(model), "train")
     path = export_state(proto, output)
     console(quiet).print(f"wrote {path}", markup=False)
@@ -261,8 +261,9 @@ def from_torch(model: Path, state: Path, output: Path, quiet: bool) -> None:
 
     check_output(output, model)
     require_torch()
-    from onnx_igpc.model_io import load_model, save_model
+    from onnx_igpc.checks import load_checked
+    from onnx_igpc.model_io import save_model
     from onnx_igpc.torch_bridge.state_files import import_state
 
-    save_model(import_state(load_model(model), state), output)
+    save_model(import_state(load_checked(model), state), output)
     console(quiet).print(f"wrote {output}", markup=False)

@@ -10,8 +10,9 @@ from typing import Any
 import onnx
 import torch
 
+from onnx_igpc.checks import load_checked
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.model_io import PathLike, load_model, refuse_same_file
+from onnx_igpc.model_io import PathLike, refuse_same_file
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport, read_digest
 from onnx_igpc.torch_bridge.checkpoint import RunState, checkpoint_path, load_checkpoint
@@ -197,7 +198,7 @@ def _train(trainer: Trainer, job: Job, progress: Reporter | None) -> None:
 
 
 def _load(model: onnx.ModelProto | PathLike) -> onnx.ModelProto:
-    return model if isinstance(model, onnx.ModelProto) else load_model(model)
+    return model if isinstance(model, onnx.ModelProto) else load_checked(model)
 
 
 def _log(target: Path | None, log: PathLike | None) -> RunLog | None:
