@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint typecheck check docs clean
+.PHONY: demo test test-oldest test-clients lint typecheck check docs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,23 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.development
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
+
+# The oldest versions that setup.cfg allows, but for torch: the builds of old versions that pip installs
+# bring gigabytes of CUDA. `make test-oldest OLDEST_TORCH=2.6.0` takes them all the same.
+OLDEST_TORCH ?= $(patsubst torch==%,%,$(filter torch==%,$(file < constraints.txt)))
+test-oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	sed 's/^torch==.*/torch==$(OLDEST_TORCH)/' constraints-oldest.txt > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)-oldest/constraints.txt --editable '.[cpu,torch,images,dev]'
+	$(VENV)-oldest/bin/python -m pytest --numprocesses auto $(PYTEST_ARGS)
+
+# Compressed models in OpenVINO, OpenCV, onnxslim and others, in an environment that has them.
+test-clients:
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[cpu,clients,browser]' pytest hypothesis
+	$(VENV)-clients/bin/python -m pytest tests/test_clients.py
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .

@@ -18,6 +18,8 @@ from tests.torch_bridge.version_cases import CASES, Case, all_cases
 BY_OPERATOR: dict[str, list[tuple[int, Case]]] = {name: [] for name in CASES}
 for _operator, _version, _case in all_cases():
     BY_OPERATOR[_operator].append((_version, _case))
+# Before 1.23, onnx's own evaluator computes some versions of these otherwise than their text says.
+WRONG_REFERENCE = {"AveragePool", "GRU", "LpNormalization"} if onnx.__version__ < "1.23" else set()
 COUNTS = {"onnxruntime": 0, "onnx reference": 0, "nobody": 0}
 
 
@@ -33,6 +35,8 @@ def _judge(model: onnx.ModelProto, case: Case) -> tuple[str, list[np.ndarray]]:
         return "onnxruntime", session.run(None, feeds)
     except Exception:
         pass
+    if model.graph.node[0].op_type in WRONG_REFERENCE:
+        return "nobody", []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
