@@ -28,10 +28,10 @@ SHORTER: dict[str, dict[str, str]] = {
     "finetune": {"--epochs": "1", "--workers": "0"},
     "benchmark": {"--rounds": "2"},
     "compress": {"--samples": "16"},
-    "lower": {"--cache": "measured"},
+    "lower": {"--lowering": "literal"},
 }
-"""Options that are set to these values, whatever the documentation says. What ``lower`` measures stays in
-the folder of the test."""
+"""Options that are set to these values, whatever the documentation says. How ``lower`` chooses by measuring
+has tests of its own."""
 
 _FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$",
