@@ -24,6 +24,7 @@ from onnx_igpc.external_data import expected_bytes, is_external
 from onnx_igpc.function_calls import check_function_calls
 
 _TYPES = frozenset(TensorProto.DataType.values())
+_MOST_VERSION = 2**31
 _VALUE_TYPES = (onnx.TypeProto.Tensor, onnx.TypeProto.SparseTensor)
 _TENSOR_FIELDS = tuple(
     TensorProto.DESCRIPTOR.fields_by_name[name]
@@ -92,10 +93,13 @@ def check_message(path: Path | str, model: onnx.ModelProto) -> None:
     ``path`` is how messages call the model.
 
     Raises:
-        ModelError: names or other text that is not UTF-8, types that do not exist, negative
+        ModelError: versions that no operator set has, names or other text that is not UTF-8, types that do not exist, negative
             dimensions of tensors, inline data that does not fill its shape, attributes given
             twice, functions that call themselves or one another without measure.
     """
+    for entry in (*model.opset_import, *(e for f in model.functions for e in f.opset_import)):
+        if not 0 <= entry.version < _MOST_VERSION:
+            raise ModelError(f"{path} asks for version {entry.version} of an operator set")
     check_function_calls(model, str(path))
     pending: list[Any] = [model]
     while pending:
