@@ -30,6 +30,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("images", type=_PATH)
 @click.argument("work", type=_PATH)
 @click.option("--setup", "setup_name", type=click.Choice(list(SETUPS)), default="small")
+@click.option("--baseline", type=_PATH, help="A trained one  [the one kept beside the code].")
 @click.option("--train-baseline", "anew", is_flag=True, help="Also where a trained one is kept.")
 @click.option("--arm", "globs", multiple=True, metavar="GLOB", help="As 'budget-25-*'. Repeatable.")
 @click.option("--seeds", type=int, default=1, show_default=True, help="Of every arm.")
@@ -79,6 +80,7 @@ def _run(
     arms: Sequence[Arm],
     networks: Sequence[int],
     *,
+    baseline: Path | None,
     anew: bool,
     device: str | None,
     epochs: int | None,
@@ -89,7 +91,7 @@ def _run(
 ) -> None:
     place = Place(*prepare(folder, work), work, device)
     scratch = [replace(r, epochs=baseline_epochs or r.epochs) for r in setup.baseline]
-    source = setup.trained
+    source = baseline or setup.trained
     if source is None or anew or not source.is_file():
         source = train_baseline(setup, place, scratch, _say)
     _say(f"baseline: {take_baseline(source, place)['accuracy']:.2%}")

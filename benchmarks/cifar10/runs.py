@@ -13,6 +13,7 @@ from benchmarks.cifar10.data import subset
 from benchmarks.cifar10.half import packed, unpacked
 from benchmarks.cifar10.setups import Setup
 from onnx_igpc.cost import count
+from onnx_igpc.errors import UsageError
 from onnx_igpc.model_io import load_model, open_model, save_model, write_atomically
 from onnx_igpc.pipeline import compress
 from onnx_igpc.torch_bridge.checkpoint import checkpoint_path
@@ -89,10 +90,23 @@ def train_stages(
 
 
 def take_baseline(source: Path, place: Place) -> dict[str, Any]:
-    """Put the baseline at ``place.baseline``, as float32, and measure it."""
+    """Put the baseline at ``place.baseline`` and measure it.
+
+    It has the weights that its packed form can hold, whether ``source`` is packed or not: the arms are the
+    same in both cases.
+
+    Raises:
+        UsageError: the folder has the runs of another baseline.
+    """
     result = place.results / "baseline.json"
-    if not (place.baseline.is_file() and result.is_file()):
-        save_model(unpacked(load_model(source)), place.baseline)
+    model = unpacked(packed(unpacked(load_model(source))))
+    if not place.baseline.is_file():
+        save_model(model, place.baseline)
+    elif load_model(place.baseline) != model:
+        raise UsageError(
+            f"{place.work} has the runs of another baseline than {source}: give an empty folder"
+        )
+    if not result.is_file():
         _write_json(result, {"arm": "baseline", **_measured(place.baseline, place)})
     return dict(json.loads(result.read_text()))
 

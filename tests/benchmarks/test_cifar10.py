@@ -21,12 +21,12 @@ from benchmarks.cifar10.arms import (
     left_per_site,
     pointwise_parameters,
 )
-from benchmarks.cifar10.data import prepare
+from benchmarks.cifar10.data import prepare, subset
 from benchmarks.cifar10.half import packed, unpacked
 from benchmarks.cifar10.runs import Curve, Place, run_arm, take_baseline
 from benchmarks.cifar10.setups import SETUPS, Setup
 from benchmarks.cifar10.table import curves_svg, markdown, spread
-from onnx_igpc.errors import DataError, ModelError
+from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.report import read_digest
 from onnx_igpc.torch_bridge.finetune_log import Progress
 from onnx_igpc.torch_bridge.recipe import Recipe
@@ -82,6 +82,18 @@ def test_images_become_the_arrays_they_show(tmp_path: Path) -> None:
         assert arrays.files == ["input"]
         assert {row.tobytes() for row in arrays["input"]} == rows
     assert np.load(test)["labels"].tolist() == [0, 0, 1, 1]
+
+
+def test_a_subset_has_images_of_the_whole_with_their_labels(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", train=6, test=1)
+    train, _, _ = prepare(images, tmp_path / "work")
+    part = subset(train, 5)
+    with np.load(train) as whole, np.load(part) as some:
+        label = dict(zip((row.tobytes() for row in whole["input"]), whole["labels"], strict=True))
+        assert len(some["input"]) == 5
+        assert len({row.tobytes() for row in some["input"]}) == 5
+        assert [label[row.tobytes()] for row in some["input"]] == some["labels"].tolist()
+    assert subset(train, None) == subset(train, 12) == train
 
 
 def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
@@ -146,14 +158,27 @@ def test_every_arm_has_its_own_name() -> None:
     assert Arm("paper", 25, "logits", 0).model_name != Arm("paper", 25, "logits", 1).model_name
 
 
+def test_changes_of_the_recipe_are_in_the_name_and_the_table() -> None:
+    arm = Arm("svd", 12, "logits", 2, (("lr", 0.002), ("batch_norm", "frozen")))
+    assert arm.name == "svd-12-logits-2+lr=0.002+batch_norm=frozen"
+    assert arm.trained_on == "logits, lr 0.002, batch_norm frozen"
+    recipe = arm.recipe(QUICK)
+    assert (recipe.lr, recipe.batch_norm, recipe.seed) == (0.002, "frozen", 2)
+    assert recipe.feature_loss == 0
+    assert recipe.batch_size == QUICK.batch_size
+    assert Arm("svd", 12, "features").recipe(QUICK).feature_loss == QUICK.feature_loss
+    with pytest.raises(UsageError, match="no field 'speed' in a recipe"):
+        Arm("svd", 12, "logits", 0, (("speed", 1),)).recipe(QUICK)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_arm_from_baseline_to_json(method: str, place: Place) -> None:
     arm = Arm(method, 60, "logits" if method == "paper" else "features")
     said: list[str] = []
-    found = run_arm(arm, SETUP, place, QUICK, said.append)
+    found = run_arm(arm, SETUP, place, QUICK, said.append, images=24)
     assert found is not None
     assert json.loads((place.results / f"{arm.name}.json").read_text()) == found
-    assert found["steps"] == 4
+    assert found["steps"] == 3
     assert len(said) == 1
     assert len(found["curve"]) >= 1
     assert 0 <= found["before"]["accuracy"] <= 1
@@ -169,6 +194,18 @@ def test_an_arm_from_baseline_to_json(method: str, place: Place) -> None:
     # What is done is not done again.
     assert run_arm(arm, SETUP, place, QUICK, said.append) == found
     assert len(said) == 1
+
+
+def test_the_baseline_is_the_same_packed_or_not_and_no_other(place: Place, tmp_path: Path) -> None:
+    before = place.baseline.read_bytes()
+    onnx.save(SMALL(), tmp_path / "plain.onnx")
+    found = take_baseline(tmp_path / "plain.onnx", place)
+    assert place.baseline.read_bytes() == before
+    assert found["agreement"] == 1
+    assert found["pointwise_parameters"] == pointwise_parameters(onnx.load(place.baseline))
+    onnx.save(SMALL(seed=1), tmp_path / "other.onnx")
+    with pytest.raises(UsageError, match=r"has the runs of another baseline than .*other\.onnx"):
+        take_baseline(tmp_path / "other.onnx", place)
 
 
 def test_low_rank_has_no_more_weights_than_the_budget_in_any_layer(place: Place) -> None:
@@ -207,6 +244,7 @@ def result(method: str, accuracy: float, seed: int = 0) -> dict[str, Any]:
         "method": method,
         "share": 25,
         "matching": "features",
+        "trained_on": "features",
         "seed": seed,
         "before": {"accuracy": 0.5},
         "accuracy": accuracy,
@@ -246,12 +284,23 @@ def test_the_picture_has_a_line_for_each_arm() -> None:
 # ------------------------------------------------------------------------------- program
 
 
+def test_the_full_setup_is_the_network_of_the_papers_at_32_pixels() -> None:
+    setup = SETUPS["full"]
+    assert setup.published is not None
+    dense, skeleton = setup.build(), setup.published()
+    for model in (dense, skeleton):
+        dims = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+        assert dims[1:] == [3, 32, 32]
+    # The k network has the same dense convolutions, without or with interleaves.
+    assert pointwise_parameters(dense) == pointwise_parameters(skeleton)
+    assert setup.published_channels == (16, 32)
+
+
 def test_the_program_trains_a_baseline_and_prints_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = write_images(tmp_path / "images")
-    published = partial(build, "efficientnet_b0", variant="k", size=32, classes=2, skip_stride=3)
-    assert SETUPS["full"].published is not None
+    published = partial(build, "cifar_net", alpha=0.5, classes=2)
     tiny = Setup(
         build=SMALL,
         baseline=(QUICK, QUICK),
@@ -270,6 +319,11 @@ def test_the_program_trains_a_baseline_and_prints_a_table(
     assert "| v2 | logits | 0 |" in table.output
     assert "| published, ch 16 | labels | 0 |" in table.output
     assert (tmp_path / "work" / "curves-25.svg").is_file()
-    wrong = run([*command, "--arm", "v3-*"])
-    assert wrong.exit_code == 2
-    assert "--arm v3-* matches no arm" in wrong.output
+    for words, code, said in (
+        (["--arm", "v3-*"], 2, "--arm v3-* matches no arm"),
+        (["--set", "lr"], 2, "--set lr: give KEY=VALUE"),
+        (["--arm", "v2-25-logits-0*", "--set", "speed=1"], 1, "no field 'speed' in a recipe"),
+    ):
+        wrong = run([*command, *words])
+        assert wrong.exit_code == code
+        assert said in wrong.output
