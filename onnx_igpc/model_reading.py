@@ -93,9 +93,10 @@ def check_message(path: Path | str, model: onnx.ModelProto) -> None:
     ``path`` is how messages call the model.
 
     Raises:
-        ModelError: versions that no operator set has, names or other text that is not UTF-8, types that do not exist, negative
-            dimensions of tensors, inline data that does not fill its shape, attributes given
-            twice, functions that call themselves or one another without measure.
+        ModelError: versions that no operator set has, names or other text that is not UTF-8,
+            types that do not exist, negative dimensions of tensors, inline data that does not fill
+            its shape, attributes given twice, functions that call themselves or one another without
+            measure.
     """
     for entry in (*model.opset_import, *(e for f in model.functions for e in f.opset_import)):
         if not 0 <= entry.version < _MOST_VERSION:

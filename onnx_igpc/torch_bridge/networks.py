@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,21 +77,28 @@ class Networks:
         self, student: nn.Module, batch: TensorBatch
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         inputs = [_placed(tensor, self.world.device) for tensor in batch.inputs]
-        try:
-            with autocast(self.amp, self.world.device):
-                taught = None
-                if self.teacher is not None:
-                    with torch.no_grad():
-                        ordered = _in_order(self.student, self.teacher, inputs)
-                        taught = as_list(self.teacher(*ordered))
-                return as_list(student(*inputs)), taught
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            # What PyTorch says of shapes that do not go together; memory is not the model's fault.
-            reason = " ".join(str(error).split())[:300]
-            if "allocate memory" in reason or "out of memory" in reason:
-                raise
-            shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
-            raise ModelError(f"the model cannot run on {shapes} in PyTorch: {reason}") from error
+        with _in_words(inputs), autocast(self.amp, self.world.device):
+            taught = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = as_list(self.teacher(*_in_order(self.student, self.teacher, inputs)))
+            return as_list(student(*inputs)), taught
+
+
+@contextlib.contextmanager
+def _in_words(inputs: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Raise ModelError for what PyTorch says of shapes that do not go together.
+
+    Too little memory is not the model's fault, and stays what it is.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if "allocate memory" in reason or "out of memory" in reason:
+            raise
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+        raise ModelError(f"the model cannot run on {shapes} in PyTorch: {reason}") from error
 
 
 def build_networks(
@@ -132,11 +139,12 @@ def build_networks(
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     student.eval()
     inputs = [_placed(tensor, world.device) for tensor in probe.inputs]
-    ours = as_list(student(*inputs))
     theirs = None
-    if taught is not None:
-        with torch.no_grad():
-            theirs = as_list(taught(*_in_order(student, taught, inputs)))
+    with _in_words(inputs):
+        ours = as_list(student(*inputs))
+        if taught is not None:
+            with torch.no_grad():
+                theirs = as_list(taught(*_in_order(student, taught, inputs)))
     if theirs is not None:
         check_pairs(ours, theirs, student.output_names)
     notes: list[str] = []
