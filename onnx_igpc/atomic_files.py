@@ -8,19 +8,18 @@ has not been written to for a while, belongs to nobody.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from onnx_igpc.errors import UsageError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks: nothing is locked, and nothing swept away
-    fcntl = None  # type: ignore[assignment]
+# Windows has no advisory locks: nothing is locked there, and nothing swept away.
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 PathLike = str | os.PathLike[str]
 # A file is made before it is locked; younger ones may be between the two.

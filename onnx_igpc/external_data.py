@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -67,7 +67,7 @@ def _bits_per_type() -> dict[int, int]:
 
 _BITS = _bits_per_type()
 # Types that numpy has and that are stored as they lie in memory.
-_PLAIN = {
+_PLAIN: dict[int, np.dtype[Any]] = {
     onnx.helper.np_dtype_to_tensor_dtype(np.dtype(name)): np.dtype(name)
     for name in (
         *("float16", "float32", "float64", "bool"),

@@ -33,7 +33,7 @@ _TENSOR_FIELDS = tuple(
 # What a field of a message holds.
 _TEXT, _TEXTS, _MESSAGE, _MESSAGES, _OTHER = "text", "texts", "message", "messages", "other"
 # Elements of the typed fields for one element of the tensor; packed types are stored as raw data.
-_TYPED_FIELDS = {
+_TYPED_FIELDS: dict[int, tuple[str, int]] = {
     TensorProto.FLOAT: ("float_data", 1),
     TensorProto.COMPLEX64: ("float_data", 2),
     TensorProto.DOUBLE: ("double_data", 1),

@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 class SafeConsole(Console):
     """A console on which only its own styles steer the terminal."""
 
-    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:  # type: ignore[override]
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             if segment.control or not _STEERING.search(segment.text):
                 yield segment

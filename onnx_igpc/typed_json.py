@@ -21,7 +21,8 @@ def check_fields(value: Any, where: str = "") -> None:
     Raises:
         ValueError: a field is of another kind, or nested more than 50 levels deep.
     """
-    for name, hint in _hints(type(value)).items():
+    kind: Any = type(value)
+    for name, hint in _hints(kind).items():
         _check(getattr(value, name), hint, f"{where}{name}", 0)
 
 
@@ -49,7 +50,8 @@ def _check(value: Any, hint: Any, where: str, depth: int) -> None:
             _require(isinstance(key, str), where, "an object with names")
             _check(each, get_args(hint)[1], f"{where}.{key}", depth + 1)
     elif is_dataclass(hint):
-        _require(isinstance(value, hint), where, hint.__name__)  # type: ignore[arg-type]
+        kind: Any = hint
+        _require(isinstance(value, kind), where, kind.__name__)
         check_fields(value, f"{where}.")
     elif hint is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
