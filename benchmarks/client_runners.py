@@ -8,6 +8,7 @@ code 1 and its type and text as the last line of stderr; a crash of native code 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -164,8 +165,10 @@ def _prepared(model: Path, out: Path) -> Path:
     """What onnxruntime's quantization asks for first: shapes inferred, graph optimised."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = out.with_suffix(".prepared.onnx")
-    quant_pre_process(str(model), str(prepared))
+    prepared = out.with_suffix(".prepared.onnx").absolute()
+    source = str(model.absolute())
+    with contextlib.chdir(prepared.parent):  # it leaves files where it runs, if it fails
+        quant_pre_process(source, str(prepared))
     return prepared
 
 

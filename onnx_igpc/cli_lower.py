@@ -104,6 +104,7 @@ def lower(
     MODEL is what compress or finetune wrote. The result is final: go back to MODEL to train further.
     """
     from onnx_igpc.lowering.run import lower_model
+    from onnx_igpc.render import show_checks
     from onnx_igpc.render_lowering import show_lowering
 
     check_output(output, model)
@@ -116,4 +117,5 @@ def lower(
         write_text(json_file, result.report.to_json())
     out = console(quiet or str(json_file) == "-")
     show_lowering(out, result.report, verbose=verbose)
+    show_checks(out, result.report)
     out.print(f"wrote {output}", markup=False)

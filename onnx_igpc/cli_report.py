@@ -101,6 +101,7 @@ def report(
     """Show the report that a compressed MODEL carries."""
     from onnx_igpc.model_io import file_bytes, open_model
     from onnx_igpc.render import show_rewrite
+    from onnx_igpc.render_lowering import show_lowering
     from onnx_igpc.report_files import carried_report, read_report
     from onnx_igpc.thumbnails import add_thumbnails
 
@@ -120,4 +121,6 @@ def report(
         write_text(html_file, render_html(found, model.name))
     if json_file is not None:
         write_text(json_file, found.to_json())
-    show_rewrite(console(quiet or "-" in (str(html_file), str(json_file))), found, verbose=verbose)
+    out = console(quiet or "-" in (str(html_file), str(json_file)))
+    show_rewrite(out, found, verbose=verbose)
+    show_lowering(out, found, verbose=verbose)

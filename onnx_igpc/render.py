@@ -42,8 +42,7 @@ def show_rewrite(
     )
     if shapes:
         console.print(f"MACs are for {escape(shapes)}", style="dim")
-    for name, result in report.checks.items():
-        console.print(f"check {name}: {escape(result)}", style="dim")
+    show_checks(console, report)
     for name, nodes in report.passes.items():
         console.print(f"pass {escape(name)}: {len(nodes)} nodes changed", style="dim")
     for note in report.notes:
@@ -59,6 +58,12 @@ def show_rewrite(
         ):
             if names:
                 console.print(f"{label}: {escape(', '.join(names))}", style="dim")
+
+
+def show_checks(console: Console, report: RewriteReport) -> None:
+    """What was checked, and what came of it."""
+    for name, result in report.checks.items():
+        console.print(f"check {name}: {escape(result)}", style="dim")
 
 
 def show_damage(console: Console, report: RewriteReport) -> None:

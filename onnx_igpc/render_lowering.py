@@ -18,8 +18,9 @@ def show_lowering(console: Console, report: RewriteReport, verbose: bool = False
     said = report.lowering
     if said is None:
         return
-    threads = "onnxruntime's threads" if said["threads"] is None else f"threads {said['threads']}"
-    where = f"{said['provider']}, {threads}, batch {said['batch']}"
+    count = said.get("threads")
+    threads = "onnxruntime's threads" if count is None else f"threads {count}"
+    where = f"lowered for {said['provider']}, {threads}, batch {said.get('batch', 1)}"
     if "onnxruntime" in said:
         where += f", onnxruntime {said['onnxruntime']}, {said['device']}"
     console.print(escape(where), style="dim")
@@ -36,8 +37,6 @@ def show_lowering(console: Console, report: RewriteReport, verbose: bool = False
         console.print(
             f"races of sites: {races['measured']} measured, {races['reused']} known", style="dim"
         )
-    for name, result in report.checks.items():
-        console.print(f"check {name}: {escape(result)}", style="dim")
     for note in said.get("notes", []):
         console.print(f"note: {escape(note)}", style="dim")
 

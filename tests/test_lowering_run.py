@@ -301,3 +301,22 @@ def test_compress_takes_the_options(
     assert digest is not None
     assert digest.lowering is not None
     assert (digest.lowering["threads"], digest.lowering["batch"]) == (1, 2)
+
+
+def test_report_of_a_lowered_model_tells_its_lowering(tmp_path: Path) -> None:
+    lowered = lower_model(compressed(), lowering="padded-8", cache=False)
+    path = tmp_path / "lowered.onnx"
+    lowered.save(path)
+    shown = CliRunner().invoke(main, ["report", str(path)])
+    assert shown.exit_code == 0, shown.output
+    assert "lowered for cpu" in shown.output
+    assert "2 sites" in shown.output
+
+
+def test_nothing_new_to_rewrite_is_not_lowered_and_says_so() -> None:
+    first = onnx_igpc.compress(two_sites(), channels_per_group=8)
+    again = onnx_igpc.compress(
+        first.model, channels_per_group=8, lowering="auto", setting=ONE, cache=False
+    )
+    assert not again.changed
+    assert any("onnx-igpc lower" in text for text in again.report.warnings)

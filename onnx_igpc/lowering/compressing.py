@@ -20,8 +20,13 @@ from onnx_igpc.lowering.subgraph import find_subgraphs
 from onnx_igpc.model_io import OpenModel, PathLike
 from onnx_igpc.order_check import snapshot
 from onnx_igpc.passes.group_pointwise import GroupPointwise
+from onnx_igpc.report import read_digest
 from onnx_igpc.result import CompressResult
 from onnx_igpc.sites import PointwiseSite
+
+NOT_LOWERED = (
+    "nothing was added to what is rewritten already, which is not lowered: use onnx-igpc lower"
+)
 
 
 @dataclass
@@ -94,6 +99,8 @@ class LoweringRun:
         """
         selection = self.selection
         if selection is None or not result.changed or not result.report.rewritten:
+            if read_digest(result.opened.proto) is not None and not result.changed:
+                result.report.warnings.append(NOT_LOWERED)
             return result
         before = snapshot(result.opened)
         removed = prepare(result.opened, result.report)
