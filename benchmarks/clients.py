@@ -44,8 +44,9 @@ TOLERANCE = 1e-3
 TOLERANCE_HALF = 3e-2
 # Models that are quantized already: values that a client rounds the other way are a step apart.
 TOLERANCE_QUANTIZED = 0.1
-# An output that is smaller throughout, as of a sigmoid that finds nothing, is as good as zero.
-_SMALLEST = 1e-6
+# Outputs that are smaller throughout, as of a sigmoid that finds nothing, are held to this size: there
+# onnxruntime with and without optimisation is as far from itself as others are from it.
+_SMALLEST = 1e-3
 # A lossy tool may keep so many dB less of a compressed model than of the original.
 _LOSS_DB = 6.0
 
