@@ -107,7 +107,8 @@ class _Step:
         """K + L; what is added to every position, a bias, is no part of the matrix."""
         found = [values[name] for name in self.ref.proto.input if name in values]
         if len(found) == 2 and found[0].shape == found[1].shape:
-            return found[0] + found[1]
+            total: np.ndarray = found[0] + found[1]
+            return total
         raise _NotAMatrixError
 
     def _known(self, name: str, values: dict[str, np.ndarray]) -> np.ndarray:

@@ -260,7 +260,7 @@ def test_options_are_checked() -> None:
 def test_provider_that_is_not_there() -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    with pytest.raises(UsageError, match="cuda is not in the installed onnxruntime"):
+    with pytest.raises(CheckFailedError, match="cuda is not in the installed onnxruntime"):
         verify(graphs.classifier(), graphs.classifier(), provider="cuda")
 
 

@@ -159,7 +159,7 @@ def _axis(highest: float) -> Element:
     )
 
 
-def _table(title: str, timings: Sequence[Mapping[str, Any]]) -> Element:
+def _table(title: str, timings: Sequence[Mapping[str, Any]]) -> list[Element]:
     return value_table(
         title,
         ("model", "median, ms", "first quartile", "third quartile", "samples a second", "speed-up"),
