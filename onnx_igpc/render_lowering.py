@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report import RewriteReport, lowered_sites
 
 
 def show_lowering(console: Console, report: RewriteReport, verbose: bool = False) -> None:
@@ -20,16 +20,16 @@ def show_lowering(console: Console, report: RewriteReport, verbose: bool = False
         return
     count = said.get("threads")
     threads = "onnxruntime's threads" if count is None else f"threads {count}"
-    where = f"lowered for {said['provider']}, {threads}, batch {said.get('batch', 1)}"
+    where = f"lowered for {said.get('provider', '?')}, {threads}, batch {said.get('batch', 1)}"
     if "onnxruntime" in said:
         where += f", onnxruntime {said['onnxruntime']}, {said['device']}"
     console.print(escape(where), style="dim")
-    sites: Mapping[str, Mapping[str, Any]] = said["sites"]
-    counts = Counter(site["lowering"] for site in sites.values())
+    sites = lowered_sites(said)
+    counts = Counter(label for _, label, _ in sites)
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     console.print(f"{len(sites)} sites: {escape(listed)}")
     if verbose:
-        console.print(_sites(sites))
+        console.print(_sites(said))
     if "model" in said:
         console.print(_whole(said["model"]))
     if "races" in said:
@@ -41,18 +41,17 @@ def show_lowering(console: Console, report: RewriteReport, verbose: bool = False
         console.print(f"note: {escape(note)}", style="dim")
 
 
-def _sites(sites: Mapping[str, Mapping[str, Any]]) -> Table:
+def _sites(lowering: Mapping[str, Any]) -> Table:
     table = Table(box=None, header_style="bold")
     table.add_column("site", overflow="fold")
     table.add_column("lowering", no_wrap=True)
     table.add_column("microseconds in its surroundings", overflow="fold")
     table.add_column("reason", overflow="fold")
-    for name, site in sites.items():
-        seconds = site.get("seconds") or {}
-        ordered = sorted(seconds, key=lambda label: float(seconds[label]))
-        times = ", ".join(f"{label} {1e6 * seconds[label]:.0f}" for label in ordered)
-        reason = escape(site.get("reason") or "")
-        table.add_row(escape(name), escape(site["lowering"]), escape(times), reason)
+    for name, label, reason in lowered_sites(lowering):
+        seconds = lowering["sites"][name].get("seconds") or {}
+        ordered = sorted(seconds, key=lambda each: float(seconds[each]))
+        times = ", ".join(f"{each} {1e6 * seconds[each]:.0f}" for each in ordered)
+        table.add_row(escape(name), escape(label), escape(times), escape(reason))
     return table
 
 

@@ -293,6 +293,18 @@ def read_digest(model: onnx.ModelProto) -> RewriteReport | None:
     return None
 
 
+def lowered_sites(lowering: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(site, what it is written as, the reason or nothing) of a report's ``lowering``."""
+    sites = lowering.get("sites")
+    if not isinstance(sites, Mapping):
+        return []
+    return [
+        (name, str(site.get("lowering", "?")), str(site.get("reason") or ""))
+        for name, site in sites.items()
+        if isinstance(site, Mapping)
+    ]
+
+
 def refuse_lowered(digest: RewriteReport | None, name: str, step: str) -> None:
     """Refuse a model that was lowered; ``step`` is what it cannot be used for, as in ``compress``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnx_igpc.lowering.catalogue import LOWERINGS
 from onnx_igpc.lowering.race import Setting
 from onnx_igpc.lowering.run import lower_model
 from onnx_igpc.model_io import OpenModel
-from onnx_igpc.report import read_digest
+from onnx_igpc.report import lowered_sites, read_digest
 from onnx_igpc.result import CompressResult
 from tests.calibration_graphs import images, saved
 from tests.helpers import GraphBuilder, random_feeds
@@ -320,3 +321,22 @@ def test_nothing_new_to_rewrite_is_not_lowered_and_says_so() -> None:
     )
     assert not again.changed
     assert any("onnx-igpc lower" in text for text in again.report.warnings)
+
+
+def test_page_of_a_lowered_model_tells_what_each_site_became(tmp_path: Path) -> None:
+    lowered = lower_model(compressed(), lowering="padded-8", cache=False)
+    path, page = tmp_path / "lowered.onnx", tmp_path / "lowered.html"
+    lowered.save(path)
+    shown = CliRunner().invoke(main, ["report", str(path), "--html", str(page), "-q"])
+    assert shown.exit_code == 0, shown.output
+    text = page.read_text()
+    assert "What each site became" in text
+    counts = Counter(label for _, label, _ in lowered_sites(lowered.report.lowering or {}))
+    assert sum(counts.values()) == 2
+    assert ", ".join(f"{count} {name}" for name, count in counts.most_common()) in text
+
+
+def test_a_lowering_of_another_form_is_shown_as_far_as_it_goes() -> None:
+    assert lowered_sites({}) == []
+    assert lowered_sites({"sites": [1]}) == []
+    assert lowered_sites({"sites": {"a": 1, "b": {"lowering": "dense"}}}) == [("b", "dense", "")]

@@ -30,7 +30,7 @@ def shifted(level: float, scale: float = 1.0) -> OpenModel:
 
 
 def test_another_function_is_found() -> None:
-    with pytest.raises(CheckFailedError, match="output 'y' deviates by .* after a test: look"):
+    with pytest.raises(CheckFailedError, match=r"output 'y' deviates by .* after a test: look"):
         check_same_outputs(shifted(0.0), shifted(0.3), "a test", "look")
 
 

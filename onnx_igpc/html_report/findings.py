@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnx_igpc.html_report.charts import opened_by, value_table
 from onnx_igpc.html_report.elements import Child, Element, element
 from onnx_igpc.render import exact
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report import RewriteReport, lowered_sites
 
 
 def verification(verified: Mapping[str, Any] | None) -> list[Child]:
@@ -85,11 +86,13 @@ def making(report: RewriteReport) -> list[Child]:
         ("Calibration", report.calibration),
         ("Preprocessing", report.preprocessing),
         ("Fine-tuning", _training(report.finetune)),
-        ("Lowering", report.lowering),
+        ("Lowering", _lowering(report.lowering)),
         ("Checks", report.checks),
     ):
         if facts:
             parts += [element("h3", None, title), _definitions(facts)]
+        if title == "Lowering" and report.lowering:
+            parts.append(_sites_lowered(report.lowering))
     if report.notes:
         parts += [element("h3", None, "Notes"), _list("plain", report.notes)]
     changed = [
@@ -114,6 +117,29 @@ def _training(finetune: Mapping[str, Any] | None) -> dict[str, Any]:
     facts = {key: value for key, value in (finetune or {}).items() if key not in left}
     recipe = facts.pop("recipe", None)
     return {**facts, **(recipe if isinstance(recipe, Mapping) else {})}
+
+
+def _lowering(lowering: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Where it was measured, how many sites became what, and the times of whole models."""
+    if not lowering:
+        return {}
+    counts = Counter(label for _, label, _ in lowered_sites(lowering))
+    facts = {
+        key: value
+        for key, value in lowering.items()
+        if key not in ("sites", "model", "races", "notes") and value is not None
+    }
+    facts["sites"] = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    if lowering.get("model"):
+        times = lowering["model"]["seconds"].items()
+        facts["whole model, ms"] = ", ".join(f"{name} {1000 * each:.4g}" for name, each in times)
+    return facts
+
+
+def _sites_lowered(lowering: Mapping[str, Any]) -> Element:
+    said = "What each site became"
+    rows = lowered_sites(lowering)
+    return opened_by(said, value_table(said, ("site", "written as", "reason"), rows))
 
 
 def _definitions(facts: Mapping[str, Any]) -> Element:
