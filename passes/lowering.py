@@ -12,7 +12,7 @@ from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.lowering.writer import SharedConstants, SiteWriter
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
-from onnx_igpc.passes.remove_dead import RemoveDead
+from onnx_igpc.passes.remove_dead import RemoveDead, unread_values
 
 
 class Lowering(Pass):
@@ -68,7 +68,8 @@ class WrittenSite:
 def lower_sites(
     model: OpenModel, sites: Sequence[IgpcSubgraph], chosen: Mapping[str, Lowering]
 ) -> list[WrittenSite]:
-    """Write the sites that ``chosen`` names, and remove what is dead then."""
+    """Write the sites that ``chosen`` names, and remove what is dead then and was not before."""
+    unread = unread_values(model.proto)
     edit = GraphEdit(model)
     constants = SharedConstants(edit)
     orphans: set[str] = set()
@@ -96,5 +97,5 @@ def lower_sites(
             if info[index].name in names:
                 del info[index]
     edit.apply()
-    RemoveDead(orphans).run(model)
+    RemoveDead(orphans, unread).run(model)
     return written

@@ -64,6 +64,23 @@ def rewritten(model: onnx.ModelProto, ch: int, scheme: str = "v2", **options: An
     return OpenModel(result.model)
 
 
+def add_function_with_dead(model: OpenModel, name: str) -> onnx.FunctionProto:
+    """Give the model a local function ``Turn`` that makes a value ``name`` and does not read it.
+
+    A function may use the names of the main graph for values of its own. Returns a copy of it.
+    """
+    body = GraphBuilder(weights="constant")
+    body.stored(name, np.ones(2, np.float32))
+    body.add("Neg", ["inner"], "turned")
+    opset = onnx.helper.make_opsetid("", 17)
+    function = onnx.helper.make_function(
+        "local", "Turn", ["inner"], ["turned"], body.nodes, [opset]
+    )
+    model.proto.functions.append(function)
+    model.proto.opset_import.append(onnx.helper.make_opsetid("local", 1))
+    return function
+
+
 def rewritten_as(model: onnx.ModelProto, layout: GroupLayout, weights: IgpcWeights) -> OpenModel:
     """The model with its pointwise convolution ``conv`` rewritten in just this way.
 

@@ -22,7 +22,15 @@ from tests.helpers import (
     run,
     tensor_named,
 )
-from tests.lowering_cases import LAYOUTS, lowered, network, possible, rewritten, sites_of
+from tests.lowering_cases import (
+    LAYOUTS,
+    add_function_with_dead,
+    lowered,
+    network,
+    possible,
+    rewritten,
+    sites_of,
+)
 from tests.passes.graphs import copy_of
 from tests.passes.test_group_pointwise_scopes import branch, conditional
 
@@ -150,6 +158,19 @@ def test_sites_in_branches(weights: WeightForm, opset: int) -> None:
             feeds = {**random_feeds(before), "condition": np.array(condition)}
             expected = run(model.proto, feeds)["y"]
             np.testing.assert_allclose(run(after.proto, feeds)["y"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["K.weight", "interleave.indices", "K_output"])
+def test_what_nothing_read_before_stays(name: str) -> None:
+    """Dead values of another scope, by the names that lowering leaves without a reader."""
+    model = rewritten(network(32, 32), 8)
+    taken = f"conv_node/igpc/{name}"
+    function = add_function_with_dead(model, taken)
+    lower(model, {"conv_node": "dense"})
+    made = {output for node in model.proto.graph.node for output in node.output}
+    stored = {tensor.name for tensor in model.proto.graph.initializer}
+    assert taken not in made | stored, "the site's own is gone"
+    assert list(model.proto.functions) == [function]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from onnx_igpc.passes.lower_padded import LowerPadded
 from onnx_igpc.passes.lower_slices import LowerSlices
 from onnx_igpc.passes.lower_transpose import LowerTranspose
 from onnx_igpc.passes.lowering import Lowering, lower_sites
-from onnx_igpc.passes.remove_dead import RemoveDead
+from onnx_igpc.passes.remove_dead import RemoveDead, unread_values
 
 LOWERINGS: dict[str, Lowering] = {
     each.label: each
@@ -77,12 +77,13 @@ def fold_batch_norms(opened: OpenModel) -> PassResult:
     ``changed`` names the BatchNormalizations that are gone, ``kept`` has the reasons for others. May
     be called once more after :func:`lower`: what a site could not take, its dense form can.
     """
+    unread = unread_values(opened.proto)
     sites = FoldSiteBatchNorm().run(opened)
     others = FoldBatchNorm().run(opened)
     folded = [*sites.changed, *others.changed]
     kept = {**sites.kept, **others.kept}
     orphans = sites.orphans | others.orphans
-    RemoveDead(orphans).run(opened)
+    RemoveDead(orphans, unread).run(opened)
     return PassResult(folded, {n: why for n, why in kept.items() if n not in folded}, orphans)
 
 

@@ -16,6 +16,7 @@ from onnx_igpc.feeds import model_inputs
 from onnx_igpc.inputs import open_data
 from onnx_igpc.model_io import OpenModel, file_bytes, save_model
 from onnx_igpc.passes import FoldBatchNorm, RemoveDead
+from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.report import RewriteReport, write_digest
 from onnx_igpc.runtime import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
@@ -42,8 +43,9 @@ def fold(model: onnx.ModelProto, report: RewriteReport) -> onnx.ModelProto:
     """A copy with BatchNormalization folded into the convolutions before it; listed in the report."""
     opened = OpenModel(onnx.ModelProto())
     opened.proto.CopyFrom(model)
+    unread = unread_values(opened.proto)
     folded = FoldBatchNorm().run(opened)
-    dead = RemoveDead(folded.orphans)
+    dead = RemoveDead(folded.orphans, unread)
     report.removed += dead.run(opened).changed
     report.inputs_removed += dead.inputs_removed
     report.folded += folded.changed

@@ -11,7 +11,7 @@ from onnx_igpc.lowering.catalogue import fold_batch_norms
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import PassResult
 from tests.helpers import GraphBuilder, random_feeds, run
-from tests.lowering_cases import LAYOUTS, rewritten, sites_of
+from tests.lowering_cases import LAYOUTS, add_function_with_dead, rewritten, sites_of
 from tests.passes.graphs import copy_of
 
 
@@ -118,3 +118,13 @@ def test_weights_that_would_lose_precision_are_not_folded() -> None:
     after, result = folded(model)
     assert result.kept == {"bn1_node": "the folded weights would lose precision in float16"}
     assert after == model.proto
+
+
+def test_what_nothing_read_before_stays() -> None:
+    """A dead value of another scope, by a name that folding leaves without a reader."""
+    model = rewritten(network(32, 32), 8, include_heads=True)
+    function = add_function_with_dead(model, "bn1_scale")
+    after, result = folded(model)
+    assert result.changed == ["bn1_node"]
+    assert "bn1_scale" not in {tensor.name for tensor in after.graph.initializer}
+    assert list(after.functions) == [function]

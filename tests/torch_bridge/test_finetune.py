@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
+from onnx_igpc.model_io import OpenModel
 from onnx_igpc.report import Permutation, RewriteReport, read_digest, write_digest
 from onnx_igpc.torch_bridge.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.distributed import World
 from onnx_igpc.torch_bridge.finetune import FinetuneResult, finetune
 from onnx_igpc.torch_bridge.finetune_log import COLUMNS, TIMES
-from onnx_igpc.torch_bridge.finetune_output import _worse
+from onnx_igpc.torch_bridge.finetune_output import _worse, fold
 from onnx_igpc.torch_bridge.losses import scale_of
 from onnx_igpc.torch_bridge.preparation import prepare
+from tests.lowering_cases import add_function_with_dead
 from tests.torch_bridge.graphs import difference, make_model, random, run_onnx
 from tests.torch_bridge.training_cases import arrays_of, classifier, short, smaller, write_data
 
@@ -228,6 +230,19 @@ class TestWhatIsKept:
             for name, value in arrays_of(folded.model).items()
             if value.dtype == np.float32 and not name.endswith(("_mean", "_var"))
         )
+
+    def test_folding_leaves_what_nothing_read_before(self, compressed: onnx.ModelProto) -> None:
+        model = OpenModel(onnx.ModelProto())
+        model.proto.CopyFrom(compressed)
+        report = read_digest(compressed)
+        assert report is not None
+        weight = next(node for node in compressed.graph.node if node.name == "stem_bn_node").input[
+            1
+        ]
+        function = add_function_with_dead(model, weight)
+        folded = fold(model.proto, report)
+        assert weight not in {tensor.name for tensor in folded.graph.initializer}
+        assert list(folded.functions) == [function]
 
 
 class TestReport:
