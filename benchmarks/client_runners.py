@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 Feeds = dict[str, np.ndarray]
-CALIBRATION_SAMPLES = 8
 _OPSET_PER_CHANNEL = 13
 _DRAWN_MS = 120_000
 _CHROMIUM = [
@@ -77,7 +76,7 @@ def netron(model: Path, feeds: Feeds, outputs: list[str]) -> tuple[str, list[np.
     return str(client.__version__), [np.array(drawn)]
 
 
-def onnxslim(model: Path, out: Path, feeds: Feeds) -> str:
+def onnxslim(model: Path, out: Path, batches: list[Feeds]) -> str:
     """onnxslim with its defaults."""
     import onnx
     import onnxslim as client
@@ -86,7 +85,7 @@ def onnxslim(model: Path, out: Path, feeds: Feeds) -> str:
     return str(client.__version__)
 
 
-def onnxsim(model: Path, out: Path, feeds: Feeds) -> str:
+def onnxsim(model: Path, out: Path, batches: list[Feeds]) -> str:
     """onnxsim (onnx-simplifier) with its defaults, which compare the result with the input."""
     import onnx
     import onnxsim as client
@@ -98,7 +97,7 @@ def onnxsim(model: Path, out: Path, feeds: Feeds) -> str:
     return str(client.__version__)
 
 
-def fp16(model: Path, out: Path, feeds: Feeds) -> str:
+def fp16(model: Path, out: Path, batches: list[Feeds]) -> str:
     """onnxconverter-common's conversion to float16, inputs and outputs left as they are.
 
     Old models list their weights among the inputs; those are to be converted.
@@ -115,7 +114,7 @@ def fp16(model: Path, out: Path, feeds: Feeds) -> str:
     return version("onnxconverter-common")
 
 
-def quantize_dynamic(model: Path, out: Path, feeds: Feeds) -> str:
+def quantize_dynamic(model: Path, out: Path, batches: list[Feeds]) -> str:
     """onnxruntime's dynamic quantization; 8-bit unsigned weights, for which it has convolutions."""
     import onnxruntime
     from onnxruntime.quantization import QuantType
@@ -125,8 +124,8 @@ def quantize_dynamic(model: Path, out: Path, feeds: Feeds) -> str:
     return str(onnxruntime.__version__)
 
 
-def quantize_static(model: Path, out: Path, feeds: Feeds) -> str:
-    """onnxruntime's static quantization (QDQ) calibrated on random inputs.
+def quantize_static(model: Path, out: Path, batches: list[Feeds]) -> str:
+    """onnxruntime's static quantization (QDQ) calibrated on all batches.
 
     A scale per channel from opset 13 on, before which DequantizeLinear has only one.
     """
@@ -137,9 +136,7 @@ def quantize_static(model: Path, out: Path, feeds: Feeds) -> str:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._batches = iter(
-                [feeds, *(_resampled(feeds, seed) for seed in range(1, CALIBRATION_SAMPLES))]
-            )
+            self._batches = iter(batches)
 
         def get_next(self) -> Feeds | None:
             return next(self._batches, None)
@@ -148,17 +145,6 @@ def quantize_static(model: Path, out: Path, feeds: Feeds) -> str:
     opsets = {each.domain: each.version for each in onnx.load(prepared).opset_import}
     run(prepared, out, Reader(), per_channel=opsets[""] >= _OPSET_PER_CHANNEL)
     return str(onnxruntime.__version__)
-
-
-def _resampled(feeds: Feeds, seed: int) -> Feeds:
-    """Other random inputs of the same types and shapes."""
-    generator = np.random.default_rng(seed)
-    return {
-        name: generator.standard_normal(values.shape).astype(values.dtype)
-        if values.dtype.kind == "f"
-        else generator.permuted(values)
-        for name, values in feeds.items()
-    }
 
 
 def _prepared(model: Path, out: Path) -> Path:
@@ -178,7 +164,7 @@ RUNTIMES: Mapping[str, Callable[[Path, Feeds, list[str]], tuple[str, list[np.nda
     "netron": netron,
 }
 """What gives arrays: the model's outputs or, Netron, the number of nodes drawn."""
-TOOLS: Mapping[str, Callable[[Path, Path, Feeds], str]] = {
+TOOLS: Mapping[str, Callable[[Path, Path, list[Feeds]], str]] = {
     "onnxslim": onnxslim,
     "onnxsim": onnxsim,
     "fp16": fp16,
@@ -198,28 +184,36 @@ MODULES: Mapping[str, str] = {
 """The module that must be installed, by client."""
 
 
-def save_feeds(path: Path, feeds: Feeds, outputs: list[str]) -> None:
-    """Write the inputs by name and the outputs' names as one .npz, whatever the names hold."""
-    arrays: dict[str, Any] = {f"input{i}": values for i, values in enumerate(feeds.values())}
-    np.savez(path, names=np.array(list(feeds)), outputs=np.array(outputs), **arrays)
+def save_feeds(path: Path, batches: list[Feeds], outputs: list[str]) -> None:
+    """Write inputs by name, batch by batch, and the outputs' names as one .npz, whatever the names."""
+    arrays: dict[str, Any] = {
+        f"{number}/{index}": values
+        for number, feeds in enumerate(batches)
+        for index, values in enumerate(feeds.values())
+    }
+    np.savez(path, names=np.array(list(batches[0])), outputs=np.array(outputs), **arrays)
 
 
-def load_feeds(path: Path) -> tuple[Feeds, list[str]]:
+def load_feeds(path: Path) -> tuple[list[Feeds], list[str]]:
     """What :func:`save_feeds` wrote."""
     with np.load(path) as stored:
         names = [str(name) for name in stored["names"]]
-        feeds = {name: stored[f"input{i}"] for i, name in enumerate(names)}
-        return feeds, [str(name) for name in stored["outputs"]]
+        count = sum(key.endswith("/0") for key in stored.files)
+        batches = [
+            {name: stored[f"{number}/{index}"] for index, name in enumerate(names)}
+            for number in range(count)
+        ]
+        return batches, [str(name) for name in stored["outputs"]]
 
 
 def main(client: str, model: Path, feeds_file: Path, out: Path) -> None:
     """Run one client; see the module's text."""
-    feeds, outputs = load_feeds(feeds_file)
+    batches, outputs = load_feeds(feeds_file)
     if client in RUNTIMES:
-        version, values = RUNTIMES[client](model, feeds, outputs)
+        version, values = RUNTIMES[client](model, batches[0], outputs)
         np.savez(out.with_suffix(".npz"), *values)
     else:
-        version = TOOLS[client](model, out.with_suffix(".onnx"), feeds)
+        version = TOOLS[client](model, out.with_suffix(".onnx"), batches)
     print(version)
 
 

@@ -2,7 +2,8 @@
 
 ``python benchmarks/clients.py MODELS`` compresses every .onnx file of a folder (``--compress`` has the
 options), gives the original and the compressed model to each client in a process of its own, and
-compares what comes out with onnxruntime on the same seeded random inputs. Runtimes (OpenVINO, OpenCV)
+compares what comes out with onnxruntime on the same inputs: seeded random ones or, with ``--data``,
+images or arrays, preprocessed as the compressed model's report says unless told otherwise. Runtimes (OpenVINO, OpenCV)
 run the model; tools (onnxslim, onnxsim, onnxconverter-common's fp16, onnxruntime's quantization)
 rewrite it, and onnxruntime runs the result; Netron draws it in a headless Chromium, with as many
 nodes as the graph has. A client that is not installed here can have its own
@@ -23,27 +24,29 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
-import onnx
 
 # A script runs with its own folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.client_runners import RUNTIMES, TOOLS, save_feeds
+from benchmarks.client_reference import Reference
+from benchmarks.client_runners import RUNTIMES, TOOLS
+from onnx_igpc.cli_support import (
+    preprocessing_options,
+    read_preprocessing,
+    recorded_preprocessing,
+)
 from onnx_igpc.errors import IgpcError, ModelError
-from onnx_igpc.feeds import random_inputs, session_inputs
+from onnx_igpc.feeds import session_inputs
+from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.runtime import make_session, run_session
 
 CLIENTS = (*RUNTIMES, *TOOLS)
 LOSSY = ("fp16", "quantize_dynamic", "quantize_static")
 _TIME_LIMIT_S = 240
-# Largest difference of an output, as a part of its largest value. Layers are summed in another order.
-TOLERANCE = 1e-3
-TOLERANCE_HALF = 3e-2
-# Models that are quantized already: values that a client rounds the other way are a step apart.
-TOLERANCE_QUANTIZED = 0.1
 # Outputs that are smaller throughout, as of a sigmoid that finds nothing, are held to this size: there
 # onnxruntime with and without optimisation is as far from itself as others are from it.
 _SMALLEST = 1e-3
@@ -65,41 +68,6 @@ class Outcome:
     difference: float | None = None
     snr_db: float | None = None
     message: str = ""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A model's inputs and what onnxruntime computes from them, on disk for the clients."""
-
-    model: Path
-    feeds: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-    feeds_file: Path
-
-    @classmethod
-    def make(cls, model: Path, folder: Path, seed: int = 0) -> Reference:
-        """Draw inputs for a model and run it. Raises ModelError where onnxruntime cannot."""
-        session = make_session(model, threads=1)
-        feeds = random_inputs(session_inputs(session), seed=seed)
-        outputs = run_session(session, feeds)
-        file = folder / f"{model.stem}.feeds.npz"
-        save_feeds(file, feeds, list(outputs))
-        return cls(model, feeds, outputs, file)
-
-    @property
-    def nodes(self) -> np.ndarray:
-        """How many nodes a picture of the main graph shows: constants are parts of their readers."""
-        graph = onnx.load(self.model, load_external_data=False).graph
-        return np.array(sum(node.op_type != "Constant" for node in graph.node))
-
-    @property
-    def tolerance(self) -> float:
-        """By how much of its largest value an output may differ, after the model's types."""
-        graph = onnx.load(self.model, load_external_data=False).graph
-        if any(node.op_type == "DequantizeLinear" for node in graph.node):
-            return TOLERANCE_QUANTIZED
-        half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
-        return TOLERANCE_HALF if half else TOLERANCE
 
 
 def try_client(
@@ -139,7 +107,7 @@ def _results(client: str, reference: Reference, out: Path) -> list[np.ndarray]:
             return [stored[name] for name in stored.files]
     session = make_session(out.with_suffix(".onnx"), threads=1)
     wanted = {each.name for each in session_inputs(session)}
-    feeds = {name: values for name, values in reference.feeds.items() if name in wanted}
+    feeds = {name: values for name, values in reference.batches[0].items() if name in wanted}
     return list(run_session(session, feeds, list(reference.outputs)).values())
 
 
@@ -209,14 +177,23 @@ def compress(model: Path, options: Sequence[str], folder: Path) -> Path:
 
 
 def measure(
-    model: Path, options: Sequence[str], clients: Mapping[str, str], folder: Path
+    model: Path,
+    options: Sequence[str],
+    clients: Mapping[str, str],
+    folder: Path,
+    data: Path | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> list[Row]:
-    """One row a client for one model. clients: the Python of each."""
+    """One row a client for one model. clients: the Python of each; data: see :class:`Reference`."""
     compressed = compress(model, options, folder)
     if compressed.read_bytes() == model.read_bytes():
         nothing = "nothing to rewrite: the same file"
         return [Row(model.stem, "same", *[Outcome(c, False, message=nothing)] * 2) for c in clients]
-    before, after = Reference.make(model, folder), Reference.make(compressed, folder)
+    if data is not None and preprocessing is None:
+        preprocessing = recorded_preprocessing(compressed, data)
+    before, after = (
+        Reference.make(each, folder, data, preprocessing) for each in (model, compressed)
+    )
     rows = []
     for client, python in clients.items():
         first = try_client(client, before, folder, python)
@@ -260,26 +237,33 @@ def refusals(rows: Sequence[Row]) -> str:
 @click.command(help=__doc__)
 @click.argument("models", type=click.Path(exists=True, path_type=Path))
 @click.option("--compress", "options", default="--ch 16", show_default=True, help="Options.")
+@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Inputs; not random.")
 @click.option("--client", "names", multiple=True, type=click.Choice(CLIENTS), help="Only these.")
 @click.option("--python", "pythons", multiple=True, metavar="CLIENT=PYTHON", help="Its own Python.")
 @click.option("--glob", default="*.onnx", show_default=True, help="Which files of the folder.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all outcomes.")
+@preprocessing_options
 def main(
     models: Path,
     options: str,
+    data: Path | None,
     names: Sequence[str],
     pythons: Sequence[str],
     glob: str,
     json_file: Path | None,
+    **preprocess: Any,
 ) -> None:
     """Print the table; exit code 1 where a client takes an original and not what we made of it."""
     own = dict(entry.split("=", 1) for entry in pythons)
     clients = {name: own.get(name, sys.executable) for name in names or CLIENTS}
+    preprocessing = read_preprocessing(preprocess)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="onnx-igpc-") as folder:
         for model in sorted(models.glob(glob)) if models.is_dir() else [models]:
             try:
-                rows += measure(model, shlex.split(options), clients, Path(folder))
+                rows += measure(
+                    model, shlex.split(options), clients, Path(folder), data, preprocessing
+                )
             except IgpcError as error:
                 click.echo(f"error: {error}", err=True)
     if json_file is not None:

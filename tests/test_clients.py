@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from benchmarks.client_reference import BATCHES, Reference
 from benchmarks.client_runners import MODULES, load_feeds, save_feeds
-from benchmarks.clients import CLIENTS, LOSSY, Outcome, Reference, Row, table, try_client, verdict
+from benchmarks.clients import (
+    CLIENTS,
+    LOSSY,
+    Outcome,
+    Row,
+    measure,
+    table,
+    try_client,
+    verdict,
+)
 from onnx_igpc import compress
 from onnx_igpc.model_io import save_model
 from tests.helpers import GraphBuilder, pointwise_model
 
 DIGITS = Path(__file__).resolve().parents[1] / "sample_models" / "digits_net.onnx"
+DATA = DIGITS.with_name("digits_calibration.npz")
 TOLERANCE = 1e-3
 
 
@@ -59,6 +72,18 @@ def test_digits_network(client: str, tmp_path: Path) -> None:
     assert verdict(original, small, TOLERANCE) == "yes", (original, small)
 
 
+def test_digits_network_calibrated(tmp_path: Path) -> None:
+    """Layouts out of the wider family, channels put together by what they carry; on real inputs."""
+    clients = [each for each in CLIENTS if each != "netron"]
+    for client in clients:
+        require(client)
+    options = ["--target", "pointwise-parameters=50%", "--include", "conv_pw_3"]
+    options += ["--calibration", str(DATA), "--samples", "16"]
+    here = dict.fromkeys(clients, sys.executable)
+    rows = measure(DIGITS, options, here, tmp_path, DATA)
+    assert [row.verdict for row in rows] == ["yes"] * len(clients), rows
+
+
 @pytest.mark.parametrize("client", [each for each in CLIENTS if each not in LOSSY])
 def test_uneven_groups(client: str, tmp_path: Path) -> None:
     require(client)
@@ -80,13 +105,53 @@ def test_half_precision(client: str, tmp_path: Path) -> None:
     assert verdict(outcome, outcome, reference.tolerance) == "yes", outcome
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_static_quantization_of_a_plain_float16_graph(shared: bool, tmp_path: Path) -> None:
+    """What docs/clients.md says of onnxruntime: no layer of ours is in this graph.
+
+    Without float16 convolutions, the prepared graph computes them in float32. Where all that reads a
+    Concat can do so, Concat is, too; where something else reads it, as our Gather would, it stays in
+    float16 and is given a QuantizeLinear. Should this test fail, correct the page.
+    """
+    require("quantize_static")
+    builder = GraphBuilder(opset=17, dtype=np.float16)
+    builder.input("x", [1, 4, 6, 6])
+    halves = [builder.conv("x", name, 4, 4) for name in ("a", "b")]
+    builder.add("Concat", halves, "both", axis=1)
+    builder.output(builder.conv("both", "y", 8, 4))
+    if shared:
+        builder.output("both")
+    onnx.save(builder.model(), tmp_path / "plain.onnx")
+    reference = Reference.make(tmp_path / "plain.onnx", tmp_path)
+    outcome = try_client("quantize_static", reference, tmp_path)
+    assert outcome.loads is not shared, outcome
+    if shared:
+        assert "Type 'tensor(float16)' of input parameter" in outcome.message
+        assert "operator (QuantizeLinear)" in outcome.message
+
+
 def test_feeds_keep_any_name(tmp_path: Path) -> None:
-    feeds = {"a/b:0": np.ones(2, np.float32), "": np.zeros((1, 3), np.int64)}
-    save_feeds(tmp_path / "feeds.npz", feeds, ["out/1"])
+    first = {"a/b:0": np.ones(2, np.float32), "": np.zeros((1, 3), np.int64)}
+    second = {name: values + 1 for name, values in first.items()}
+    save_feeds(tmp_path / "feeds.npz", [first, second], ["out/1"])
     found, outputs = load_feeds(tmp_path / "feeds.npz")
     assert outputs == ["out/1"]
-    assert found.keys() == feeds.keys()
-    np.testing.assert_array_equal(found["a/b:0"], feeds["a/b:0"])
+    assert [list(feeds) for feeds in found] == [list(first)] * 2
+    np.testing.assert_array_equal(found[0]["a/b:0"], first["a/b:0"])
+    np.testing.assert_array_equal(found[1][""], second[""])
+
+
+def test_inputs_can_be_data(tmp_path: Path) -> None:
+    """A sample at a time, spread over what is there."""
+    reference = Reference.make(DIGITS, tmp_path, DATA)
+    assert len(reference.batches) == BATCHES
+    [name] = reference.batches[0]
+    with np.load(DATA) as stored:
+        [key] = [each for each in stored.files if stored[each].ndim == 4]
+        np.testing.assert_array_equal(reference.batches[0][name], stored[key][:1])
+    drawn = Reference.make(DIGITS, tmp_path)
+    assert not np.array_equal(drawn.batches[0][name], reference.batches[0][name])
+    assert not np.array_equal(drawn.batches[0][name], drawn.batches[1][name])
 
 
 @pytest.mark.parametrize(
