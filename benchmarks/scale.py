@@ -34,6 +34,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.large_model import write_external
 from onnx_igpc.model_io import save_model
 
+# Runs the command and says at the end what it took at its peak; the system's count for a process that
+# has ended would include what this one holds.
+_WRAPPED = """\
+import runpy, sys
+from onnx_igpc.footprint import peak_memory
+try:
+    runpy.run_module("onnx_igpc", run_name="__main__", alter_sys=True)
+finally:
+    print(f"\\npeak {peak_memory()}", file=sys.stderr)
+"""
 _CHANNELS = 48
 _SIDE = 4
 
@@ -54,7 +64,7 @@ def run_measured(arguments: Sequence[str], every_s: float | None = None) -> Usag
     every_s: how often to look at its resident memory; never if ``None``. Raises RuntimeError with
     what the command said where it fails.
     """
-    command = [sys.executable, "-m", "onnx_igpc", *arguments]
+    command = [sys.executable, "-c", _WRAPPED, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as said:
         started = time.monotonic()
@@ -68,10 +78,12 @@ def run_measured(arguments: Sequence[str], every_s: float | None = None) -> Usag
         elapsed = time.monotonic() - started
         stop.set()
         process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        text = said.read().decode()
         if process.returncode:
-            said.seek(0)
-            raise RuntimeError(f"{' '.join(arguments)}: {said.read().decode()[-500:]}")
-    return Usage(usage.ru_utime + usage.ru_stime, elapsed, usage.ru_maxrss, tuple(samples))
+            raise RuntimeError(f"{' '.join(arguments)}: {text[-500:]}")
+    peak = int(text.rsplit("\npeak ", 1)[1]) // 1024
+    return Usage(usage.ru_utime + usage.ru_stime, elapsed, peak, tuple(samples))
 
 
 def _watch(pid: int, every_s: float | None, samples: list[int], stop: threading.Event) -> None:

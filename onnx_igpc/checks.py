@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
 
 from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, ModelError
-from onnx_igpc.fitting import IgpcWeights, igpc_matrix, stage_matrix
+from onnx_igpc.fitting import IgpcWeights, apply_igpc, apply_stage
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.graph_walk import opset_version
-from onnx_igpc.layout import invert_permutation
+from onnx_igpc.layout import GroupLayout
 from onnx_igpc.model_io import OpenModel, PathLike, open_model
 from onnx_igpc.passes.group_pointwise import SiteRewrite
 from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
@@ -149,13 +150,23 @@ def _check_interface(original: onnx.ModelProto, model: OpenModel) -> str:
 
 @dataclass(frozen=True)
 class _LinearPart:
-    """A part of a site that is a matrix: ``target = matrix @ source + bias``, strided like K."""
+    """A part of a site that is a matrix: ``target = matrix @ source + bias``, strided like K.
+
+    ``apply`` multiplies the matrix with an array of shape (channels, n), float64.
+    """
 
     source: str
     target: str
-    matrix: np.ndarray
+    channels: int
+    apply: Callable[[np.ndarray], np.ndarray]
     bias: np.ndarray | None
     with_strides: bool
+
+    def applied(self, x: np.ndarray) -> np.ndarray:
+        """The matrix at every place of x (N, C, ...): (N, F, ...)."""
+        columns = np.moveaxis(x, 1, 0)
+        made = self.apply(columns.reshape(self.channels, -1))
+        return np.moveaxis(made.reshape(len(made), *columns.shape[1:]), 0, 1)
 
 
 class _WrittenGraph:
@@ -191,16 +202,16 @@ class _WrittenGraph:
             tuple(self._matrix(path, name) for name in tensors.l) if layout.l else None,
         )
         if rewrite.form == "linear":
-            matrix = igpc_matrix(layout, weights)
-            return [_LinearPart(rewrite.input, rewrite.output, matrix, rewrite.bias, True)]
+            whole = partial(apply_igpc, layout, weights)
+            channels = layout.in_channels
+            return [_LinearPart(rewrite.input, rewrite.output, channels, whole, rewrite.bias, True)]
         k = rewrite.stages["K"]
-        parts = [_LinearPart(k.input, k.output, stage_matrix(layout.k, weights.k), None, True)]
+        first = partial(apply_stage, layout.k, weights.k)
+        parts = [_LinearPart(k.input, k.output, layout.in_channels, first, None, True)]
         if layout.l is not None and weights.l is not None:
-            matrix = stage_matrix(layout.l, weights.l)
-            if layout.interleave is not None:
-                matrix = matrix[:, list(invert_permutation(layout.interleave))]
-            stage = rewrite.stages["L"]
-            parts.append(_LinearPart(stage.input, stage.output, matrix, None, False))
+            second = partial(_apply_l, layout, weights.l)
+            io, channels = rewrite.stages["L"], layout.l.in_channels
+            parts.append(_LinearPart(io.input, io.output, channels, second, None, False))
         return parts
 
     def _matrix(self, path: str, name: str) -> np.ndarray:
@@ -215,14 +226,14 @@ class _WrittenGraph:
         # onnxruntime has no convolution of float64 on the CPU; of float32 shows the same graph.
         dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
         generator = np.random.default_rng(zlib.crc32(rewrite.site.name.encode()))
-        size = (2, part.matrix.shape[1], *[_SPATIAL] * rank)
+        size = (2, part.channels, *[_SPATIAL] * rank)
         normal = generator.standard_normal(size)
         x = (normal * _input_scale(part, normal, dtype)).astype(dtype)
         session = make_session(self._extract(rewrite, part, x), threads=1)
         y = run_session(session, {part.source: x})[part.target].astype(np.float64)
         seen = x.astype(np.float64)
         seen = _strided(seen, rewrite) if part.with_strides else seen
-        expected = _applied(part.matrix, seen)
+        expected = part.applied(seen)
         if part.bias is not None:
             expected += part.bias.astype(np.float64).reshape(1, -1, *[1] * rank)
         if y.shape != expected.shape:
@@ -272,9 +283,11 @@ def _initializer(values: np.ndarray, name: str, dtype: np.dtype) -> onnx.TensorP
     return onnx.numpy_helper.from_array(kept, name)
 
 
-def _applied(matrix: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """M x at every place of x (N, C, ...): (N, F, ...)."""
-    return np.moveaxis(np.tensordot(matrix, x, axes=(1, 1)), 0, 1)
+def _apply_l(layout: GroupLayout, weights: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """L P x."""
+    assert layout.l is not None
+    seen = x if layout.interleave is None else x[list(layout.interleave)]
+    return apply_stage(layout.l, weights, seen)
 
 
 def _input_scale(part: _LinearPart, x: np.ndarray, dtype: np.dtype) -> float:
@@ -282,7 +295,7 @@ def _input_scale(part: _LinearPart, x: np.ndarray, dtype: np.dtype) -> float:
 
     Without a bias M x is about 1, which keeps float16 away from its smallest and largest numbers.
     """
-    made = float(np.abs(_applied(part.matrix, x)).max())
+    made = float(np.abs(part.applied(x)).max())
     largest_bias = float(np.abs(part.bias).max()) if part.bias is not None else 0.0
     wanted = min(max(largest_bias, 1e-2), 1e4) if largest_bias else 1.0
     if made == 0.0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.graph_walk import tensors
 
 # Names the file of newly made tensors of a model that has not been written yet. A NUL cannot be
 # part of a file's name, so that no model can refer to it.
@@ -27,7 +28,7 @@ MIN_EXTERNAL_BYTES = 1024
 # The runtime maps external data into memory; 4 KiB pages hold most tensors of a CNN several times,
 # so align to what vector instructions like instead.
 ALIGNMENT = 64
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
@@ -135,24 +136,34 @@ class ExternalData:
         Raises:
             ModelError: as :meth:`check`.
         """
+        return b"".join(self._chunks(tensor, None))  # one piece is not copied
+
+    def _chunks(self, tensor: onnx.TensorProto, most: int | None) -> Iterator[bytes]:
+        """The raw bytes of an external tensor, at most so many at a time.
+
+        Raises:
+            ModelError: as :meth:`check`.
+        """
         if self._in_scratch(tensor):
             assert self._scratch is not None
             _, offset, length = external_entry(tensor)
             self._scratch.seek(offset)
-            return self._scratch.read(length or 0)
+            yield from _pieces(self._scratch, length or 0, most)
+            return
         path, offset, length = self._place(tensor)
         try:
             with path.open("rb") as file:
                 file.seek(offset)
-                data = file.read(length)
+                for piece in _pieces(file, length, most):
+                    length -= len(piece)
+                    yield piece
         except OSError as error:
             reason = error.strerror or error
             raise ModelError(
                 f"{path} of tensor {tensor.name!r} cannot be read: {reason}"
             ) from error
-        if len(data) != length:
+        if length:
             raise ModelError(f"{path}: ends before tensor {tensor.name!r}: the file is truncated")
-        return data
 
     def to_scratch(self, name: str, values: np.ndarray) -> onnx.TensorProto:
         """A new tensor whose data, of a plain dtype, waits on disk until the model is written.
@@ -182,7 +193,7 @@ class ExternalData:
     def write(self, tensors: Iterable[onnx.TensorProto], file: IO[bytes]) -> dict[int, int]:
         """Write the bytes of ``tensors`` to ``file``; returns the offset of each by its ``id``.
 
-        One tensor's bytes are in memory at a time. Offsets are multiples of 64 bytes.
+        External data is copied a piece at a time. Offsets are multiples of 64 bytes.
         """
         offsets: dict[int, int] = {}
         position = 0
@@ -190,10 +201,11 @@ class ExternalData:
             padding = -position % ALIGNMENT
             file.write(b"\0" * padding)
             position += padding
-            data = self.read_bytes(tensor) if is_external(tensor) else tensor.raw_data
-            file.write(data)
             offsets[id(tensor)] = position
-            position += len(data)
+            pieces = self._chunks(tensor, _CHUNK) if is_external(tensor) else [tensor.raw_data]
+            for piece in pieces:
+                file.write(piece)
+                position += len(piece)
         return offsets
 
     def _in_scratch(self, tensor: onnx.TensorProto) -> bool:
@@ -246,6 +258,16 @@ class ExternalData:
         return path
 
 
+def _pieces(file: IO[bytes], length: int, most: int | None) -> Iterator[bytes]:
+    """The next ``length`` bytes, or what there is of them, at most ``most`` at a time."""
+    while length:
+        piece = file.read(length if most is None else min(length, most))
+        if not piece:
+            return
+        length -= len(piece)
+        yield piece
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -270,6 +292,11 @@ def external_entry(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
     if offset < 0 or (length is not None and length < 0):
         raise ModelError(f"tensor {tensor.name!r} has a negative external data offset or length")
     return entries.get("location", ""), offset, length
+
+
+def external_locations(proto: onnx.ModelProto) -> set[str]:
+    """The external data files that a model refers to, relative to its folder."""
+    return {external_entry(tensor)[0] for tensor in tensors(proto) if is_external(tensor)}
 
 
 def content_name(model_name: str, data: IO[bytes]) -> str:

@@ -9,7 +9,8 @@ elsewhere; a replicated channel merely lies in two blocks. The fit minimises
 
 over the blocks, where S is the second moment of the layer's input (the identity without
 calibration data) and d_f the scale that a following BatchNorm gives to filter f. All arithmetic is
-in float64 and deterministic.
+in float64 and deterministic. Without calibration data nothing of the size of W is made, since W may
+be a good part of what fits into memory.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from onnx_igpc.acceleration import solve_gram
 from onnx_igpc.fitting_problem import FittingProblem
 from onnx_igpc.layout import GroupedStage, GroupLayout, invert_permutation
+from onnx_igpc.plain_problem import Blocks, PlainProblem
 from onnx_igpc.projection_problem import fit_without_sum
 
 # A fit ends when a sweep improves the objective by less than this part of it.
 _TOLERANCE = 1e-4
 _MAX_SWEEPS = 200
-# Rows of a matrix that are worked on at once where a temporary array of all would be large.
-_ROWS = 256
+# Rows or columns of a matrix that are worked on at once where an array of all would be large.
+_PART = 64
 
 
 @dataclass(frozen=True)
@@ -74,18 +77,21 @@ def fit_layout(
     l_groups = stage_groups(layout.l, layout.interleave)
     with threadpool_limits(1):
         # The blocks are small: more threads make it slower, and results depend on their number.
-        if layout.has_sum or _rows_shared(l_groups):
-            problem = FittingProblem(
-                target, scale, moments, k_groups, l_groups, layout.has_sum, layout.k.out_channels
-            )
-            problem.start()
-            problem.solve(tolerance, _MAX_SWEEPS)
-            K, L = problem.K, problem.L
-        else:
+        if not (layout.has_sum or _rows_shared(l_groups)):
             scaled = target * scale[:, None]
             K, L = fit_without_sum(scaled, moments, k_groups, l_groups, tolerance, _MAX_SWEEPS)
             L /= scale[:, None]
-    return IgpcWeights(_paths(layout.k, K), _paths(layout.l, L, layout.interleave))
+            return IgpcWeights(_paths(layout.k, K), _paths(layout.l, L, layout.interleave))
+        given = (k_groups, l_groups, layout.has_sum, layout.k.out_channels)
+        if moments is None:
+            plain = PlainProblem(target, scale, *given)
+            plain.start()
+            plain.solve(tolerance, _MAX_SWEEPS)
+            return IgpcWeights(_packed(layout.k, plain.K), _packed(layout.l, plain.L))
+        problem = FittingProblem(target.astype(np.float64), scale, moments, *given)
+        problem.start()
+        problem.solve(tolerance, _MAX_SWEEPS)
+    return IgpcWeights(_paths(layout.k, problem.K), _paths(layout.l, problem.L, layout.interleave))
 
 
 def random_weights(layout: GroupLayout, seed: int, name: str, activated: bool) -> IgpcWeights:
@@ -112,15 +118,28 @@ def random_weights(layout: GroupLayout, seed: int, name: str, activated: bool) -
 
 def igpc_matrix(layout: GroupLayout, weights: IgpcWeights) -> np.ndarray:
     """The matrix M, shape (F, C), that a linear IGPC applies to its input channels."""
-    K = stage_matrix(layout.k, weights.k)
-    M = K
+    return apply_igpc(layout, weights, np.eye(layout.in_channels))
+
+
+def apply_igpc(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndarray:
+    """M x for x of shape (C, n), float64, group by group: shape (F, n)."""
+    y = apply_stage(layout.k, weights.k, x)
     if layout.l is not None:
         assert weights.l is not None
-        interleaved = K if layout.interleave is None else K[list(layout.interleave)]
-        M = stage_matrix(layout.l, weights.l) @ interleaved
-        if layout.has_sum:
-            M += K
-    return M if layout.output_interleave is None else M[list(layout.output_interleave)]
+        interleaved = y if layout.interleave is None else y[list(layout.interleave)]
+        made = apply_stage(layout.l, weights.l, interleaved)
+        y = made + y if layout.has_sum else made
+    return y if layout.output_interleave is None else y[list(layout.output_interleave)]
+
+
+def apply_stage(stage: GroupedStage, weights: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """A grouped convolution of x, shape (in channels, n), float64: shape (out channels, n)."""
+    made = []
+    for path, values in zip(stage.paths, weights, strict=True):
+        read = x[list(path.inputs)].reshape(path.groups, path.channels_per_group, -1)
+        blocks = values.reshape(path.groups, path.filters_per_group, path.channels_per_group)
+        made.append((blocks @ read).reshape(path.filters, -1))
+    return np.concatenate(made)
 
 
 def stage_matrix(stage: GroupedStage, weights: Sequence[np.ndarray]) -> np.ndarray:
@@ -142,8 +161,8 @@ def relative_error(
     """E|(W - M)x|^2 / E|Wx|^2 for inputs x with the given second moments (identity if ``None``)."""
     error = total = 0.0
     # A block of rows at a time: what is computed on the way must not outgrow the matrices.
-    for start in range(0, len(weight), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for start in range(0, len(weight), _PART):
+        rows = slice(start, start + _PART)
         difference = weight[rows] - matrix[rows]
         if moments is None:
             error += float(np.sum(difference**2))
@@ -151,9 +170,19 @@ def relative_error(
         else:
             error += float(np.sum((difference @ moments) * difference))
             total += float(np.sum((weight[rows] @ moments) * weight[rows]))
-    if total <= 0:
-        return 0.0 if error <= 0 else float("inf")
-    return float(max(error, 0.0) / total)
+    return _part_of(error, total)
+
+
+def plain_error(layout: GroupLayout, weights: IgpcWeights, weight: np.ndarray) -> float:
+    """:func:`relative_error` of a layout's matrix without moments, and without making the matrix."""
+    error = total = 0.0
+    for start in range(0, layout.in_channels, _PART):
+        wanted = weight[:, start : start + _PART].astype(np.float64)
+        columns = np.zeros((layout.in_channels, wanted.shape[1]))
+        columns[start + np.arange(wanted.shape[1]), np.arange(wanted.shape[1])] = 1.0
+        error += float(np.sum((wanted - apply_igpc(layout, weights, columns)) ** 2))
+        total += float(np.sum(wanted**2))
+    return _part_of(error, total)
 
 
 def fit_error(
@@ -201,19 +230,18 @@ def stage_groups(
 def _as_seen_by_stages(
     layout: GroupLayout, weight: np.ndarray, filter_scale: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """W and d in float64, their rows in the order in which K and L make the filters."""
+    """W, and d in float64, their rows in the order in which K and L make the filters."""
     if weight.shape != (layout.out_channels, layout.in_channels):
         raise ValueError(f"weight has shape {weight.shape}, not (F, C) of the layout")
-    target = np.asarray(weight, dtype=np.float64)
     scale = np.ones(layout.out_channels)
     if filter_scale is not None:
         scale = np.abs(np.asarray(filter_scale, dtype=np.float64))
         # A filter that BatchNorm switches off must not make the equations singular.
         scale = np.maximum(scale / max(scale.max(), 1e-300), 1e-4)
     if layout.output_interleave is None:
-        return target, scale
+        return weight, scale
     order = list(invert_permutation(layout.output_interleave))
-    return target[order], scale[order]
+    return weight[order], scale[order]
 
 
 def _project(
@@ -221,12 +249,14 @@ def _project(
     groups: Sequence[tuple[np.ndarray, np.ndarray]],
     moments: np.ndarray | None,
 ) -> np.ndarray:
-    """The nearest matrix with the groups' blocks: each row by least squares on its own columns."""
-    K = np.zeros_like(target)
+    """The nearest matrix with the groups' blocks: each row by least squares on its own columns.
+
+    Only the blocks are meant: what is elsewhere is not of interest.
+    """
+    if moments is None:
+        return target
+    K = np.zeros(target.shape)
     for rows, columns in groups:
-        if moments is None:
-            K[np.ix_(rows, columns)] = target[np.ix_(rows, columns)]
-            continue
         inner = moments[np.ix_(columns, columns)]
         outer = target[rows] @ moments[:, columns]
         K[np.ix_(rows, columns)] = solve_right(outer, inner)
@@ -235,8 +265,6 @@ def _project(
 
 def solve_right(outer: np.ndarray, gram: np.ndarray) -> np.ndarray:
     """``X`` with ``X gram = outer`` for a symmetric positive semi-definite ``gram``."""
-    from onnx_igpc.fitting_problem import solve_gram
-
     return solve_gram(gram, outer.T).T
 
 
@@ -244,6 +272,21 @@ def _rows_shared(l_groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
     """Whether two groups of L read the same row of K."""
     rows = np.concatenate([rows for _, rows in l_groups])
     return len(np.unique(rows)) < len(rows)
+
+
+def _packed(stage: GroupedStage, matrix: Blocks) -> tuple[np.ndarray, ...]:
+    """:func:`_paths` of a matrix that is stored as blocks already."""
+    ends = np.cumsum([path.filters for path in stage.paths])
+    return tuple(
+        matrix.values[end - path.filters : end, : path.channels_per_group].copy()
+        for path, end in zip(stage.paths, ends.tolist(), strict=True)
+    )
+
+
+def _part_of(error: float, total: float) -> float:
+    if total <= 0:
+        return 0.0 if error <= 0 else float("inf")
+    return float(max(error, 0.0) / total)
 
 
 def _paths(

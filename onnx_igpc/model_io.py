@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import filecmp
 import functools
-import itertools
-import mmap
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,17 +34,18 @@ from onnx_igpc.external_data import (
     content_name,
     expected_bytes,
     external_entry,
+    external_locations,
     is_external,
     set_location,
 )
 from onnx_igpc.graph_walk import tensors
 from onnx_igpc.model_reading import check_message, parse_model
+from onnx_igpc.replaced_data import own_data_of, used_by_others
 
 __all__ = [
     "OpenModel",
     "PathLike",
     "copy_model",
-    "external_locations",
     "file_bytes",
     "load_model",
     "open_model",
@@ -58,8 +56,6 @@ __all__ = [
 
 # A serialised protobuf message cannot be larger; leave room for what is not tensor data.
 _MAX_SINGLE_FILE = 2**31 - 2**24
-# A folder with more files than this is not searched for other models that use the old data.
-_MAX_SIBLINGS = 1000
 
 
 @dataclass
@@ -233,11 +229,6 @@ def file_bytes(path: PathLike, proto: onnx.ModelProto | None = None) -> int:
     return file.stat().st_size + sum(data.locate(each, each).stat().st_size for each in locations)
 
 
-def external_locations(proto: onnx.ModelProto) -> set[str]:
-    """The external data files that a model refers to, relative to its folder."""
-    return {external_entry(tensor)[0] for tensor in tensors(proto) if is_external(tensor)}
-
-
 def refuse_same_file(source: Path | None, target: Path) -> None:
     """Raise UsageError where ``target`` is the model that is being read."""
     if source is not None and target.exists() and target.samefile(source):
@@ -261,10 +252,10 @@ def _save_with_data(model: OpenModel, target: Path) -> None:
             set_location(tensor, location, offsets[id(tensor)], length)
         file.write(proto.SerializeToString())
         with locked_folder(target.parent):
-            replaced = _own_data_of(target) - {location}
+            replaced = own_data_of(target) - {location}
             publish(data, target.with_name(location))
             publish(file, target)
-            for old in replaced - _used_by_others(target, replaced):
+            for old in replaced - used_by_others(target, replaced):
                 target.with_name(old).unlink(missing_ok=True)
 
 
@@ -273,47 +264,3 @@ def _length(tensor: onnx.TensorProto) -> int:
         return len(tensor.raw_data)
     length = external_entry(tensor)[2]
     return (expected_bytes(tensor) or 0) if length is None else length
-
-
-def _own_data_of(target: Path) -> set[str]:
-    """Data files that we wrote for the model that ``target`` is about to replace."""
-    if not target.is_file():
-        return set()
-    try:
-        old = parse_model(target)
-    except ModelError:
-        return set()
-    locations = external_locations(old)
-    return {name for name in locations if _is_own_name(name, target.name)}
-
-
-def _used_by_others(target: Path, locations: set[str]) -> set[str]:
-    """Which of the data files ``locations`` a file beside ``target`` names: a copy of the old model.
-
-    Where that is not sure, all of them.
-    """
-    if not locations:
-        return set()
-    siblings = list(itertools.islice(target.parent.iterdir(), _MAX_SIBLINGS))
-    if len(siblings) == _MAX_SIBLINGS:
-        return locations
-    used: set[str] = set()
-    for sibling in siblings:
-        if sibling.name in (target.name, *locations) or not sibling.is_file():
-            continue
-        try:
-            with sibling.open("rb") as file:
-                if not os.fstat(file.fileno()).st_size:
-                    continue
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    used |= {name for name in locations if content.find(name.encode()) >= 0}
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return locations
-    return used
-
-
-def _is_own_name(name: str, model_name: str) -> bool:
-    digest = name.removeprefix(f"{model_name}.").removesuffix(".data")
-    return name == f"{model_name}.{digest}.data" and len(digest) == 16 and digest.isalnum()

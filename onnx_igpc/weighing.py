@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_igpc.fitting import (
-    IgpcWeights,
-    fit_layout,
-    igpc_matrix,
-    random_weights,
-    relative_error,
-)
+from onnx_igpc.fitting import IgpcWeights, fit_layout, plain_error, random_weights
 from onnx_igpc.layout import GroupedStage, GroupLayout, plan_layout
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes.group_pointwise import Weigher
@@ -40,9 +34,9 @@ def fit_without_data(
     site: PointwiseSite, layout: GroupLayout, scale: np.ndarray | None
 ) -> tuple[IgpcWeights, float]:
     """The fit to the dense weight alone, and its relative error."""
-    weight = site.weight_matrix().astype(np.float64)
+    weight = site.weight_matrix()
     weights = fit_layout(layout, weight, filter_scale=scale)
-    return weights, relative_error(weight, igpc_matrix(layout, weights))
+    return weights, plain_error(layout, weights, weight)
 
 
 def no_weights(

@@ -9,17 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnx_igpc.acceleration import solve_gram
 from onnx_igpc.fitting import (
     IgpcWeights,
     fit_layout,
     igpc_matrix,
+    plain_error,
     random_weights,
     relative_error,
     stage_groups,
     stage_matrix,
 )
-from onnx_igpc.fitting_problem import FittingProblem, solve_gram
+from onnx_igpc.fitting_problem import FittingProblem
 from onnx_igpc.layout import GroupedStage, GroupLayout, plan_layout
+from onnx_igpc.plain_problem import PlainProblem
 
 SMALL = settings(deadline=None, max_examples=40)
 SCHEMES = st.sampled_from(["v1", "v2"])
@@ -332,22 +335,25 @@ def test_fits_do_not_depend_on_the_unit(factor: float) -> None:
 # --------------------------------------------------------------------------- the iteration
 
 
-def _problem(layout: GroupLayout, W: np.ndarray, S: np.ndarray | None) -> FittingProblem:
+def _problem(
+    layout: GroupLayout, W: np.ndarray, S: np.ndarray | None
+) -> FittingProblem | PlainProblem:
     assert layout.l is not None
-    return FittingProblem(
-        W, np.ones(len(W)), S, stage_groups(layout.k), stage_groups(layout.l, layout.interleave)
-    )
+    groups = stage_groups(layout.k), stage_groups(layout.l, layout.interleave)
+    if S is None:
+        return PlainProblem(W, np.ones(len(W)), *groups)
+    return FittingProblem(W, np.ones(len(W)), S, *groups)
 
 
 @pytest.mark.parametrize("with_moments", [False, True])
 def test_every_sweep_and_every_accelerated_step_lowers_the_objective(with_moments: bool) -> None:
     layout = replaced(48, 40, 8)
-    W = dense(40, 48)
-    problem = _problem(layout, W, moments_of(48) if with_moments else None)
+    W, S = dense(40, 48), moments_of(48) if with_moments else None
+    problem = _problem(layout, W, S)
     problem.start()
     objectives = [problem.objective()]
     for iterations in range(1, 12):
-        fresh = _problem(layout, W, problem.S)
+        fresh = _problem(layout, W, S)
         fresh.start()
         fresh.solve(0.0, iterations)
         objectives.append(fresh.objective())
@@ -386,6 +392,7 @@ def test_the_residual_is_kept_up_to_date() -> None:
     layout = replaced(48, 40, 8)
     W, S = dense(40, 48), moments_of(48)
     problem = _problem(layout, W, S)
+    assert isinstance(problem, FittingProblem)
     problem.start()
     for _ in range(5):
         problem.sweep()
@@ -395,9 +402,34 @@ def test_the_residual_is_kept_up_to_date() -> None:
     assert problem.objective() == pytest.approx(exact, rel=1e-9)
 
 
-def test_states_are_copies() -> None:
+@SMALL
+@given(
+    C=st.integers(2, 40), F=st.integers(2, 40), ch=st.integers(1, 8), scheme=SCHEMES,
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_without_data_the_fit_is_that_of_the_identity(
+    C: int, F: int, ch: int, scheme: str, seed: int
+) -> None:
+    """The way that needs no residual does what the one with a residual does, step by step."""
+    layout = plan_layout(C, F, ch, scheme)
+    if layout.l is None:
+        return
+    W, scale = dense(F, C, seed), np.random.default_rng(seed).uniform(0.1, 2.0, F)
+    groups = stage_groups(layout.k), stage_groups(layout.l, layout.interleave)
+    plain = PlainProblem(W, scale, *groups)
+    general = FittingProblem(W, scale, np.eye(C), *groups)
+    for problem in (plain, general):
+        problem.start()
+    for _ in range(3):
+        assert plain.objective() == pytest.approx(general.objective(), rel=1e-6, abs=1e-9)
+        for problem in (plain, general):
+            problem.sweep()
+
+
+@pytest.mark.parametrize("with_moments", [False, True])
+def test_states_are_copies(with_moments: bool) -> None:
     layout = replaced(48, 40, 8)
-    problem = _problem(layout, dense(40, 48), None)
+    problem = _problem(layout, dense(40, 48), moments_of(48) if with_moments else None)
     problem.start()
     state, before = problem.state(), problem.objective()
     problem.sweep()
@@ -405,12 +437,16 @@ def test_states_are_copies() -> None:
     assert problem.objective() == pytest.approx(before, rel=1e-12)
 
 
-def test_without_the_sum_and_with_fewer_rows_it_is_low_rank() -> None:
+@pytest.mark.parametrize("with_moments", [False, True])
+def test_without_the_sum_and_with_fewer_rows_it_is_low_rank(with_moments: bool) -> None:
     """One group of K and one of L with D rows between: the truncated singular value decomposition."""
     W = dense(20, 30)
     groups = [(np.arange(6), np.arange(30))]
-    problem = FittingProblem(
-        W, np.ones(20), None, groups, [(np.arange(20), np.arange(6))], has_sum=False, k_rows=6
+    above = [(np.arange(20), np.arange(6))]
+    problem = (
+        FittingProblem(W, np.ones(20), np.eye(30), groups, above, has_sum=False, k_rows=6)
+        if with_moments
+        else PlainProblem(W, np.ones(20), groups, above, has_sum=False, k_rows=6)
     )
     problem.start()
     problem.solve(1e-6, 50)
@@ -506,6 +542,16 @@ def test_relative_error_is_that_of_sampled_inputs() -> None:
     exact = relative_error(W, M, x @ x.T / x.shape[1])
     assert exact == pytest.approx(expected, rel=1e-9)
     assert relative_error(W, M) == pytest.approx(relative_error(W, M, np.eye(12)))
+
+
+@pytest.mark.parametrize(("C", "F", "ch"), [(150, 100, 8), (64, 64, 16)])
+def test_plain_error_needs_no_matrix(C: int, F: int, ch: int) -> None:
+    layout = replaced(C, F, ch)
+    weights = random_weights(layout, 3, "site", activated=False)
+    W = dense(F, C).astype(np.float32)
+    expected = relative_error(W.astype(np.float64), igpc_matrix(layout, weights))
+    assert plain_error(layout, weights, W) == pytest.approx(expected, rel=1e-9)
+    assert plain_error(layout, weights, np.zeros((F, C))) == float("inf")
 
 
 def test_relative_error_of_a_zero_weight() -> None:
