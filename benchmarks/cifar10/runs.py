@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar10.arms import Arm, Compressor, pointwise_parameters
+from benchmarks.cifar10.average import averaged
 from benchmarks.cifar10.data import subset
 from benchmarks.cifar10.half import packed, unpacked
 from benchmarks.cifar10.setups import Setup
@@ -49,13 +50,17 @@ class Place:
 def train_baseline(
     setup: Setup, place: Place, recipes: Sequence[Recipe], say: Callable[[str], None]
 ) -> Path:
-    """Train the baseline, going on from a checkpoint, and pack it; the file that was written."""
+    """Train the baseline, going on from a checkpoint, and pack it; the file that was written.
+
+    It is the mean of what its stages ended with.
+    """
     target = place.work / "baseline.onnx"
     if not target.is_file():
         untrained, trained = place.work / "untrained.onnx", place.work / "trained.onnx"
         save_model(setup.build(), untrained)
         train_stages(untrained, trained, place, recipes, say)
-        save_model(packed(load_model(trained)), target)
+        stages = [load_model(stage_file(trained, n)) for n in range(1, len(recipes) + 1)]
+        save_model(packed(averaged(stages)), target)
     return target
 
 
@@ -69,7 +74,7 @@ def train_stages(
     """Train with labels, one recipe after the other; steps, seconds and curve of all together."""
     found: dict[str, Any] = {}
     for number, recipe in enumerate(recipes, start=1):
-        stage = target.with_name(f"{target.stem}-{number}.onnx")
+        stage = stage_file(target, number)
         facts_file = stage.with_suffix(".json")
         if not facts_file.is_file():
             _write_json(facts_file, _finetune(source, stage, place, recipe, say, val=place.test))
@@ -87,6 +92,11 @@ def train_stages(
         source = stage
     save_model(load_model(source), target)
     return found
+
+
+def stage_file(target: Path, number: int) -> Path:
+    """Where the model at the end of a stage lies."""
+    return target.with_name(f"{target.stem}-{number}.onnx")
 
 
 def take_baseline(source: Path, place: Place) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def curves_svg(arms: Sequence[Result], title: str) -> str:
         for arm in drawn
     ]
     last = max((x for line in points for x, _ in line), default=1)
-    low = 10 * math.floor(min((y for line in points for _, y in line), default=0) / 10)
+    least = min((y for line in points for _, y in line), default=0)
+    low = min(90, 10 * math.floor(least / 10))
     right, bottom = _WIDTH - _KEY, _HEIGHT - _MARGIN
 
     def place(x: float, y: float) -> str:

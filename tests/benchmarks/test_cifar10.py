@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import numpy_helper
 from PIL import Image
 
 from benchmarks.cifar10 import __main__ as program
@@ -21,6 +22,7 @@ from benchmarks.cifar10.arms import (
     left_per_site,
     pointwise_parameters,
 )
+from benchmarks.cifar10.average import averaged
 from benchmarks.cifar10.data import prepare, subset
 from benchmarks.cifar10.half import packed, unpacked
 from benchmarks.cifar10.runs import Curve, Place, run_arm, take_baseline
@@ -327,3 +329,14 @@ def test_the_program_trains_a_baseline_and_prints_a_table(
         wrong = run([*command, *words])
         assert wrong.exit_code == code
         assert said in wrong.output
+
+
+def test_the_average_is_the_mean_of_the_weights() -> None:
+    one, other = SMALL(seed=0), SMALL(seed=1)
+    mean = averaged([one, other])
+    arrays = [{t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (one, other)]
+    for tensor in mean.graph.initializer:
+        a, b = (each[tensor.name] for each in arrays)
+        np.testing.assert_allclose(numpy_helper.to_array(tensor), (a + b) / 2, rtol=1e-6, atol=1e-7)
+    assert mean.graph.node == one.graph.node
+    assert any((a != b).any() for a, b in zip(*(each.values() for each in arrays), strict=True))
