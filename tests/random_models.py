@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from hypothesis import strategies as st
 
-from tests.helpers import GraphBuilder
+from tests.helpers import GraphBuilder, runs_listed_weights
 
 OPSETS = (
     7,
@@ -201,6 +201,8 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
     # Integers in Constant nodes came with opset 9.
     forms = ["initializer", "input", "constant"] if opset >= 9 else ["initializer"]
     dtype = draw(st.sampled_from([np.float32] * 3 + [np.float16]))
+    if not runs_listed_weights(dtype):
+        forms = [form for form in forms if form != "input"]
     builder = GraphBuilder(
         opset, dtype, weights=draw(st.sampled_from(forms)), seed=draw(st.integers(0, 99))
     )

@@ -16,7 +16,7 @@ from onnx_igpc.fitting import random_weights
 from onnx_igpc.layout import GroupLayout, plan_layout
 from onnx_igpc.lowering.catalogue import LOWERINGS
 from onnx_igpc.model_io import OpenModel
-from tests.helpers import random_feeds, run
+from tests.helpers import random_feeds, run, runs_listed_weights
 from tests.lowering_cases import lowered, network, possible, rewritten_as, sites_of
 
 _SETTINGS = settings(
@@ -77,6 +77,7 @@ def models(draw: st.DrawFn, wide: bool) -> OpenModel:
         "batch": draw(st.sampled_from([1, 2, "batch"])),
         "weights": draw(st.sampled_from(["initializer", "constant", "input"])),
     }
+    assume(options["weights"] != "input" or runs_listed_weights(options["dtype"]))
     if draw(st.booleans()):
         options["strides"] = [draw(st.sampled_from([1, 2]))] * dims
     if draw(st.sampled_from([False, False, True])):
