@@ -14,8 +14,9 @@ SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("bf16", "fp16")
 BATCH_NORM_MODES = ("train", "frozen")
 
-LEARNING_RATES = {"adamw": 5e-3, "sgd": 5e-2}
-"""First choice of the learning rate: the middle of the range in which the digits model recovers."""
+LEARNING_RATES = {"adamw": 1e-3, "sgd": 5e-2}
+"""First choice of the learning rate. In 500 steps 0.005 with AdamW took a network on CIFAR-10 below where it
+began, which 0.001 does not, and the digits model recovers with both."""
 
 # A run has about so many steps where the number of epochs is left open, within these bounds.
 _STEPS = 500
