@@ -87,9 +87,9 @@ class PlainProblem:
 
     def part(self, filters: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """A part of W in float64."""
-        if len(columns) == self.W.shape[1]:  # all of them, in order
-            return self.W[filters].astype(np.float64)
-        return self.W[np.ix_(filters, columns)].astype(np.float64)
+        every = len(columns) == self.W.shape[1]  # and then in order
+        found = self.W[filters] if every else self.W[np.ix_(filters, columns)]
+        return np.asarray(found, dtype=np.float64)
 
     def a(self, filters: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """A part of L P (+ I), shape (len(filters), len(rows))."""
