@@ -176,6 +176,7 @@ def _sorted(rows: Sequence[Row]) -> list[Row]:
     networks = {name: i for i, name in enumerate(NETWORKS)}
 
     def place(row: Row) -> tuple[int, int, int, int]:
+        # Networks that are not raced by default, such as EfficientNet-B1, come last.
         first = networks.get(row.network, len(networks))
         return first, row.batch, row.threads, order.get(row.variant, len(order))
 
