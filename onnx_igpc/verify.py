@@ -15,7 +15,7 @@ from onnx_igpc.differences import ClassifierResult, OutputDifference
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.feeds import InputSpec, Shapes, session_inputs, session_outputs
 from onnx_igpc.inputs import open_data
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.model_io import OpenModel, open_model
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.profile import ExecutionProfile, misplaced_message
 from onnx_igpc.runtime import Session, make_session, provider_label, provider_name
@@ -89,6 +89,10 @@ def verify(
     provider asked for is not the one that onnxruntime uses.
     """
     _check_options(min_agreement, atol, rtol)
+    for model in (original, candidate):
+        # What a file must not hold is refused before onnxruntime sees it: it follows any call of a function.
+        if isinstance(model, (str, os.PathLike)):
+            open_model(model)
     with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
         models = {"original": original, "candidate": candidate}
         sessions = {

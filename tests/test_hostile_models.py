@@ -14,7 +14,14 @@ from onnx import TensorProto
 from onnx_igpc.cli import main
 from onnx_igpc.model_io import open_model
 from tests.helpers import pointwise_model
-from tests.hostile import ODD_NAMES, Case, complaint, hostile_models, odd_names
+from tests.hostile import (
+    ODD_NAMES,
+    Case,
+    calls_without_measure,
+    complaint,
+    hostile_models,
+    odd_names,
+)
 
 CASES = list(hostile_models())
 BITS = 250
@@ -157,6 +164,14 @@ def test_external_data_that_is_right(tmp_path: Path) -> None:
 def test_a_model_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.onnx")
     assert command("inspect", tmp_path / "pipe.onnx") == 2
+
+
+def test_running_functions_that_call_one_another_without_measure(tmp_path: Path) -> None:
+    """onnxruntime would unfold them for years."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(calls_without_measure(40).SerializeToString())
+    assert command("verify", path, path) == 2
+    assert command("benchmark", path, "--rounds", "1") == 2
 
 
 def test_running_what_cannot_be_held(tmp_path: Path) -> None:
