@@ -1,0 +1,63 @@
+"""Gradients of Gather: where the index only reorders, they take a way of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_igpc.torch_bridge import to_torch
+from tests.helpers import GraphBuilder
+
+CHANNELS = 6
+
+
+def gathering(index: list[int], axis: int) -> onnx.ModelProto:
+    graph = GraphBuilder()
+    shape: list[int | str | None] = ["n", CHANNELS, CHANNELS, CHANNELS]
+    x = graph.input("x", shape)
+    order = graph.initializer("order", np.array(index, np.int64))
+    shape[axis] = len(index)
+    graph.output(graph.add("Gather", [x, order], "y", axis=axis), shape)
+    return graph.model()
+
+
+def gradient(index: list[int], axis: int, weights: torch.Tensor) -> torch.Tensor:
+    """Of the sum of ``weights * y``, as NumPy adds it up."""
+    found = np.zeros((2, CHANNELS, CHANNELS, CHANNELS), np.float32)
+    # The axis first, in both: add.at adds where an index is repeated.
+    np.add.at(np.moveaxis(found, axis, 0), index, np.moveaxis(weights.numpy(), axis, 0))
+    return torch.from_numpy(found)
+
+
+@given(
+    index=st.permutations(range(CHANNELS)) | st.lists(st.integers(0, CHANNELS - 1), min_size=1),
+    axis=st.sampled_from((1, 2, 3)),
+    layout=st.sampled_from((torch.contiguous_format, torch.channels_last)),
+)
+def test_values_and_gradients(index: list[int], axis: int, layout: torch.memory_format) -> None:
+    module = to_torch(gathering(index, axis))
+    x = torch.randn(2, CHANNELS, CHANNELS, CHANNELS).contiguous(memory_format=layout)
+    y = module(x.requires_grad_())
+    np.testing.assert_array_equal(y.detach().numpy(), np.take(x.detach().numpy(), index, axis))
+    weights = torch.randn(y.shape)
+    (y * weights).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, gradient(index, axis, weights))
+
+
+@pytest.mark.parametrize("index", [[3, 0, 5, 1, 4, 2], [2, 0]])
+def test_gradients_of_gradients(index: list[int]) -> None:
+    module = to_torch(gathering(index, 1)).double()
+    x = torch.randn(1, CHANNELS, CHANNELS, CHANNELS, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradgradcheck(lambda each: module(each) ** 2, x)
+
+
+def test_it_can_be_compiled_in_one_piece() -> None:
+    module = to_torch(gathering([3, 0, 5, 1, 4, 2], 1))
+    x = torch.randn(1, CHANNELS, CHANNELS, CHANNELS)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), module(x))
