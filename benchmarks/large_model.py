@@ -20,14 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from onnx_igpc.errors import IgpcError, UsageError
-from onnx_igpc.external_data import ALIGNMENT, set_location
+from onnx_igpc.external_data import ALIGNMENT, MAX_INLINE_BYTES, set_location
 from onnx_igpc.model_io import write_atomically
 
 _OPSET = 17
 _IR_VERSION = 8
 _BYTES_PER_WEIGHT = 4
 _SIDE = 7
-_MAX_SINGLE_FILE = 2**31 - 2**24
 
 
 def layer_weight(layer: int, channels: int) -> np.ndarray:
@@ -91,7 +90,7 @@ def write_single_file(folder: Path, layers: int, channels: int) -> Path:
     Raises:
         UsageError: the weights would not fit into one protobuf message.
     """
-    if layers * channels * channels * _BYTES_PER_WEIGHT > _MAX_SINGLE_FILE:
+    if layers * channels * channels * _BYTES_PER_WEIGHT > MAX_INLINE_BYTES:
         raise UsageError("one file holds at most 2 GiB: leave out --single-file")
     model = build_graph(layers, channels)
     for layer in range(layers):

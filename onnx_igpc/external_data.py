@@ -25,6 +25,9 @@ from onnx_igpc.graph_walk import tensors
 SCRATCH_LOCATION = "\0scratch"
 # Smaller tensors stay inside the model file, as torch and onnx themselves do it.
 MIN_EXTERNAL_BYTES = 1024
+# A serialised protobuf message cannot be larger; what is not tensor data needs room in it, too.
+MAX_MESSAGE_BYTES = 2**31
+MAX_INLINE_BYTES = MAX_MESSAGE_BYTES - 2**24
 # The runtime maps external data into memory; 4 KiB pages hold most tensors of a CNN several times,
 # so align to what vector instructions like instead.
 ALIGNMENT = 64

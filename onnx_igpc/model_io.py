@@ -29,6 +29,7 @@ from onnx_igpc.atomic_files import (
 )
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.external_data import (
+    MAX_INLINE_BYTES,
     MIN_EXTERNAL_BYTES,
     ExternalData,
     content_name,
@@ -53,9 +54,6 @@ __all__ = [
     "save_model",
     "write_atomically",
 ]
-
-# A serialised protobuf message cannot be larger; leave room for what is not tensor data.
-_MAX_SINGLE_FILE = 2**31 - 2**24
 
 
 @dataclass
@@ -126,7 +124,7 @@ class OpenModel:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         external = [tensor for tensor in tensors(proto) if is_external(tensor)]
-        if sum(expected_bytes(tensor) or 0 for tensor in external) > _MAX_SINGLE_FILE:
+        if sum(expected_bytes(tensor) or 0 for tensor in external) > MAX_INLINE_BYTES:
             raise ModelError(f"{self.name}: too large for one message; write it with save instead")
         for tensor in external:
             data = self.data.read_bytes(tensor)
@@ -184,7 +182,7 @@ def save_model(model: onnx.ModelProto | OpenModel, path: PathLike) -> None:
     opened = model if isinstance(model, OpenModel) else OpenModel(model)
     target = Path(path)
     inline_bytes = sum(len(tensor.raw_data) for tensor in tensors(opened.proto))
-    if opened.has_external_data or inline_bytes > _MAX_SINGLE_FILE:
+    if opened.has_external_data or inline_bytes > MAX_INLINE_BYTES:
         _save_with_data(opened, target)
         return
     try:

@@ -6,13 +6,11 @@ import itertools
 from pathlib import Path
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.external_data import external_locations
+from onnx_igpc.external_data import MAX_MESSAGE_BYTES, external_locations
 from onnx_igpc.model_reading import parse_model
 
 # A folder with more files than this is not searched for other models that use the old data.
 _MAX_SIBLINGS = 1000
-# A serialised protobuf message cannot be larger.
-_LARGEST_MESSAGE = 2**31
 _PIECE = 1 << 22
 
 
@@ -44,7 +42,7 @@ def used_by_others(target: Path, locations: set[str]) -> set[str]:
             continue
         try:
             # What is larger than a message can be is no model.
-            if sibling.stat().st_size <= _LARGEST_MESSAGE:
+            if sibling.stat().st_size <= MAX_MESSAGE_BYTES:
                 used |= _named_in(sibling, locations)
         except FileNotFoundError:
             continue

@@ -15,12 +15,9 @@ from pathlib import Path
 import onnx
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.external_data import SCRATCH_LOCATION, is_external
+from onnx_igpc.external_data import MAX_INLINE_BYTES, SCRATCH_LOCATION, is_external
 from onnx_igpc.graph_walk import tensors
 from onnx_igpc.model_io import OpenModel, open_model, save_model
-
-# protobuf stops at 2 GiB; what is not a weight needs room too
-_MAX_PROTO_BYTES = 2**31 - 2**24
 
 AnyModel = onnx.ModelProto | OpenModel | str | os.PathLike[str]
 """A model that a session can be made from: in memory, or a path."""
@@ -56,7 +53,7 @@ def session_source(model: AnyModel, extra_outputs: Sequence[str] = ()) -> Sessio
         raise ModelError("the model's weights lie in external files: pass its path instead")
     scratch = any(entry.value == SCRATCH_LOCATION for t in external for entry in t.external_data)
     inline_bytes = sum(len(tensor.raw_data) for tensor in tensors(opened.proto))
-    if inline_bytes < _MAX_PROTO_BYTES and not scratch:
+    if inline_bytes < MAX_INLINE_BYTES and not scratch:
         return SessionSource(opened.proto.SerializeToString(), opened.data.base_dir)
     folder = tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True)
     path = Path(folder.name) / "model.onnx"

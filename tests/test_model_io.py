@@ -211,7 +211,7 @@ def test_new_tensors_of_a_model_in_one_file_stay_in_it() -> None:
 def test_a_model_too_large_for_one_message_is_written_with_external_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_io, "_MAX_SINGLE_FILE", 2000)
+    monkeypatch.setattr(model_io, "MAX_INLINE_BYTES", 2000)
     model = pointwise_model()
     save_model(model, tmp_path / "m.onnx")
     assert len(list(tmp_path.iterdir())) == 2

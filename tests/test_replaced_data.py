@@ -36,7 +36,7 @@ def test_what_is_too_large_to_be_a_model_is_not_read(
 ) -> None:
     (tmp_path / "weights.bin").write_text("".join(NAMES))
     assert used_by_others(tmp_path / "m.onnx", NAMES) == NAMES
-    monkeypatch.setattr(replaced_data, "_LARGEST_MESSAGE", 8)
+    monkeypatch.setattr(replaced_data, "MAX_MESSAGE_BYTES", 8)
     assert used_by_others(tmp_path / "m.onnx", NAMES) == set()
 
 

@@ -72,7 +72,7 @@ def test_model_with_external_data_needs_its_folder(tmp_path: Path) -> None:
 def test_model_too_large_to_serialize_goes_through_a_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(session_source, "_MAX_PROTO_BYTES", 100)
+    monkeypatch.setattr(session_source, "MAX_INLINE_BYTES", 100)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = graphs.classifier(classes=200)
     model.doc_string = "kept"
