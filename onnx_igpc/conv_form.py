@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from onnx_igpc.graph_view import NodeRef
 
+_AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+
 
 def malformed(ref: NodeRef, weight: Sequence[int] | None, bias: Sequence[int] | None) -> str | None:
     """What is wrong with a Conv, in words; ``None`` if nothing is.
@@ -26,6 +28,8 @@ def malformed(ref: NodeRef, weight: Sequence[int] | None, bias: Sequence[int] | 
         return f"malformed: {groups} groups of {weight[0]} filters"
     if bias is not None and list(bias) != [weight[0]]:
         return f"malformed: a bias of shape {list(bias)} for {weight[0]} filters"
+    if (auto_pad := ref.attribute("auto_pad", "NOTSET")) not in _AUTO_PADS:
+        return f"malformed: auto_pad {auto_pad!r}"
     for name, length, least in (
         ("kernel_shape", rank, 1),
         ("strides", rank, 1),

@@ -163,6 +163,8 @@ _EDITS: dict[str, tuple[Edit, bool]] = {
     "padding of 2^12": (lambda m: _attribute(m, "pads", [2**12] * 4), True),
     "0 groups": (lambda m: _conv(m).attribute.append(helper.make_attribute("group", 0)), False),
     "a kernel that is not the weight's": (lambda m: _attribute(m, "kernel_shape", [1]), False),
+    "an unknown auto_pad": (lambda m: _attribute(m, "auto_pad", "SAME_UPPET"), False),
+    "an auto_pad that is a number": (lambda m: _attribute(m, "auto_pad", 3), False),
     "operator set 0": (lambda m: setattr(m.opset_import[0], "version", 0), False),
     "operator set -1": (lambda m: setattr(m.opset_import[0], "version", -1), False),
     "operator set 2^40": (lambda m: setattr(m.opset_import[0], "version", 2**40), False),

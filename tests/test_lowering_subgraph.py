@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,11 @@ def test_what_nothing_read_before_stays(name: str) -> None:
     assert list(model.proto.functions) == [function]
 
 
+def damaged(model: OpenModel, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensor = next(each for each in model.proto.graph.initializer if each.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), name))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -184,6 +190,15 @@ def test_what_nothing_read_before_stays(name: str) -> None:
         ("read", "'conv_node/igpc/K_output' inside it is read by other nodes as well"),
         ("add", "Add 'conv_node/igpc/add' does not add K's output to L's"),
         ("filters", "it makes 32 filters, where the digest says 31"),
+        ("index", "Gather 'conv_node/igpc/interleave' gathers more than 32 channels"),
+        ("bias", "Conv 'conv_node/igpc/L' has a bias that does not fit its filters"),
+        (
+            "order",
+            "Add 'conv_node/igpc/add' reads 'conv_node/igpc/L_output', which is not made before it",
+        ),
+        ("one input", "Add 'conv_node/igpc/add' lacks inputs"),
+        ("two outputs", "Conv 'conv_node/igpc/K' has 2 outputs"),
+        ("rank", "Conv 'conv_node/igpc/K' is not pointwise"),
     ],
 )
 def test_what_is_not_what_the_digest_says(damage: str, reason: str) -> None:
@@ -208,6 +223,19 @@ def test_what_is_not_what_the_digest_says(damage: str, reason: str) -> None:
         graph.output.append(onnx.ValueInfoProto(name="conv_node/igpc/K_output"))
     elif damage == "add":
         node["add"].input[1] = node["L"].output[0]
+    elif damage == "index":
+        damaged(model, node["interleave"].input[1], lambda indices: indices + 1)
+    elif damage == "bias":
+        damaged(model, node["L"].input[2], lambda bias: bias[1:])
+    elif damage == "order":
+        graph.node.insert(0, node["add"])
+        del graph.node[[each.name for each in graph.node].index(node["add"].name, 1)]
+    elif damage == "one input":
+        del node["add"].input[1]
+    elif damage == "two outputs":
+        node["K"].output.append("another")
+    elif damage == "rank":
+        damaged(model, node["K"].input[1], lambda weight: weight[:, 0, 0, 0])
     elif damage == "filters":
         digest = read_digest(model.proto)
         assert digest is not None

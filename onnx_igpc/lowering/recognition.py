@@ -20,7 +20,10 @@ from onnx_igpc.fitting import IgpcWeights, igpc_matrix
 from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.layout import GroupedStage, GroupLayout, GroupPath, compose_gathers
 
-LINEAR = frozenset({"Conv", "Gather", "Split", "Concat", "Add"})
+_LEAST_INPUTS = {"Conv": 2, "Gather": 2, "Split": 1, "Concat": 1, "Add": 2}
+LINEAR = frozenset(_LEAST_INPUTS)
+# No convolution has as many channels; what a damaged file states is not taken at its word.
+_MOST_CHANNELS = 2**20
 # The output has as many channels as the first input.
 _KEEPS_CHANNELS = frozenset(
     {
@@ -138,6 +141,11 @@ class _Reader:
     ) -> None:
         self.view = view
         self.refs = refs
+        for ref in refs:
+            if not ref.is_standard or ref.op_type not in LINEAR:
+                raise NotRecognisedError(f"{_label(ref)} does not belong to such a site")
+            if len(ref.proto.input) < _LEAST_INPUTS[ref.op_type]:
+                raise NotRecognisedError(f"{_label(ref)} lacks inputs")
         self.input = ""
         self.stages = {"K": _Stage(), "L": _Stage()}
         self.known: dict[str, _Channels] = {}
@@ -148,11 +156,11 @@ class _Reader:
 
     def read(self, ref: NodeRef) -> None:
         """Note what ``ref`` makes."""
-        if not ref.is_standard or ref.op_type not in LINEAR:
-            raise NotRecognisedError(f"{_label(ref)} does not belong to such a site")
         if ref.is_parametrized:
             raise NotRecognisedError(f"{_label(ref)} has attributes that callers set")
         made = getattr(self, f"_{ref.op_type.lower()}")(ref)
+        if len(made) != len(ref.node.outputs):
+            raise NotRecognisedError(f"{_label(ref)} has {len(ref.node.outputs)} outputs")
         for tensor, channels in zip(ref.node.outputs, made, strict=True):
             self.known[str(tensor.name)] = channels
 
@@ -232,15 +240,17 @@ class _Reader:
             raise NotRecognisedError(f"how many channels '{self.input}' has is not known")
         if len(set(known)) > 1 or known[0] < least:
             raise NotRecognisedError(f"its nodes do not read all {known[0]} channels alike")
+        if known[0] > _MOST_CHANNELS:
+            raise NotRecognisedError(f"{known[0]} channels are too many")
         self.known[self.input] = _Channels("x", tuple(range(known[0])))
         return known[0]
 
     def _read_by(self, ref: NodeRef) -> tuple[int, bool]:
         """How many channels of x there are at least, as ``ref`` reads it, and whether that is all."""
         if ref.op_type == "Conv":
-            return int(ref.attribute("group", 1)) * self._constant(ref, 1).shape[1], True
+            return int(ref.attribute("group", 1)) * self._weight(ref).shape[1], True
         if ref.op_type == "Gather":
-            return int(self._constant(ref, 1).max()) + 1, False
+            return max(self._indices(ref), default=0) + 1, False
         if ref.op_type == "Split":
             return sum(self._sizes(ref)), True
         raise NotRecognisedError(f"{_label(ref)} reads the site's input")
@@ -253,14 +263,30 @@ class _Reader:
             raise NotRecognisedError(f"{_label(ref)} reads what is computed at run time")
         return found.values()
 
-    def _source(self, ref: NodeRef, index: int = 0) -> _Channels:
-        return self.known[str(ref.proto.input[index])]
+    def _weight(self, ref: NodeRef) -> np.ndarray:
+        weight = self._constant(ref, 1)
+        if weight.ndim < 3 or any(size != 1 for size in weight.shape[2:]):
+            raise NotRecognisedError(f"{_label(ref)} is not pointwise")
+        return weight
 
-    def _gather(self, ref: NodeRef) -> list[_Channels]:
-        source, indices = self._source(ref), self._constant(ref, 1)
+    def _indices(self, ref: NodeRef) -> tuple[int, ...]:
+        indices = self._constant(ref, 1)
         if ref.attribute("axis", 0) != 1 or indices.ndim != 1 or (indices < 0).any():
             raise NotRecognisedError(f"{_label(ref)} does not gather channels")
-        chosen = tuple(int(each) for each in indices)
+        return tuple(int(each) for each in indices)
+
+    def _source(self, ref: NodeRef, index: int = 0) -> _Channels:
+        name = str(ref.proto.input[index])
+        if name not in self.known:
+            raise NotRecognisedError(f"{_label(ref)} reads '{name}', which is not made before it")
+        return self.known[name]
+
+    def _gather(self, ref: NodeRef) -> list[_Channels]:
+        source, chosen = self._source(ref), self._indices(ref)
+        if max(chosen, default=0) >= len(source.order):
+            raise NotRecognisedError(
+                f"{_label(ref)} gathers more than {len(source.order)} channels"
+            )
         return [_Channels(source.kind, compose_gathers(source.order, chosen))]
 
     def _sizes(self, ref: NodeRef) -> list[int]:
@@ -272,7 +298,7 @@ class _Reader:
     def _split(self, ref: NodeRef) -> list[_Channels]:
         source, sizes = self._source(ref), self._sizes(ref)
         bounds = [0, *accumulate(sizes)]
-        if bounds[-1] != len(source.order):
+        if bounds[-1] != len(source.order) or min(sizes) < 0:
             raise NotRecognisedError(f"{_label(ref)} splits {bounds[-1]} channels")
         return [_Channels(source.kind, source.order[a:b]) for a, b in pairwise(bounds)]
 
@@ -295,10 +321,8 @@ class _Reader:
         if source.kind not in ("x", "k"):
             raise NotRecognisedError(f"{_label(ref)} comes after L")
         label = "K" if source.kind == "x" else "L"
-        stage, weight = self.stages[label], self._constant(ref, 1)
+        stage, weight = self.stages[label], self._weight(ref)
         groups = int(ref.attribute("group", 1))
-        if weight.ndim < 3 or any(size != 1 for size in weight.shape[2:]):
-            raise NotRecognisedError(f"{_label(ref)} is not pointwise")
         if groups * weight.shape[1] != len(source.order) or weight.shape[0] % groups:
             raise NotRecognisedError(f"{_label(ref)} does not fit {len(source.order)} channels")
         self._check_attributes(ref, label, weight)
@@ -306,6 +330,8 @@ class _Reader:
         if len(ref.proto.input) > 2 and ref.proto.input[2]:
             bias = self._constant(ref, 2).astype(np.float64)
             stage.has_bias = True
+        if bias.shape != weight.shape[:1]:
+            raise NotRecognisedError(f"{_label(ref)} has a bias that does not fit its filters")
         first = stage.filters
         filters = weight.shape[0] // groups
         stage.paths.append(GroupPath(groups, weight.shape[1], filters, source.order))
