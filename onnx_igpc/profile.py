@@ -53,6 +53,7 @@ COMPUTE_OPERATORS = frozenset(
 _FAMILIES = {"ConvTranspose": "ConvTranspose", "Conv": "Conv", "Gemm": "MatMul", "MatMul": "MatMul"}
 _INFERABLE_BYTES = 2**30  # shape inference serializes the model
 _SUFFIX = "_kernel_time"
+_NAME = re.compile(r'("name" :)"(.*?)"(,"args" :)', re.DOTALL)
 # By the names that profiles use; what is not listed has four bytes.
 _ELEMENT_BYTES = {
     "bool": 1,
@@ -166,7 +167,7 @@ def read_profile(
     Raises ModelError where the file is not a profile or lists no node.
     """
     try:
-        events = json.loads(Path(path).read_text(encoding="utf-8"))
+        events = _events(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not an onnxruntime profile: {error}") from error
     ends = [e["ts"] + e["dur"] for e in events if skip_first and e.get("name") == "model_run"]
@@ -183,6 +184,16 @@ def read_profile(
         raise ModelError(f"{path}: the profile lists no executed node: run the session first")
     executed = [_node_run(key, found) for key, found in runs.items()]
     return ExecutionProfile(tuple(executed if model is None else _Matcher(model).match(executed)))
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    """The events of a profile; raises ValueError where it is none."""
+    try:
+        found: list[dict[str, Any]] = json.loads(text)
+    except ValueError:
+        # onnxruntime 1.24 writes names as they are, with quotes, backslashes and line breaks.
+        found = json.loads(_NAME.sub(lambda each: f"{each[1]}{json.dumps(each[2])}{each[3]}", text))
+    return found
 
 
 def misplaced_message(runs: Iterable[NodeRun], provider: str) -> str:

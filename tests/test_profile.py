@@ -112,6 +112,23 @@ def test_compute_nodes_on_another_provider_are_named() -> None:
     assert message == "asked for cuda, but onnxruntime ran NhwcFusedConv b on cpu, MatMul m on cpu"
 
 
+@pytest.mark.parametrize("escaped", [True, False])
+def test_names_of_any_characters(escaped: bool, tmp_path: Path) -> None:
+    """onnxruntime 1.24 wrote names into the profile without escapes."""
+    name = 'a\\d "q", \n\x01{b}'
+    model = graphs.identity()
+    model.graph.node[0].name = name
+    session = make_session(model, optimization="none", profile=tmp_path / "p")
+    [spec] = session.get_inputs()
+    shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+    session.run(None, {spec.name: np.ones(shape, np.float32)})
+    path = Path(session.end_profiling())
+    if not escaped:
+        path.write_text(path.read_text().replace(json.dumps(name)[1:-1], name))
+        assert name in path.read_text()
+    assert [run.node for run in read_profile(path, model).nodes] == [name]
+
+
 def test_what_is_not_a_profile_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text("no")
