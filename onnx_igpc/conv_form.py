@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from onnx_igpc.graph_view import NodeRef
 
-_AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+_AUTO_PADS = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
 
 
 def malformed(ref: NodeRef, weight: Sequence[int] | None, bias: Sequence[int] | None) -> str | None:
@@ -28,7 +28,7 @@ def malformed(ref: NodeRef, weight: Sequence[int] | None, bias: Sequence[int] | 
         return f"malformed: {groups} groups of {weight[0]} filters"
     if bias is not None and list(bias) != [weight[0]]:
         return f"malformed: a bias of shape {list(bias)} for {weight[0]} filters"
-    if (auto_pad := ref.attribute("auto_pad", "NOTSET")) not in _AUTO_PADS:
+    if (auto_pad := ref.attribute("auto_pad", _AUTO_PADS[0])) not in _AUTO_PADS:
         return f"malformed: auto_pad {auto_pad!r}"
     for name, length, least in (
         ("kernel_shape", rank, 1),
