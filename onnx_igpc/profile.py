@@ -191,7 +191,7 @@ def _events(text: str) -> list[dict[str, Any]]:
     try:
         found: list[dict[str, Any]] = json.loads(text)
     except ValueError:
-        # onnxruntime 1.24 writes names as they are, with quotes, backslashes and line breaks.
+        # onnxruntime 1.28 writes names as they are, with quotes, backslashes and line breaks.
         found = json.loads(_NAME.sub(lambda each: f"{each[1]}{json.dumps(each[2])}{each[3]}", text))
     return found
 

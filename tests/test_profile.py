@@ -114,7 +114,7 @@ def test_compute_nodes_on_another_provider_are_named() -> None:
 
 @pytest.mark.parametrize("escaped", [True, False])
 def test_names_of_any_characters(escaped: bool, tmp_path: Path) -> None:
-    """onnxruntime 1.24 wrote names into the profile without escapes."""
+    """onnxruntime 1.28 wrote names into the profile without escapes."""
     name = 'a\\d "q", \n\x01{b}'
     model = graphs.identity()
     model.graph.node[0].name = name

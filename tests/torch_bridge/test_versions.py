@@ -20,11 +20,15 @@ for _operator, _version, _case in all_cases():
     BY_OPERATOR[_operator].append((_version, _case))
 # Before 1.23, onnx's own evaluator computes some versions of these otherwise than their text says.
 WRONG_REFERENCE = {"AveragePool", "GRU", "LpNormalization"} if onnx.__version__ < "1.23" else set()
+# Before 1.29, onnxruntime leaves padding out of the mean where the last window is cut off.
+_RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+WRONG_RUNTIME = {"AveragePool"} if _RUNTIME < (1, 29) else set()
 COUNTS = {"onnxruntime": 0, "onnx reference": 0, "nobody": 0}
 
 
 def _judge(model: onnx.ModelProto, case: Case) -> tuple[str, list[np.ndarray]]:
     feeds = {info.name: value for info, value in zip(model.graph.input, case.inputs, strict=True)}
+    operator = model.graph.node[0].op_type
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
@@ -32,10 +36,11 @@ def _judge(model: onnx.ModelProto, case: Case) -> tuple[str, list[np.ndarray]]:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        return "onnxruntime", session.run(None, feeds)
+        if operator not in WRONG_RUNTIME:
+            return "onnxruntime", session.run(None, feeds)
     except Exception:
         pass
-    if model.graph.node[0].op_type in WRONG_REFERENCE:
+    if operator in WRONG_REFERENCE:
         return "nobody", []
     try:
         with warnings.catch_warnings():
