@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 
 from onnx_igpc.torch_bridge.node import Node, Run
 from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.reordering import take
 
 
 @register_operator("Gather", structural=(1,), moves_data=True)
@@ -20,9 +20,7 @@ def gather(node: Node) -> Run:
         return partial(_select, axis=axis, index=int(known))
     # One index_select; a constant index without negative numbers needs no arithmetic first.
     if known is not None and known.dim() == 1 and bool((known >= 0).all()):
-        if len(known.unique()) == len(known):
-            return partial(_reorder, axis=axis)
-        return lambda x, index: x.index_select(axis, index)
+        return partial(take, axis=axis)
 
     def run(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         position = axis % x.dim()
@@ -31,35 +29,6 @@ def gather(node: Node) -> Run:
         return taken.reshape(*x.shape[:position], *index.shape, *x.shape[position + 1 :])
 
     return run
-
-
-def _reorder(x: torch.Tensor, index: torch.Tensor, *, axis: int) -> torch.Tensor:
-    """``x.index_select`` for an index without negative or repeated numbers."""
-    if len(index) != x.shape[axis]:
-        return x.index_select(axis, index)
-    reordered: torch.Tensor = _Reorder.apply(x, index, axis)  # type: ignore[no-untyped-call]
-    return reordered
-
-
-class _Reorder(torch.autograd.Function):
-    """All of an axis in another order, as an interleave has it.
-
-    The gradient takes the inverse order; that of index_select adds up element by element, which made a
-    tenth of a training step on a CPU.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, order: torch.Tensor, axis: int) -> torch.Tensor:
-        ctx.save_for_backward(order)
-        ctx.axis = axis
-        if x.device.type == "cpu":
-            x = x.contiguous()  # with the channels innermost, index_select takes them one by one
-        return x.index_select(axis, order)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (order,) = ctx.saved_tensors
-        return _Reorder.apply(gradients[0], torch.argsort(order), ctx.axis), None, None  # type: ignore[no-untyped-call]
 
 
 def _select(x: torch.Tensor, _: None = None, *, axis: int, index: int) -> torch.Tensor:
