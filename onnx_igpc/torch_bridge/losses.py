@@ -163,9 +163,10 @@ class Objective:
     def _distance(self, ours: torch.Tensor, theirs: torch.Tensor, place: int) -> torch.Tensor:
         """Mean squared error in units of the teacher's variance: 1 is as bad as a constant."""
         difference = ours - theirs
-        # In half the time of mse_loss, forward and backward together, on a CPU.
-        norm = torch.linalg.vector_norm(difference, dtype=torch.float32)
-        return norm.square() * (self.scales[place] / difference.numel())
+        # One pass over the numbers where mse_loss takes three, which costs twice the time on a CPU.
+        exact = torch.promote_types(difference.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(difference, dtype=exact).float()
+        return norm.square() * (self.scales[place] / max(difference.numel(), 1))
 
 
 def divergence(ours: torch.Tensor, theirs: torch.Tensor, temperature: float) -> torch.Tensor:

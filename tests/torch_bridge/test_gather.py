@@ -1,4 +1,4 @@
-"""Gradients of Gather: where the index only reorders, they take a way of their own."""
+"""Gather with a constant index takes a way of its own: values, gradients and their memory format."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_igpc.torch_bridge import to_torch
+from onnx_igpc.torch_bridge.reordering import take
 from tests.helpers import GraphBuilder
 
 CHANNELS = 6
@@ -49,7 +50,20 @@ def test_values_and_gradients(index: list[int], axis: int, layout: torch.memory_
     torch.testing.assert_close(x.grad, gradient(index, axis, weights))
 
 
-@pytest.mark.parametrize("index", [[3, 0, 5, 1, 4, 2], [2, 0]])
+@pytest.mark.parametrize("index", [[3, 0, 5, 1, 4, 2], [2, 0], [1, 1, 4, 0, 5, 2, 3]])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_channels_stay_where_they_are_in_memory(
+    index: list[int], layout: torch.memory_format
+) -> None:
+    """Tensors of two formats in one operation would make a training step slow."""
+    x = torch.randn(2, CHANNELS, 4, 4).contiguous(memory_format=layout).requires_grad_()
+    y = take(x, torch.tensor(index), 1)
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    for tensor in (y, gradient):
+        assert tensor.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("index", [[3, 0, 5, 1, 4, 2], [2, 0], [1, 1, 4]])
 def test_gradients_of_gradients(index: list[int]) -> None:
     module = to_torch(gathering(index, 1)).double()
     x = torch.randn(1, CHANNELS, CHANNELS, CHANNELS, dtype=torch.float64, requires_grad=True)
