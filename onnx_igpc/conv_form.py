@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from onnx_igpc.graph_view import NodeRef
 
-_AUTO_PADS = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
+# onnxruntime takes an empty one for NOTSET.
+_AUTO_PADS = (b"NOTSET", b"", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
 
 
 def malformed(ref: NodeRef, weight: Sequence[int] | None, bias: Sequence[int] | None) -> str | None:

@@ -97,6 +97,13 @@ def test_kernel_shape_is_not_needed() -> None:
     assert only_site(model).kept_reason is None
 
 
+@pytest.mark.parametrize("auto_pad", ["", "NOTSET", "SAME_UPPER", "VALID"])
+def test_every_auto_pad_that_onnxruntime_takes(auto_pad: str) -> None:
+    model = pointwise_model()
+    model.graph.node[0].attribute.append(helper.make_attribute("auto_pad", auto_pad))
+    assert only_site(model).kept_reason is None
+
+
 def test_grouped_convolutions_are_kept() -> None:
     builder = GraphBuilder()
     builder.input("x", [1, 8, 5, 5])

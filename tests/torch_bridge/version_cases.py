@@ -209,6 +209,7 @@ def _conv(version: int) -> list[Case]:
         Case([X[:, :, 0]], [uniform(5, 4, 3)]),
         Case([uniform(1, 2, 4, 5, 6)], [uniform(3, 2, 2, 3, 2)]),
         Case([X, weight]),
+        Case([X], [weight], {"auto_pad": "", "pads": [1, 0, 1, 0]}),
     ]
     for auto_pad in ("SAME_UPPER", "SAME_LOWER", "VALID"):
         cases.append(Case([X], [weight, bias], {"auto_pad": auto_pad, "strides": [2, 2]}))

@@ -24,7 +24,7 @@ class Window:
         self.kernel = list(kernel)
         self.strides = node.get_ints("strides", [1] * rank)
         self.dilations = node.get_ints("dilations", [1] * rank)
-        self.auto_pad = node.get_string("auto_pad", "NOTSET")
+        self.auto_pad = node.get_string("auto_pad", "") or "NOTSET"
         pads = node.get_ints("pads", [0] * (2 * rank))
         if self.auto_pad != "NOTSET":
             pads = [0] * (2 * rank)
