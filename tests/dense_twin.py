@@ -36,7 +36,7 @@ def dense_twin(
     twin.CopyFrom(before)
     for number, site in enumerate(report.rewritten):
         matrix, bias = measured(after, site)
-        holder, index = _convolution(twin, site)
+        holder, index = _convolution(twin, site, _scope_of(after, site).path)
         conv = holder.node[index]
         values = {"weight": matrix.reshape(*matrix.shape, *[1] * _rank(after, site))}
         if own_biases:
@@ -151,13 +151,15 @@ def _made_constants(
     return list(made.items())
 
 
-def _convolution(model: onnx.ModelProto, site: SiteReport) -> tuple[NodeHolder, int]:
-    """Where the dense convolution of a site lies: its output is the site's, told apart by its name."""
+def _convolution(model: onnx.ModelProto, site: SiteReport, path: str) -> tuple[NodeHolder, int]:
+    """Where the dense convolution of a site lies: in the scope in which it was rewritten, its output is
+    the site's. Convolutions that are no sites can have both names elsewhere."""
     found = [
         (scope.holder, index)
         for scope in scopes(model)
         for index, node in enumerate(scope.holder.node)
-        if node.op_type == "Conv"
+        if scope.path == path
+        and node.op_type == "Conv"
         and node.output[0] == site.output
         and site.name in _names(node, scope.path)
     ]
