@@ -59,7 +59,7 @@ def main(
     **options: Any,
 ) -> None:
     """Train the baseline, compress it in every way, train it back, and print the table."""
-    chosen = [arm for arm in all_arms(seeds, _changes(changes)) if _matches(arm.name, globs)]
+    chosen = [arm for arm in all_arms(seeds, _changes(changes)) if _matches(arm.plain_name, globs)]
     setup = SETUPS[setup_name]
     networks = [n for n in setup.published_channels if _matches(f"published-ch{n}", globs)]
     if not chosen and not networks:

@@ -46,9 +46,13 @@ class Arm:
     changes: tuple[tuple[str, Any], ...] = ()
 
     @property
+    def plain_name(self) -> str:
+        """The name without the changes, which is what ``--arm`` matches."""
+        return f"{self.method}-{self.share}-{self.matching}-{self.seed}"
+
+    @property
     def name(self) -> str:
-        changed = "".join(f"+{key}={value}" for key, value in self.changes)
-        return f"{self.method}-{self.share}-{self.matching}-{self.seed}{changed}"
+        return self.plain_name + "".join(f"+{key}={value}" for key, value in self.changes)
 
     @property
     def trained_on(self) -> str:

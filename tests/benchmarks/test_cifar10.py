@@ -324,7 +324,7 @@ def test_the_program_trains_a_baseline_and_prints_a_table(
     for words, code, said in (
         (["--arm", "v3-*"], 2, "--arm v3-* matches no arm"),
         (["--set", "lr"], 2, "--set lr: give KEY=VALUE"),
-        (["--arm", "v2-25-logits-0*", "--set", "speed=1"], 1, "no field 'speed' in a recipe"),
+        (["--arm", "v2-25-logits-0", "--set", "speed=1"], 1, "no field 'speed' in a recipe"),
     ):
         wrong = run([*command, *words])
         assert wrong.exit_code == code
