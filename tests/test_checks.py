@@ -105,6 +105,15 @@ def test_a_broken_site_is_caught(damage: Damage, dtype: type[np.generic]) -> Non
         check_sites(model, rewrites)
 
 
+def test_rounding_of_terms_that_cancel_is_no_deviation() -> None:
+    """Here L has weights of 75 whose products make an output of 2 (found by random networks)."""
+    model = pointwise_model(9, 5, dtype=np.float16, seed=39)
+    result = compress(model, channels_per_group=4)
+    kernels = [numpy_helper.to_array(t) for t in result.model.graph.initializer if "/L" in t.name]
+    assert max(np.abs(kernel).max() for kernel in kernels) > 50
+    assert result.report.checks["sites"].startswith("1 of 1 compute M x + b")
+
+
 @pytest.mark.parametrize("factor", [1e-4, 1e4])
 def test_a_small_bias_and_small_weights_are_checked_as_well(factor: float) -> None:
     """The bias is of another size than M x: both must still show."""
