@@ -211,9 +211,9 @@ class _WrittenGraph:
         )
         if rewrite.form == "linear":
             whole = partial(apply_igpc, layout, weights)
-            channels, io = layout.in_channels, (rewrite.input, rewrite.output)
+            ends, channels = (rewrite.input, rewrite.output), layout.in_channels
             terms = partial(_terms, layout, weights)
-            return [_LinearPart(*io, channels, whole, rewrite.bias, True, terms)]
+            return [_LinearPart(*ends, channels, whole, rewrite.bias, True, terms)]
         k = rewrite.stages["K"]
         first = partial(apply_stage, layout.k, weights.k)
         parts = [_LinearPart(k.input, k.output, layout.in_channels, first, None, True)]
@@ -304,7 +304,7 @@ def _terms(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndarr
 
     Rounding is relative to these (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
     """
-    inside = np.abs(apply_stage(layout.k, weights.k, x))
+    inside: np.ndarray = np.abs(apply_stage(layout.k, weights.k, x))
     if weights.l is None:
         return inside
     return np.concatenate([inside, _apply_l(layout, [np.abs(each) for each in weights.l], inside)])
