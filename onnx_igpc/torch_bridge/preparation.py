@@ -21,10 +21,10 @@ from onnx_igpc.torch_bridge.data import TrainingData, open_training_data
 from onnx_igpc.torch_bridge.distributed import World
 from onnx_igpc.torch_bridge.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.networks import Networks, build_networks, label_problem
+from onnx_igpc.torch_bridge.optimizers import build_optimizer
 from onnx_igpc.torch_bridge.recipe import Recipe
 from onnx_igpc.torch_bridge.sampling import BatchPlan
 
-_SGD_MOMENTUM = 0.9
 _MOST_WORKERS = 8
 # Samples that show shapes, scales and which weights the loss reaches.
 _PROBE = 16
@@ -125,7 +125,7 @@ def prepare(
         val_data = _open(sources[1], inputs, preprocessing, digest)
         val = Validation(val_data, loader(val_data), _labels_of(val_data, networks))
     notes += networks.notes
-    optimizer = _optimizer(networks, recipe)
+    optimizer = build_optimizer(networks.student.parameters(), recipe)
     return Job(recipe, networks, optimizer, plan, data, train, val, augmentation, notes)
 
 
@@ -163,20 +163,6 @@ def _labels_of(val: TrainingData, networks: Networks) -> bool:
             raise DataError(f"--val: {problem}")
         networks.notes.append(f"labels are not used: {problem}")
     return problem is None
-
-
-def _optimizer(networks: Networks, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer over the trained weights; weight decay only for what has several dimensions."""
-    trained = [p for p in networks.student.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=recipe.learning_rate, momentum=_SGD_MOMENTUM, nesterov=True
-        )
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
 def _describe(data: TrainingData) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from onnx_igpc.torch_bridge.evaluation import Tally, evaluate
 from onnx_igpc.torch_bridge.finetune_log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.networks import Networks
+from onnx_igpc.torch_bridge.optimizers import set_learning_rate
 from onnx_igpc.torch_bridge.preparation import Validation
 from onnx_igpc.torch_bridge.recipe import Recipe
 from onnx_igpc.torch_bridge.sampling import BatchPlan
@@ -117,8 +118,7 @@ class Trainer:
         )
 
     def _step(self, batch: TensorBatch, rate: float, tally: Tally) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         student, teacher = self.networks.forward(batch)
         labels = batch.labels
         if labels is not None:
