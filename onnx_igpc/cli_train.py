@@ -82,7 +82,7 @@ def _duration(seconds: float) -> str:
 def _recipe_options(command: Any) -> Any:
     options = (
         click.option("--epochs", type=int, help="Passes over the data  [about 500 steps]."),
-        click.option("--lr", type=float, help="Highest; of adamw relative to weights  [0.01, sgd 0.05]."),
+        click.option("--lr", type=float, help="Highest; adamw: relative  [0.01, sgd 0.05]."),
         click.option("--batch-size", type=int, help="Of all processes together  [64]."),
         click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),
         click.option("--weight-decay", type=float, help="[0.001]"),
