@@ -25,39 +25,59 @@ _EPSILON = 1e-9
 _UNKNOWN_SIZE = 0.125
 
 
-def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], recipe: Recipe
-) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over the parameters that are trained, with their present values.
+def relative_adamw(
+    parameters: Iterable[torch.nn.Parameter], lr: float = 1e-2, weight_decay: float = 1e-3
+) -> torch.optim.AdamW:
+    """AdamW that moves every tensor as if it were divided by its present :func:`size_of`.
 
-    Weight decay is only for what has several dimensions. Every group has a ``size``, see
-    :func:`set_learning_rate`: for AdamW that of its tensors, for SGD, whose steps follow the
-    gradient, 1.
+    Learning rate schedulers of PyTorch work with it: each group has its own rate, ``lr`` times its ``size``.
+
+    Args:
+        parameters: what is trained; those that need no gradient are left out.
+        lr: the part of its tensor's size by which a weight moves in a step, about.
+        weight_decay: for tensors of two and more dimensions.
     """
-    relative = recipe.optimizer == "adamw"
     members: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
-            decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
-            size = size_of(parameter) if relative else 1.0
-            members.setdefault((size, decay), []).append(parameter)
-    # Decay is in proportion to the rate, and the gradient to what a weight is divided by.
+            decay = weight_decay if parameter.dim() > 1 else 0.0
+            members.setdefault((size_of(parameter), decay), []).append(parameter)
+    # Of a weight that is divided by its size the gradient is larger by that, and epsilon is added to
+    # it; decay comes with the rate, which has the size in it already.
     groups: list[dict[str, Any]] = [
-        {"params": members[size, decay], "weight_decay": decay / size, "size": size}
+        {
+            "params": members[size, decay],
+            "size": size,
+            "lr": lr * size,
+            "eps": _EPSILON / size,
+            "weight_decay": decay / size,
+        }
         for size, decay in sorted(members)
     ]
-    if not relative:
-        return torch.optim.SGD(
-            groups, lr=recipe.learning_rate, momentum=_SGD_MOMENTUM, nesterov=True
-        )
-    groups = [{**group, "eps": _EPSILON / group["size"]} for group in groups]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], recipe: Recipe
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, weight decay only for what has several dimensions.
+
+    SGD is PyTorch's own: its steps follow the gradient.
+    """
+    if recipe.optimizer == "adamw":
+        return relative_adamw(parameters, recipe.learning_rate, recipe.weight_decay)
+    trained = [p for p in parameters if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=_SGD_MOMENTUM, nesterov=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the next step be with ``rate``, for each group times its size."""
+    """Let the next step be with ``rate``, for a group that has a ``size`` in units of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["size"]
+        group["lr"] = rate * group.get("size", 1.0)
 
 
 def size_of(tensor: torch.Tensor) -> float:
