@@ -22,7 +22,6 @@ from onnx_igpc.torch_bridge.evaluation import Tally, evaluate
 from onnx_igpc.torch_bridge.finetune_log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.networks import Networks
-from onnx_igpc.torch_bridge.optimizers import set_learning_rate
 from onnx_igpc.torch_bridge.preparation import Validation
 from onnx_igpc.torch_bridge.recipe import Recipe
 from onnx_igpc.torch_bridge.sampling import BatchPlan
@@ -118,7 +117,8 @@ class Trainer:
         )
 
     def _step(self, batch: TensorBatch, rate: float, tally: Tally) -> None:
-        set_learning_rate(self.optimizer, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         student, teacher = self.networks.forward(batch)
         labels = batch.labels
         if labels is not None:
