@@ -46,7 +46,7 @@ class RelativeAdamW(torch.optim.AdamW):
         self._sizes = {p: sizes(p) for group in self.param_groups for p in group["params"]}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; gradients are in units of the sizes afterwards."""
         loss = None
         if closure is not None:
@@ -96,9 +96,7 @@ def sizes(tensor: torch.Tensor) -> torch.Tensor:
     return torch.exp2(found.log2().round()).to(tensor.dtype).reshape(shape)
 
 
-def _groups(
-    parameters: Iterable[torch.nn.Parameter], weight_decay: float
-) -> list[dict[str, Any]]:
+def _groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     trained = [p for p in parameters if p.requires_grad]
     return [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},

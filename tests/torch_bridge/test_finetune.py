@@ -139,7 +139,7 @@ class TestLearning:
         del teacher.graph.output[:]
         teacher.graph.output.extend(reordered)
         np.savez(tmp_path / "d.npz", x=random(32, 3, 4, 4))
-        recipe = short(epochs=20, lr=3e-2)
+        recipe = short(epochs=20, lr=1e-1)
         result = finetune(student, teacher=teacher, data=tmp_path / "d.npz", recipe=recipe)
         assert result.history[-1]["output_loss"] < 0.05 * result.history[0]["output_loss"]
         for name, value in arrays_of(teacher).items():
