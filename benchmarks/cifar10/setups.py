@@ -59,7 +59,7 @@ SETUPS = {
             replace(_FROM_SCRATCH, epochs=26, schedule="linear"),
             replace(_FROM_SCRATCH, epochs=8, lr=0.03, warmup=0.05, schedule="linear", seed=1),
         ),
-        # 2,346 steps of 64 images, where the baseline has 13,260 of 128.
+        # 2,343 steps of 64 images, where the baseline has 13,260 of 128.
         arms=Recipe(epochs=3, augment=_AUGMENT, amp="bf16"),
         trained=HERE / "baseline.onnx",
     ),
