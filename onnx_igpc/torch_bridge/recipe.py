@@ -32,7 +32,7 @@ class Recipe:
     Attributes:
         epochs: Passes over the data; None takes as many as make about 500 steps, 5 to 100.
         lr: Highest learning rate; None takes that of the optimizer (``LEARNING_RATES``). With ``adamw`` it
-            is the part of its tensor's root mean square by which a weight moves in a step.
+            is the part of its filter's root mean square by which a weight moves in a step.
         batch_size: Samples of one step, over all processes together; None takes 64, or what the
             model fixes.
         optimizer: ``adamw`` or ``sgd`` (with Nesterov momentum 0.9).
