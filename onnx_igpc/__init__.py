@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_igpc._version import __version__
 
 if TYPE_CHECKING:
-    from onnx_igpc.layout import plan_layout
+    from onnx_igpc.layout.schemes import plan_layout
     from onnx_igpc.pipeline import compress, inspect
     from onnx_igpc.result import CompressResult
     from onnx_igpc.verify import verify
@@ -18,7 +18,7 @@ _HOME = {
     "CompressResult": "onnx_igpc.result",
     "compress": "onnx_igpc.pipeline",
     "inspect": "onnx_igpc.pipeline",
-    "plan_layout": "onnx_igpc.layout",
+    "plan_layout": "onnx_igpc.layout.schemes",
     "verify": "onnx_igpc.verify",
 }
 

@@ -28,7 +28,8 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_igpc.fitting import IgpcWeights, fit_layout, igpc_matrix
-from onnx_igpc.layout import GroupedStage, GroupLayout, invert_permutation
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
+from onnx_igpc.layout.permutations import invert_permutation
 from onnx_igpc.moments import SiteStatistics
 
 RIDGE = 1e-3

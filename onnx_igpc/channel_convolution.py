@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_igpc.channel_order import Order, block_order, is_identity, spread_order
 from onnx_igpc.channel_region import (
     CannotReorderError,
     ChannelRegion,
@@ -17,6 +16,7 @@ from onnx_igpc.channel_region import (
     label,
 )
 from onnx_igpc.graph_view import NodeRef
+from onnx_igpc.layout.permutations import Order, block_order, is_identity, spread_order
 
 
 class Convolution:

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.channel_order import Order
 from onnx_igpc.graph_view import ConstantRef, GraphView, NodeRef
 from onnx_igpc.graph_walk import Scope
+from onnx_igpc.layout.permutations import Order
 
 
 class CannotReorderError(Exception):

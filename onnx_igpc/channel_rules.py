@@ -13,7 +13,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_igpc.channel_convolution import Convolution
-from onnx_igpc.channel_order import Order, is_identity
 from onnx_igpc.channel_region import (
     CannotReorderError,
     ChannelRegion,
@@ -29,7 +28,7 @@ from onnx_igpc.channel_spatial import (
 )
 from onnx_igpc.graph_view import NodeRef
 from onnx_igpc.graph_walk import opset_version
-from onnx_igpc.layout import invert_permutation
+from onnx_igpc.layout.permutations import Order, invert_permutation, is_identity
 
 _UNARY = (
     *("Abs", "Cast", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu"),

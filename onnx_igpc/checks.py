@@ -14,7 +14,7 @@ from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, Mod
 from onnx_igpc.fitting import IgpcWeights, apply_igpc, apply_stage
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.graph_walk import opset_version
-from onnx_igpc.layout import GroupLayout
+from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.model_io import OpenModel, PathLike, open_model
 from onnx_igpc.passes.group_pointwise import SiteRewrite
 from onnx_igpc.runtime import import_onnxruntime, make_session, run_session

@@ -14,7 +14,6 @@ from heapq import heapify, heapreplace
 import numpy as np
 
 from onnx_igpc.affinity import channel_affinity
-from onnx_igpc.extended_layout import LGroup, extended_layout, k_row_positions
 from onnx_igpc.fitting import IgpcWeights, layout_weights
 from onnx_igpc.grouping import (
     Grouping,
@@ -23,7 +22,8 @@ from onnx_igpc.grouping import (
     learned_columns,
     learned_filters,
 )
-from onnx_igpc.layout import GroupLayout
+from onnx_igpc.layout.extended import LGroup, extended_layout, k_row_positions
+from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.projection_problem import ProjectionProblem
 
 # Of the budget, for rows that read every channel, beside groups.

@@ -24,7 +24,8 @@ from threadpoolctl import threadpool_limits
 
 from onnx_igpc.acceleration import solve_gram
 from onnx_igpc.fitting_problem import FittingProblem
-from onnx_igpc.layout import GroupedStage, GroupLayout, invert_permutation
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
+from onnx_igpc.layout.permutations import invert_permutation
 from onnx_igpc.plain_problem import Blocks, PlainProblem
 from onnx_igpc.projection_problem import fit_without_sum
 

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 
 from onnx_igpc.affinity import balanced_clusters, channel_affinity, filter_affinity
-from onnx_igpc.extended_layout import with_input_order
 from onnx_igpc.fitting import IgpcWeights, fit_error, fit_layout, stage_groups
-from onnx_igpc.layout import GroupLayout
+from onnx_igpc.layout.extended import with_input_order
+from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.projection_problem import ProjectionProblem
 from onnx_igpc.swap_search import search_groups
 

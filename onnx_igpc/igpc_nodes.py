@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnx_igpc.channel_sources import PathSources, path_sources
 from onnx_igpc.edit import GraphEdit, SubgraphBuilder
 from onnx_igpc.fitting import IgpcWeights
 from onnx_igpc.graph_walk import NodeHolder
-from onnx_igpc.layout import GroupedStage, GroupLayout, invert_permutation
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
+from onnx_igpc.layout.path_sources import PathSources, path_sources
+from onnx_igpc.layout.permutations import invert_permutation
 
 # What follows a stage in the paper's form: given a tensor, a label and a name for what it makes
 # (any, if None), appends its nodes and returns that name.

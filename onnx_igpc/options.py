@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_igpc.errors import UsageError
-from onnx_igpc.layout import SCHEMES
+from onnx_igpc.layout.schemes import SCHEMES
 from onnx_igpc.passes.group_pointwise import Form
 from onnx_igpc.selection import Target
 

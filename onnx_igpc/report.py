@@ -18,7 +18,7 @@ import onnx
 
 from onnx_igpc._version import __version__
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.layout import GroupedStage, GroupLayout
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.typed_json import check_fields
 
 REPORT_VERSION = 1

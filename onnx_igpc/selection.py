@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_igpc.errors import CheckFailedError, UsageError, did_you_mean
-from onnx_igpc.layout import GroupLayout
+from onnx_igpc.layout.group_layout import GroupLayout
 
 TARGETS = ("pointwise-parameters", "pointwise-macs", "parameters", "macs", "latency")
 _CURVE_POINTS = 24

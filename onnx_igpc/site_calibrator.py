@@ -13,7 +13,7 @@ from onnx_igpc.batches import Data
 from onnx_igpc.calibrated_fit import corrected_bias, fit_calibrated
 from onnx_igpc.calibration import collect_moments, untapped_reason
 from onnx_igpc.fitting import IgpcWeights, fit_layout, igpc_matrix, relative_error
-from onnx_igpc.layout import GroupLayout
+from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.moments import Moments, SiteStatistics
 from onnx_igpc.sequential import SequentialCalibration

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_igpc.fitting import IgpcWeights, fit_layout, plain_error, random_weights
-from onnx_igpc.layout import GroupedStage, GroupLayout, plan_layout
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
+from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes.group_pointwise import Weigher
 from onnx_igpc.sites import PointwiseSite

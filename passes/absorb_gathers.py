@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from onnx_igpc.channel_order import is_order
 from onnx_igpc.channel_region import (
     CannotReorderError,
     ChannelRegion,
@@ -24,7 +23,7 @@ from onnx_igpc.edit import GraphEdit
 from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.graph_walk import NodeHolder
 from onnx_igpc.igpc_nodes import StageIo
-from onnx_igpc.layout import compose_gathers, invert_permutation
+from onnx_igpc.layout.permutations import compose_gathers, invert_permutation, is_order
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.group_pointwise import SiteRewrite

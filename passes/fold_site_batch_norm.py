@@ -10,7 +10,7 @@ import onnx
 from onnx_igpc.edit import GraphEdit
 from onnx_igpc.fitting import IgpcWeights, igpc_matrix
 from onnx_igpc.graph_view import GraphView, NodeRef
-from onnx_igpc.layout import GroupedStage
+from onnx_igpc.layout.group_layout import GroupedStage
 from onnx_igpc.lowering.stages import l_inputs, stage_order
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, subgraphs_in
 from onnx_igpc.model_io import OpenModel

@@ -19,7 +19,7 @@ from onnx_igpc.fitting import IgpcWeights
 from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.graph_walk import opset_version
 from onnx_igpc.igpc_nodes import IgpcNodes, SiteTensors, StageIo, add_weights
-from onnx_igpc.layout import GroupLayout
+from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.fold_batch_norm import BatchNorm, following_batch_norm

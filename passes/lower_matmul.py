@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_igpc.layout import GroupedStage
+from onnx_igpc.layout.group_layout import GroupedStage
 from onnx_igpc.lowering.stages import l_inputs, transpose_step
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
 from onnx_igpc.lowering.writer import SiteWriter

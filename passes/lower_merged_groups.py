@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnx_igpc.layout import GroupedStage, GroupPath
+from onnx_igpc.layout.group_layout import GroupedStage, GroupPath
 from onnx_igpc.lowering.stages import write_after_k, write_k
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
 from onnx_igpc.lowering.writer import SiteWriter

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from onnx_igpc.layout import GroupPath
+from onnx_igpc.layout.group_layout import GroupPath
 from onnx_igpc.lowering.cover import Cover, covers
 from onnx_igpc.lowering.stages import l_inputs, stage_order
 from onnx_igpc.lowering.subgraph import IgpcSubgraph

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_igpc.channel_sources import path_sources
-from onnx_igpc.layout import GroupedStage
+from onnx_igpc.layout.group_layout import GroupedStage
+from onnx_igpc.layout.path_sources import path_sources
 from onnx_igpc.lowering.stages import write_after_k, write_k
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
 from onnx_igpc.lowering.writer import SiteWriter

@@ -10,7 +10,7 @@ import onnx
 from onnx_igpc.edit import GraphEdit
 from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.graph_walk import scopes
-from onnx_igpc.layout import compose_gathers
+from onnx_igpc.layout.permutations import compose_gathers
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
 

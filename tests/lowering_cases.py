@@ -11,8 +11,8 @@ from hypothesis import reject
 
 from onnx_igpc import compress
 from onnx_igpc.fitting import IgpcWeights
-from onnx_igpc.layout import GroupLayout
-from onnx_igpc.layout_json import layout_to_dict
+from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.lowering.catalogue import LoweredSite, applicable, lower, site_opset
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.model_io import OpenModel

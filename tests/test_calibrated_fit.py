@@ -13,9 +13,10 @@ from onnx_igpc.calibrated_fit import (
     scale_filters,
     variance_gains,
 )
-from onnx_igpc.extended_layout import extended_layout, low_rank_layout
 from onnx_igpc.fitting import fit_layout, igpc_matrix, random_weights, relative_error
-from onnx_igpc.layout import GroupLayout, plan_layout
+from onnx_igpc.layout.extended import extended_layout, low_rank_layout
+from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.moments import Moments, PairAccumulator, SiteStatistics
 
 C, F, POSITIONS = 12, 12, 4000

@@ -7,12 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from onnx_igpc.extended_layout import low_rank_layout
 from onnx_igpc.extended_search import two_levels
 from onnx_igpc.family import Candidate, best_within, candidate_layouts
 from onnx_igpc.fitting import fit_error, fit_layout
-from onnx_igpc.layout import plan_layout
-from onnx_igpc.layout_json import layout_from_dict, layout_to_dict
+from onnx_igpc.layout.extended import low_rank_layout
+from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.layout.serialization import layout_from_dict, layout_to_dict
 
 
 def layer(C: int, F: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,7 +21,8 @@ from onnx_igpc.fitting import (
     stage_matrix,
 )
 from onnx_igpc.fitting_problem import FittingProblem
-from onnx_igpc.layout import GroupedStage, GroupLayout, plan_layout
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
+from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.plain_problem import PlainProblem
 
 SMALL = settings(deadline=None, max_examples=40)

@@ -16,7 +16,7 @@ from onnx_igpc.grouping import (
     learned_filters,
     learned_published,
 )
-from onnx_igpc.layout import plan_layout
+from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.projection_problem import ProjectionProblem
 from onnx_igpc.swap_search import exchange_gains, search_groups
 

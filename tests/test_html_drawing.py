@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_igpc.extended_layout import extended_layout
 from onnx_igpc.fitting import stage_matrix
 from onnx_igpc.html_report.elements import to_html
 from onnx_igpc.html_report.layout_drawing import Drawings, blocks_of, formula, stage_text
@@ -24,7 +23,9 @@ from onnx_igpc.html_report.scales import (
     steps_path,
     tick_text,
 )
-from onnx_igpc.layout import GroupedStage, GroupLayout, plan_layout
+from onnx_igpc.layout.extended import extended_layout
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
+from onnx_igpc.layout.schemes import plan_layout
 
 LAYOUTS = {
     "V2 with copies and two paths": plan_layout(50, 30, 16),

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_igpc.layout import invert_permutation
+from onnx_igpc.layout.permutations import invert_permutation
 from tests.helpers import GraphBuilder, node_named, pointwise_model, tensor_named
 from tests.passes.graphs import group
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_igpc.errors import CheckFailedError, UsageError
-from onnx_igpc.layout import GroupedStage, GroupLayout, GroupPath, plan_layout
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout, GroupPath
+from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.selection import (
     Candidate,
     Choice,

@@ -15,7 +15,8 @@ sys.path.insert(0, str(HERE))
 
 from svg import GROUP_COLORS, Drawing, Point  # noqa: E402
 
-from onnx_igpc.layout import GroupedStage, plan_layout  # noqa: E402
+from onnx_igpc.layout.group_layout import GroupedStage  # noqa: E402
+from onnx_igpc.layout.schemes import plan_layout  # noqa: E402
 
 _STEP = 15.0  # from channel to channel
 

@@ -10,8 +10,8 @@ import numpy as np
 from onnx_igpc.html_report.elements import Child, Element, element
 from onnx_igpc.html_report.layout_drawing import Drawings, formula
 from onnx_igpc.html_report.png import LEVELS, data_address, grey_png
-from onnx_igpc.layout import GroupLayout
-from onnx_igpc.layout_json import layout_from_dict
+from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.layout.serialization import layout_from_dict
 from onnx_igpc.render import exact
 from onnx_igpc.report import Change, SiteReport
 from onnx_igpc.thumbnails import decoded

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_igpc.extended_layout import dense_layout
-from onnx_igpc.layout import GroupLayout
+from onnx_igpc.layout.extended import dense_layout
+from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
 from onnx_igpc.lowering.choose import DENSE, LITERAL, Progress, lowered, race_whole, uniform
 from onnx_igpc.lowering.latency import LatencyBudget, Trial

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.extended_layout import dense_layout
-from onnx_igpc.layout import GroupLayout
+from onnx_igpc.layout.extended import dense_layout
+from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.choose import (
     DENSE,

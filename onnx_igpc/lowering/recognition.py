@@ -15,10 +15,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.extended_layout import EXTENDED
 from onnx_igpc.fitting import IgpcWeights, igpc_matrix
 from onnx_igpc.graph_view import GraphView, NodeRef
-from onnx_igpc.layout import GroupedStage, GroupLayout, GroupPath, compose_gathers
+from onnx_igpc.layout.extended import EXTENDED
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout, GroupPath
+from onnx_igpc.layout.permutations import compose_gathers
 
 _LEAST_INPUTS = {"Conv": 2, "Gather": 2, "Split": 1, "Concat": 1, "Add": 2}
 LINEAR = frozenset(_LEAST_INPUTS)

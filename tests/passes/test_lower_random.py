@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.extended_layout import extended_layout
 from onnx_igpc.fitting import random_weights
-from onnx_igpc.layout import GroupLayout, plan_layout
+from onnx_igpc.layout.extended import extended_layout
+from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.lowering.catalogue import LOWERINGS
 from onnx_igpc.model_io import OpenModel
 from tests.helpers import random_feeds, run, runs_listed_weights

@@ -11,15 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.channel_sources import path_sources
 from onnx_igpc.checks import check_graph, check_sites
-from onnx_igpc.extended_layout import (
-    dense_layout,
-    extended_layout,
-    low_rank_layout,
-    with_input_order,
-    without_input_order,
-)
 from onnx_igpc.fitting import (
     IgpcWeights,
     igpc_matrix,
@@ -28,8 +20,17 @@ from onnx_igpc.fitting import (
     stage_groups,
     stage_matrix,
 )
-from onnx_igpc.layout import GroupedStage, GroupLayout, plan_layout
-from onnx_igpc.layout_json import layout_from_dict, layout_to_dict
+from onnx_igpc.layout.extended import (
+    dense_layout,
+    extended_layout,
+    low_rank_layout,
+    with_input_order,
+    without_input_order,
+)
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
+from onnx_igpc.layout.path_sources import path_sources
+from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.layout.serialization import layout_from_dict, layout_to_dict
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.sites import PointwiseSite

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from onnx_igpc.extended_layout import with_input_order, without_input_order
-from onnx_igpc.layout import SCHEMES, GroupedStage, GroupLayout, GroupPath, plan_layout
+from onnx_igpc.layout.extended import with_input_order, without_input_order
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout, GroupPath
+from onnx_igpc.layout.schemes import SCHEMES, plan_layout
 
 _MAX_CHANNELS = 2**22
 

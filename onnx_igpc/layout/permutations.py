@@ -7,6 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+
+def interleave_permutation(channels: int, step: int) -> tuple[int, ...]:
+    """Indices of INTERLEAVE(x, step): ``out[p] = in[perm[p]]``, every ``step``-th channel first.
+
+    ``channels`` need not be a multiple of ``step``; a step of 0 or 1 is the identity.
+    """
+    if step <= 1:
+        return tuple(range(channels))
+    return tuple(i for start in range(step) for i in range(start, channels, step))
+
+
+def compose_gathers(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    """Indices of one gather that equals gathering by ``first`` and then by ``second``."""
+    return tuple(first[i] for i in second)
+
+
+def invert_permutation(permutation: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that undoes ``permutation``."""
+    inverse = [0] * len(permutation)
+    for position, source in enumerate(permutation):
+        inverse[source] = position
+    return tuple(inverse)
+
+
 Order = tuple[int, ...]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_igpc.layout import GroupedStage, compose_gathers, invert_permutation
+from onnx_igpc.layout.group_layout import GroupedStage
+from onnx_igpc.layout.permutations import compose_gathers, invert_permutation
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from onnx_igpc.layout import (
-    SCHEMES,
-    GroupedStage,
+from onnx_igpc.layout.group_layout import GroupedStage
+from onnx_igpc.layout.permutations import (
     compose_gathers,
     interleave_permutation,
     invert_permutation,
-    plan_layout,
 )
+from onnx_igpc.layout.schemes import SCHEMES, plan_layout
 
-PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_layouts.json").read_text())
+PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_layouts.json").read_text())
 
 sizes = st.integers(1, 400)
 chs = st.one_of(st.sampled_from([2, 4, 8, 12, 16, 24, 32, 64, 128]), st.integers(1, 200))

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from onnx_igpc.layout import GroupedStage, GroupLayout, GroupPath, invert_permutation
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout, GroupPath
+from onnx_igpc.layout.permutations import invert_permutation
 
 EXTENDED = "extended"
 

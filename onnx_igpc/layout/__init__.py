@@ -1,0 +1,1 @@
+"""Which channels each group of K and L reads and makes."""
