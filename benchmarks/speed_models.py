@@ -19,7 +19,7 @@ import onnx_igpc
 from onnx_igpc.cost import count
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.feeds import InputSpec, model_inputs, random_inputs
-from onnx_igpc.fitting import random_weights
+from onnx_igpc.fitting.fit import random_weights
 from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout

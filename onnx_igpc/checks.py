@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, ModelError
-from onnx_igpc.fitting import IgpcWeights, apply_igpc, apply_stage
+from onnx_igpc.fitting.weights import IgpcWeights, apply_igpc, apply_stage
 from onnx_igpc.graph_view import GraphView
 from onnx_igpc.graph_walk import opset_version
 from onnx_igpc.layout.group_layout import GroupLayout

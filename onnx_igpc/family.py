@@ -15,7 +15,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnx_igpc.extended_search import ExtendedSearch, Trial
-from onnx_igpc.fitting import IgpcWeights, fit_error, fit_layout
+from onnx_igpc.fitting.fit import fit_layout
+from onnx_igpc.fitting.weights import IgpcWeights, fit_error
 from onnx_igpc.grouping import Grouping, learned_published
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
@@ -50,7 +51,7 @@ class Candidate(NamedTuple):
     """One way to rewrite a layer.
 
     ``weights`` are float64; for the kept dense layer, W itself. ``error`` is the fitted objective,
-    see :func:`~onnx_igpc.fitting.fit_error`.
+    see :func:`~onnx_igpc.fitting.weights.fit_error`.
     """
 
     layout: GroupLayout
@@ -84,7 +85,7 @@ def candidate_layouts(
         permute_filters: also offer groups of filters of any choice, which need a Gather behind the
             layer (one that can be taken over by what follows).
         channels_per_group: where to offer published V2, besides at the given sizes.
-        tolerance: of the fits, see :func:`~onnx_igpc.fitting.fit_layout`.
+        tolerance: of the fits, see :func:`~onnx_igpc.fitting.fit.fit_layout`.
 
     Raises:
         ValueError: shapes that do not belong together.

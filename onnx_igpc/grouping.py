@@ -13,10 +13,11 @@ from typing import Literal
 import numpy as np
 
 from onnx_igpc.affinity import balanced_clusters, channel_affinity, filter_affinity
-from onnx_igpc.fitting import IgpcWeights, fit_error, fit_layout, stage_groups
+from onnx_igpc.fitting.fit import fit_layout, stage_groups
+from onnx_igpc.fitting.variable_projection import ProjectionProblem
+from onnx_igpc.fitting.weights import IgpcWeights, fit_error
 from onnx_igpc.layout.extended import with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.projection_problem import ProjectionProblem
 from onnx_igpc.swap_search import search_groups
 
 Grouping = Literal["learned", "contiguous"]
@@ -141,7 +142,7 @@ def better_grouping(
     """The layout whose fit has the least error, its weights and that error; the first if equal.
 
     The error is that of the fitted objective, relative: see
-    :func:`~onnx_igpc.fitting.fit_error`.
+    :func:`~onnx_igpc.fitting.weights.fit_error`.
     """
     found = []
     for layout in layouts:

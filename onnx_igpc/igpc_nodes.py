@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from onnx_igpc.edit import GraphEdit, SubgraphBuilder
-from onnx_igpc.fitting import IgpcWeights
+from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph_walk import NodeHolder
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.path_sources import PathSources, path_sources

@@ -19,9 +19,9 @@ from onnx_igpc.batches import Data
 from onnx_igpc.calibration import feed_rows, no_samples, untapped_reason
 from onnx_igpc.errors import DataError, ModelError
 from onnx_igpc.feeds import model_inputs
+from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
 from onnx_igpc.graph_cuts import DenseWeight, GraphCuts, TensorType
 from onnx_igpc.model_io import OpenModel
-from onnx_igpc.moments import PairAccumulator, SiteStatistics
 from onnx_igpc.runtime import Session, make_session, run_session
 from onnx_igpc.sites import PointwiseSite
 from onnx_igpc.taps import Tap

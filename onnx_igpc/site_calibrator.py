@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from onnx_igpc.batches import Data
-from onnx_igpc.calibrated_fit import corrected_bias, fit_calibrated
 from onnx_igpc.calibration import collect_moments, untapped_reason
-from onnx_igpc.fitting import IgpcWeights, fit_layout, igpc_matrix, relative_error
+from onnx_igpc.fitting.calibrated import corrected_bias, fit_calibrated
+from onnx_igpc.fitting.fit import fit_layout
+from onnx_igpc.fitting.moments import Moments, SiteStatistics
+from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.model_io import OpenModel
-from onnx_igpc.moments import Moments, SiteStatistics
 from onnx_igpc.sequential import SequentialCalibration
 from onnx_igpc.sites import PointwiseSite
 from onnx_igpc.taps import Tap
@@ -102,7 +103,7 @@ class SiteCalibrator:
     ) -> tuple[IgpcWeights, float]:
         """Weights of K and L and their relative error; without data where there are no statistics.
 
-        The error is that of :func:`~onnx_igpc.calibrated_fit.calibrated_error`, and E|(W - M) x|^2 /
+        The error is that of :func:`~onnx_igpc.fitting.calibrated.calibrated_error`, and E|(W - M) x|^2 /
         E|W x|^2 for white x where the fit is without data. Raises as :meth:`statistics`.
         """
         weight = site.weight_matrix().astype(np.float64)

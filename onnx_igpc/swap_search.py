@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_igpc.projection_problem import ProjectionProblem
+from onnx_igpc.fitting.variable_projection import ProjectionProblem
 
 # Relative: an exchange must bring this much to be kept.
 _LEAST_GAIN = 1e-5

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_igpc.fitting import IgpcWeights, fit_layout, plain_error, random_weights
+from onnx_igpc.fitting.fit import fit_layout, random_weights
+from onnx_igpc.fitting.weights import IgpcWeights, plain_error
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.options import CompressOptions

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnx_igpc.edit import GraphEdit
-from onnx_igpc.fitting import IgpcWeights, igpc_matrix
+from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.layout.group_layout import GroupedStage
 from onnx_igpc.lowering.stages import l_inputs, stage_order

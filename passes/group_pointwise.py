@@ -15,7 +15,7 @@ import onnx
 from onnx_igpc.activations import Activation, match_activation
 from onnx_igpc.cost import FIXED_TENSORS_KEY, fixed_tensors
 from onnx_igpc.edit import GraphEdit, SubgraphBuilder
-from onnx_igpc.fitting import IgpcWeights
+from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.graph_walk import opset_version
 from onnx_igpc.igpc_nodes import IgpcNodes, SiteTensors, StageIo, add_weights

@@ -10,7 +10,7 @@ import onnx
 from hypothesis import reject
 
 from onnx_igpc import compress
-from onnx_igpc.fitting import IgpcWeights
+from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.lowering.catalogue import LoweredSite, applicable, lower, site_opset

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from onnx_igpc import compress
 from onnx_igpc.checks import check_graph, check_original, check_sites
 from onnx_igpc.errors import CheckFailedError, ModelError
-from onnx_igpc.fitting import random_weights
+from onnx_igpc.fitting.fit import random_weights
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import GroupPointwise

@@ -9,7 +9,8 @@ import pytest
 
 from onnx_igpc.extended_search import two_levels
 from onnx_igpc.family import Candidate, best_within, candidate_layouts
-from onnx_igpc.fitting import fit_error, fit_layout
+from onnx_igpc.fitting.fit import fit_layout
+from onnx_igpc.fitting.weights import fit_error
 from onnx_igpc.layout.extended import low_rank_layout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.layout.serialization import layout_from_dict, layout_to_dict

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_igpc.affinity import balanced_clusters, channel_affinity, filter_affinity
+from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.grouping import (
     better_grouping,
     contiguous_groups,
@@ -17,7 +18,6 @@ from onnx_igpc.grouping import (
     learned_published,
 )
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.projection_problem import ProjectionProblem
 from onnx_igpc.swap_search import exchange_gains, search_groups
 
 seeds = st.integers(0, 10_000)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_igpc.fitting import stage_matrix
+from onnx_igpc.fitting.weights import stage_matrix
 from onnx_igpc.html_report.elements import to_html
 from onnx_igpc.html_report.layout_drawing import Drawings, blocks_of, formula, stage_text
 from onnx_igpc.html_report.png import LEVELS, grey_png

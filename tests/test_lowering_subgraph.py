@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnx_igpc.fitting import IgpcWeights, igpc_matrix
+from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.lowering.catalogue import lower
 from onnx_igpc.lowering.subgraph import find_subgraphs
 from onnx_igpc.model_io import OpenModel

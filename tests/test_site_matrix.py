@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnx_igpc import compress
-from onnx_igpc.fitting import relative_error
+from onnx_igpc.fitting.weights import relative_error
 from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report import SiteReport

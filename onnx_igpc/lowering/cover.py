@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_igpc.fitting import stage_matrix
+from onnx_igpc.fitting.weights import stage_matrix
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
 from onnx_igpc.lowering.writer import SiteWriter
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.fitting import IgpcWeights, igpc_matrix
+from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.layout.extended import EXTENDED
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout, GroupPath

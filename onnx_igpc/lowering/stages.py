@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_igpc.fitting import stage_matrix
+from onnx_igpc.fitting.weights import stage_matrix
 from onnx_igpc.layout.group_layout import GroupedStage
 from onnx_igpc.layout.path_sources import path_sources
 from onnx_igpc.layout.permutations import (

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_igpc.fitting import IgpcWeights, igpc_matrix
+from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.graph_walk import NodeHolder
 from onnx_igpc.layout.group_layout import GroupLayout

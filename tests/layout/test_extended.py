@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_igpc.checks import check_graph, check_sites
-from onnx_igpc.fitting import (
-    IgpcWeights,
-    igpc_matrix,
-    random_weights,
-    relative_error,
-    stage_groups,
-    stage_matrix,
-)
+from onnx_igpc.fitting.fit import random_weights, stage_groups
+from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error, stage_matrix
 from onnx_igpc.layout.extended import (
     dense_layout,
     extended_layout,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnx_igpc.fitting import IgpcWeights
+from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.model_io import OpenModel

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from onnx_igpc.cost import FIXED_TENSORS_KEY, count, fixed_tensors
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.fitting import random_weights
+from onnx_igpc.fitting.fit import random_weights
 from onnx_igpc.graph_walk import scopes
 from onnx_igpc.layout.extended import extended_layout, with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout

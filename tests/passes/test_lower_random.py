@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.fitting import random_weights
+from onnx_igpc.fitting.fit import random_weights
 from onnx_igpc.layout.extended import extended_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_igpc.moments import MomentsAccumulator, PairAccumulator, SiteStatistics
+from onnx_igpc.fitting.moments import MomentsAccumulator, PairAccumulator, SiteStatistics
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1000.0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_igpc.calibrated_fit import (
+from onnx_igpc.fitting.calibrated import (
     calibrated_error,
     corrected_bias,
     effective_target,
@@ -13,11 +13,12 @@ from onnx_igpc.calibrated_fit import (
     scale_filters,
     variance_gains,
 )
-from onnx_igpc.fitting import fit_layout, igpc_matrix, random_weights, relative_error
+from onnx_igpc.fitting.fit import fit_layout, random_weights
+from onnx_igpc.fitting.moments import Moments, PairAccumulator, SiteStatistics
+from onnx_igpc.fitting.weights import igpc_matrix, relative_error
 from onnx_igpc.layout.extended import extended_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.moments import Moments, PairAccumulator, SiteStatistics
 
 C, F, POSITIONS = 12, 12, 4000
 

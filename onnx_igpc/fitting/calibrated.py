@@ -27,10 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_igpc.fitting import IgpcWeights, fit_layout, igpc_matrix
+from onnx_igpc.fitting.fit import fit_layout
+from onnx_igpc.fitting.moments import SiteStatistics
+from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.permutations import invert_permutation
-from onnx_igpc.moments import SiteStatistics
 
 RIDGE = 1e-3
 """Variance that is added to every channel, relative to the mean of all channels' variances."""

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.fitting import fit_layout, igpc_matrix
+from onnx_igpc.fitting.fit import fit_layout
+from onnx_igpc.fitting.variable_projection import ProjectionProblem, fit_without_sum
+from onnx_igpc.fitting.weights import igpc_matrix
 from onnx_igpc.layout.extended import extended_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.projection_problem import ProjectionProblem, fit_without_sum
 
 seeds = st.integers(0, 10_000)
 

@@ -1,9 +1,9 @@
 """The least-squares problem of one layer with a K and an L and the second moment of its input.
 
-Closed-form sweeps, accelerated (:mod:`onnx_igpc.acceleration`). Kept apart from
-:mod:`onnx_igpc.fitting` because it holds the state of an iteration: K, L and the residual W - A K,
+Closed-form sweeps, accelerated (:mod:`onnx_igpc.fitting.anderson`). Kept apart from
+:mod:`onnx_igpc.fitting.fit` because it holds the state of an iteration: K, L and the residual W - A K,
 which every step updates only where the step can change it. Without calibration data
-:mod:`onnx_igpc.plain_problem` does the same in less memory.
+:mod:`onnx_igpc.fitting.alternating_plain` does the same in less memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from onnx_igpc.acceleration import solve_by_sweeps, solve_gram
+from onnx_igpc.fitting.anderson import solve_by_sweeps, solve_gram
 
 Groups = Sequence[tuple[np.ndarray, np.ndarray]]
 
@@ -157,7 +157,7 @@ class FittingProblem:
             k_step.solve(self)
 
     def solve(self, tolerance: float, max_sweeps: int) -> None:
-        """Accelerated sweeps: see :func:`~onnx_igpc.acceleration.solve_by_sweeps`."""
+        """Accelerated sweeps: see :func:`~onnx_igpc.fitting.anderson.solve_by_sweeps`."""
         solve_by_sweeps(self, tolerance, max_sweeps, 1e-14 * self._total)
 
 

@@ -9,21 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.acceleration import solve_gram
-from onnx_igpc.fitting import (
+from onnx_igpc.fitting.alternating import FittingProblem
+from onnx_igpc.fitting.alternating_plain import PlainProblem
+from onnx_igpc.fitting.anderson import solve_gram
+from onnx_igpc.fitting.fit import fit_layout, random_weights, stage_groups
+from onnx_igpc.fitting.weights import (
     IgpcWeights,
-    fit_layout,
     igpc_matrix,
     plain_error,
-    random_weights,
     relative_error,
-    stage_groups,
     stage_matrix,
 )
-from onnx_igpc.fitting_problem import FittingProblem
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.plain_problem import PlainProblem
 
 SMALL = settings(deadline=None, max_examples=40)
 SCHEMES = st.sampled_from(["v1", "v2"])

@@ -3,7 +3,7 @@
 With the identity for the second moment, a block of K or L sees only the columns of W that it can
 reach, so that its optimum is computed from those alone: beside W in its own dtype there are the
 blocks of K and L and what one of them needs. No residual and no dense K or L is held. The formulas
-are those of :mod:`onnx_igpc.fitting_problem`.
+are those of :mod:`onnx_igpc.fitting.alternating`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
-from onnx_igpc.acceleration import solve_by_sweeps, solve_gram
-from onnx_igpc.fitting_problem import Groups, filters_reached, joined, leading_rows
+from onnx_igpc.fitting.alternating import Groups, filters_reached, joined, leading_rows
+from onnx_igpc.fitting.anderson import solve_by_sweeps, solve_gram
 
 # Rows of W that are worked on at once where all of them count.
 _ROWS = 64
@@ -155,7 +155,7 @@ class PlainProblem:
             k_step.solve(self)
 
     def solve(self, tolerance: float, max_sweeps: int) -> None:
-        """Accelerated sweeps: see :func:`~onnx_igpc.acceleration.solve_by_sweeps`."""
+        """Accelerated sweeps: see :func:`~onnx_igpc.fitting.anderson.solve_by_sweeps`."""
         solve_by_sweeps(self, tolerance, max_sweeps, 1e-14 * self._total)
 
 
