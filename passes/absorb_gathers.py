@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from onnx_igpc.channel_region import (
+from onnx_igpc.cost import FIXED_TENSORS_KEY, fixed_tensors
+from onnx_igpc.edit import GraphEdit
+from onnx_igpc.graph.channels.region import (
     CannotReorderError,
     ChannelRegion,
     NewConstant,
@@ -17,9 +19,7 @@ from onnx_igpc.channel_region import (
     Operators,
     label,
 )
-from onnx_igpc.channel_rules import channel_rules
-from onnx_igpc.cost import FIXED_TENSORS_KEY, fixed_tensors
-from onnx_igpc.edit import GraphEdit
+from onnx_igpc.graph.channels.rules import channel_rules
 from onnx_igpc.graph_view import GraphView, NodeRef
 from onnx_igpc.graph_walk import NodeHolder
 from onnx_igpc.igpc_nodes import StageIo

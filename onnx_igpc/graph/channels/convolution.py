@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_igpc.channel_region import (
+from onnx_igpc.graph.channels.region import (
     CannotReorderError,
     ChannelRegion,
     NewConstant,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.channel_convolution import Convolution
-from onnx_igpc.channel_region import (
+from onnx_igpc.graph.channels.convolution import Convolution
+from onnx_igpc.graph.channels.region import (
     CannotReorderError,
     ChannelRegion,
     NewConstant,
@@ -21,11 +21,7 @@ from onnx_igpc.channel_region import (
     Rule,
     label,
 )
-from onnx_igpc.channel_spatial import (
-    pads_channels,
-    reduces_channels,
-    resizes_channels,
-)
+from onnx_igpc.graph.channels.spatial import pads_channels, reduces_channels, resizes_channels
 from onnx_igpc.graph_view import NodeRef
 from onnx_igpc.graph_walk import opset_version
 from onnx_igpc.layout.permutations import Order, invert_permutation, is_identity

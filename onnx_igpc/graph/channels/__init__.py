@@ -1,0 +1,1 @@
+"""Reordering the channels of a region of the graph."""
