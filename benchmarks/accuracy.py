@@ -29,13 +29,13 @@ import onnx_igpc
 from onnx_igpc.calibration import collect_moments
 from onnx_igpc.calibration_run import CalibrationRun
 from onnx_igpc.cli_support import preprocessing_options, read_preprocessing
-from onnx_igpc.cost import count
 from onnx_igpc.family import best_within, candidate_layouts
-from onnx_igpc.graph_view import GraphView
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.model import open_model, save_model
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.model_io import open_model, save_model
 from onnx_igpc.passes import GroupPointwise, RemoveDead
 from onnx_igpc.passes.fold_batch_norm import following_batch_norm
 from onnx_igpc.preprocessing import Preprocessing

@@ -32,7 +32,7 @@ import atheris  # type: ignore[import-not-found]
 with atheris.instrument_imports(include=["onnx_igpc", "onnx_graphsurgeon"]):
     import onnx_igpc.pipeline
     from onnx_igpc.errors import IgpcError
-    from onnx_igpc.model_io import open_model
+    from onnx_igpc.graph.model import open_model
     from onnx_igpc.render import show_rewrite
     from onnx_igpc.report import read_digest
 

@@ -214,7 +214,7 @@ def try_weights(runner: Runner, folder: Path, count: int) -> int:
 
 
 def _proto(path: Path) -> object:
-    from onnx_igpc.model_io import load_model
+    from onnx_igpc.graph.model import load_model
 
     return load_model(path)
 

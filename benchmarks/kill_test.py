@@ -29,7 +29,7 @@ import numpy as np
 import onnx
 
 from onnx_igpc import compress
-from onnx_igpc.model_io import load_model, open_model, save_model
+from onnx_igpc.graph.model import load_model, open_model, save_model
 from onnx_igpc.torch_bridge.finetune import finetune
 from onnx_igpc.torch_bridge.recipe import Recipe
 from tests.helpers import pointwise_model

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from onnx_igpc.errors import IgpcError, UsageError
-from onnx_igpc.external_data import ALIGNMENT, MAX_INLINE_BYTES, set_location
-from onnx_igpc.model_io import write_atomically
+from onnx_igpc.graph.external_data import ALIGNMENT, MAX_INLINE_BYTES, set_location
+from onnx_igpc.graph.model import write_atomically
 
 _OPSET = 17
 _IR_VERSION = 8

@@ -28,8 +28,9 @@ import onnx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.tensorflow_flops import tensorflow_flops
-from onnx_igpc import compress, cost
+from onnx_igpc import compress
 from onnx_igpc.errors import DataError, IgpcError, UsageError
+from onnx_igpc.graph import cost
 from sample_models import build, paper_excludes
 
 NETWORK_NAMES = {

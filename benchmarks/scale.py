@@ -32,7 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.large_model import write_external
-from onnx_igpc.model_io import save_model
+from onnx_igpc.graph.model import save_model
 
 # Runs the command and says at the end what it took at its peak; the system's count for a process that
 # has ended would include what this one holds.

@@ -27,7 +27,7 @@ from benchmarks.speed_rows import NETWORKS, VARIANTS, Row, gap_table, overview, 
 from onnx_igpc.benchmark import BenchmarkReport, Race, benchmark
 from onnx_igpc.contenders import ModelFacts
 from onnx_igpc.errors import IgpcError
-from onnx_igpc.model_io import file_bytes
+from onnx_igpc.graph.model import file_bytes
 
 _FORMS = {"rows": table, "overview": overview, "gaps": gap_table}
 

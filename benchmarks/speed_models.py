@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 import onnx_igpc
-from onnx_igpc.cost import count
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.feeds import InputSpec, model_inputs, random_inputs
 from onnx_igpc.fitting.fit import random_weights
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.inputs import InputSpec, model_inputs, random_inputs
+from onnx_igpc.graph.model import open_model, save_model
 from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.model_io import open_model, save_model
 from onnx_igpc.passes import FoldBatchNorm, GroupPointwise, RemoveDead
 from onnx_igpc.report import RewriteReport, write_digest
 from onnx_igpc.sites import PointwiseSite

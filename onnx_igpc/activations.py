@@ -17,8 +17,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
-from onnx_igpc.graph_view import GraphView, NodeRef
-from onnx_igpc.graph_walk import opset_version
+from onnx_igpc.graph.traversal import opset_version
+from onnx_igpc.graph.view import GraphView, NodeRef
 
 _SINGLE = frozenset(
     {

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from onnx_igpc.errors import DataError
-from onnx_igpc.feeds import InputSpec, physical_memory
+from onnx_igpc.graph.inputs import InputSpec, physical_memory
 
 LABELS = "labels"
 # What zip and NumPy raise for archives that are damaged, encrypted, or of a kind they do not know.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnx_igpc.errors import UsageError
-from onnx_igpc.feeds import InputSpec, Shapes, random_inputs, resolve_shapes
+from onnx_igpc.graph.inputs import InputSpec, Shapes, random_inputs, resolve_shapes
 from onnx_igpc.preprocessing import Preprocessing
 
 Sample = tuple[dict[str, np.ndarray], int | None]

@@ -15,7 +15,7 @@ import numpy as np
 from onnx_igpc.bandwidth import Bandwidth, measure_bandwidth
 from onnx_igpc.contenders import Contender, ModelFacts, batched, natural_batch
 from onnx_igpc.errors import UsageError
-from onnx_igpc.feeds import Shapes, random_inputs, session_inputs
+from onnx_igpc.graph.inputs import Shapes, random_inputs, session_inputs
 from onnx_igpc.inputs import open_data
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.profile import ExecutionProfile

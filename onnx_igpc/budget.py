@@ -13,19 +13,19 @@ import numpy as np
 
 from onnx_igpc.batches import Data
 from onnx_igpc.calibration import collect_moments, untapped_reason
-from onnx_igpc.cost import ModelCost
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.family import SIZES, candidate_layouts
 from onnx_igpc.family import Candidate as FittedLayout
 from onnx_igpc.fitting.calibrated import corrected_bias
 from onnx_igpc.fitting.moments import Moments, SiteStatistics
 from onnx_igpc.fitting.weights import igpc_matrix
-from onnx_igpc.graph_view import GraphView
+from onnx_igpc.graph.cost import ModelCost
+from onnx_igpc.graph.model import OpenModel, PathLike, write_atomically
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.grouping import better_grouping, learned_published
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.latency import LatencyBudget
-from onnx_igpc.model_io import OpenModel, PathLike, write_atomically
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes.fold_batch_norm import following_batch_norm
 from onnx_igpc.selection import (

@@ -14,8 +14,8 @@ import onnx
 from onnx_igpc.batches import Batch, Data
 from onnx_igpc.errors import DataError
 from onnx_igpc.fitting.moments import Moments, MomentsAccumulator
-from onnx_igpc.graph_walk import all_names
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import all_names
 from onnx_igpc.runtime import make_session, run_session
 from onnx_igpc.sites import PointwiseSite
 from onnx_igpc.taps import Tap

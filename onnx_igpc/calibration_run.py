@@ -9,13 +9,13 @@ from typing import Any
 
 from onnx_igpc.batches import Data
 from onnx_igpc.budget import learned_layouts, plan_budget
-from onnx_igpc.cost import count
 from onnx_igpc.damage import measure_damage
-from onnx_igpc.feeds import model_inputs
-from onnx_igpc.graph_view import GraphView
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.inputs import model_inputs
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.inputs import open_data
 from onnx_igpc.lowering.latency import LatencyBudget
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.passes.base import PassResult

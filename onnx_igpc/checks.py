@@ -10,12 +10,13 @@ from functools import partial
 import numpy as np
 import onnx
 
-from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, ModelError
+from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError
 from onnx_igpc.fitting.weights import IgpcWeights, apply_igpc, apply_stage
-from onnx_igpc.graph_view import GraphView
-from onnx_igpc.graph_walk import opset_version
+from onnx_igpc.graph.checks import _IR_CHECKED, _OPSET_CHECKED, _first_line
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import opset_version
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.model_io import OpenModel, PathLike, open_model
 from onnx_igpc.passes.group_pointwise import SiteRewrite
 from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
 
@@ -25,67 +26,6 @@ DEFAULT_TOLERANCE = 1e-4
 _SPATIAL = 5
 # Padding of any width adds the same zeros: the check does with little of it.
 _MOST_PADDING = 3
-_INVALID = (
-    onnx.checker.ValidationError,
-    onnx.shape_inference.InferenceError,
-    ValueError,
-    RuntimeError,
-)
-# The operators of a site are the same in later versions, which onnxruntime may not load yet.
-_OPSET_CHECKED = 21
-_IR_CHECKED = 10
-
-
-def check_original(model: OpenModel) -> None:
-    """Refuse a model that is not valid ONNX before anything is done to it.
-
-    Raises:
-        ModelError: onnx.checker does not accept the model; the message quotes why.
-    """
-    try:
-        onnx.checker.check_model(model.without_data())
-    except _INVALID as error:
-        raise ModelError(f"{model.name} is not valid ONNX: {_first_line(error)}") from error
-
-
-def load_checked(path: PathLike) -> onnx.ModelProto:
-    """Read a model with all its data into memory, and refuse it as :func:`check_original` does.
-
-    Raises:
-        ModelError: as :func:`~onnx_igpc.model_io.load_model`, or the model is not valid ONNX.
-    """
-    opened = open_model(path)
-    check_original(opened)
-    return opened.materialized() if opened.has_external_data else opened.proto
-
-
-def shape_doubt(model: OpenModel) -> str | None:
-    """What shape inference objects to in a model that is valid otherwise; ``None`` if nothing.
-
-    Runtimes load such models, where a declared shape is wrong, say; they are not ours to refuse.
-    """
-    try:
-        onnx.checker.check_model(model.without_data(), full_check=True)
-    except _INVALID as error:
-        return _first_line(error)
-    return None
-
-
-def check_graph(
-    original: onnx.ModelProto, model: OpenModel, doubt: str | None = None
-) -> dict[str, str]:
-    """Check that the written graph is valid and its interface unchanged; says so in words.
-
-    ``original`` is the model before the rewrite; only its inputs and outputs are read. ``doubt`` is
-    its :func:`shape_doubt`: where there is one, the written graph's shapes cannot be checked.
-
-    Raises:
-        CheckFailedError: it is not. That is a defect of this tool, never of the user's model.
-    """
-    return {
-        "onnx.checker": _check_valid(model, doubt),
-        "interface": _check_interface(original, model),
-    }
 
 
 def check_sites(model: OpenModel, rewrites: Sequence[SiteRewrite]) -> str:
@@ -127,26 +67,6 @@ def check_sites(model: OpenModel, rewrites: Sequence[SiteRewrite]) -> str:
     # last bits of another machine's arithmetic.
     bound = 10.0 ** np.ceil(np.log10(max(worst, 1e-12)))
     return f"{len(rewritten)} of {len(rewritten)} compute {what} (deviation below {bound:.0e})"
-
-
-def _check_valid(model: OpenModel, doubt: str | None) -> str:
-    try:
-        onnx.checker.check_model(model.without_data(), full_check=doubt is None)
-    except _INVALID as error:
-        raise CheckFailedError(
-            f"the rewritten graph is not valid ONNX ({_first_line(error)}): please report this"
-        ) from error
-    return "passed" if doubt is None else f"passed without shapes: the original has {doubt}"
-
-
-def _check_interface(original: onnx.ModelProto, model: OpenModel) -> str:
-    weights = {tensor.name for tensor in original.graph.initializer}
-    for kind in ("input", "output"):
-        before = [entry for entry in getattr(original.graph, kind) if entry.name not in weights]
-        after = [entry for entry in getattr(model.proto.graph, kind) if entry.name not in weights]
-        if before != after:
-            raise CheckFailedError(f"the rewrite changed the graph's {kind}s: please report this")
-    return "inputs and outputs unchanged"
 
 
 @dataclass(frozen=True)
@@ -354,7 +274,3 @@ def _strided(x: np.ndarray, rewrite: SiteRewrite) -> np.ndarray:
     around = [(0, 0), (0, 0), *((pads[i], pads[rank + i]) for i in range(rank))]
     steps = (slice(None), slice(None), *(slice(None, None, stride) for stride in strides))
     return np.pad(x, around)[steps]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

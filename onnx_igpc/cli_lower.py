@@ -63,7 +63,7 @@ def read_setting(values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a value that cannot be used.
     """
-    from onnx_igpc.feeds import parse_shapes
+    from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.lowering.race import Setting
 
     folder, without = values.pop("cache_folder"), values.pop("no_cache")

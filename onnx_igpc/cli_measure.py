@@ -83,7 +83,7 @@ def verify(
 
     Exit code 1 if a given threshold does not hold, or nodes ran elsewhere than asked.
     """
-    from onnx_igpc.feeds import parse_shapes
+    from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.render import show_verify
     from onnx_igpc.report_files import compared_report
     from onnx_igpc.verify import verify as run
@@ -168,7 +168,7 @@ def benchmark(
     Exit code 1 if the provider asked for is not there, or did not run a model's arithmetic.
     """
     from onnx_igpc.benchmark import benchmark as run
-    from onnx_igpc.feeds import parse_shapes
+    from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.render_benchmark import show_benchmark
     from onnx_igpc.report_files import compared_report, subject
 

@@ -11,7 +11,7 @@ import click
 from onnx_igpc.cli_support import check_output, console, write_text
 
 if TYPE_CHECKING:
-    from onnx_igpc.model_io import OpenModel
+    from onnx_igpc.graph.model import OpenModel
     from onnx_igpc.report import RewriteReport
 
 _PATH = click.Path(path_type=Path)
@@ -99,7 +99,7 @@ def report(
     quiet: bool,
 ) -> None:
     """Show the report that a compressed MODEL carries."""
-    from onnx_igpc.model_io import file_bytes, open_model
+    from onnx_igpc.graph.model import file_bytes, open_model
     from onnx_igpc.render import show_rewrite
     from onnx_igpc.render_lowering import show_lowering
     from onnx_igpc.report_files import carried_report, read_report

@@ -107,7 +107,7 @@ def write_text(path: Path, text: str) -> None:
     if str(path) == "-":
         click.echo(text)
         return
-    from onnx_igpc.model_io import write_atomically
+    from onnx_igpc.graph.model import write_atomically
 
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
 
@@ -168,7 +168,7 @@ def recorded_preprocessing(model: Path, data: Path) -> Preprocessing | None:
     Raises:
         ModelError: the model cannot be read.
     """
-    from onnx_igpc.model_io import open_model
+    from onnx_igpc.graph.model import open_model
     from onnx_igpc.preprocessing import Preprocessing
     from onnx_igpc.report import read_digest
 

@@ -238,7 +238,7 @@ def to_torch(model: Path, output: Path, quiet: bool) -> None:
     from onnx_igpc.torch_bridge import require_torch
 
     require_torch()
-    from onnx_igpc.checks import load_checked
+    from onnx_igpc.graph.checks import load_checked
     from onnx_igpc.report import read_digest, refuse_lowered
     from onnx_igpc.torch_bridge.state_files import export_state
 
@@ -261,8 +261,8 @@ def from_torch(model: Path, state: Path, output: Path, quiet: bool) -> None:
 
     check_output(output, model)
     require_torch()
-    from onnx_igpc.checks import load_checked
-    from onnx_igpc.model_io import save_model
+    from onnx_igpc.graph.checks import load_checked
+    from onnx_igpc.graph.model import save_model
     from onnx_igpc.torch_bridge.state_files import import_state
 
     save_model(import_state(load_checked(model), state), output)

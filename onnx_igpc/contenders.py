@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 
 from onnx_igpc.errors import CheckFailedError, UsageError
-from onnx_igpc.external_data import is_external
-from onnx_igpc.feeds import Shapes, random_inputs, resolve_shapes, session_inputs
 from onnx_igpc.footprint import Footprint, measure
-from onnx_igpc.graph_walk import tensors
-from onnx_igpc.model_io import OpenModel, open_model
+from onnx_igpc.graph.external_data import is_external
+from onnx_igpc.graph.inputs import Shapes, random_inputs, resolve_shapes, session_inputs
+from onnx_igpc.graph.model import OpenModel, open_model
+from onnx_igpc.graph.traversal import tensors
 from onnx_igpc.profile import ExecutionProfile, NodeRun, misplaced_message, read_profile
 from onnx_igpc.racing import race
 from onnx_igpc.report import RewriteReport, read_digest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_igpc.graph_view import NodeRef
+from onnx_igpc.graph.view import NodeRef
 
 # onnxruntime takes an empty one for NOTSET.
 _AUTO_PADS = (b"NOTSET", b"", b"SAME_UPPER", b"SAME_LOWER", b"VALID")

@@ -68,7 +68,7 @@ def measure(
 
 
 def _run(request: dict[str, Any]) -> Footprint:
-    from onnx_igpc.feeds import random_inputs, session_inputs
+    from onnx_igpc.graph.inputs import random_inputs, session_inputs
     from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
 
     import_onnxruntime()

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnx_igpc.graph_walk import subgraphs
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import subgraphs
 
 _RANDOM = frozenset({"RandomNormal", "RandomUniform"})
 _NO_TENSOR = frozenset(

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnx_igpc.edit import GraphEdit, SubgraphBuilder
 from onnx_igpc.fitting.weights import IgpcWeights
-from onnx_igpc.graph_walk import NodeHolder
+from onnx_igpc.graph.edit import GraphEdit, SubgraphBuilder
+from onnx_igpc.graph.traversal import NodeHolder
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.path_sources import PathSources, path_sources
 from onnx_igpc.layout.permutations import invert_permutation

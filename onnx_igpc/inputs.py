@@ -16,7 +16,7 @@ import numpy as np
 from onnx_igpc.array_sources import ArrayFile
 from onnx_igpc.batches import BatchedData, Data, Sample
 from onnx_igpc.errors import DataError, UsageError
-from onnx_igpc.feeds import InputSpec
+from onnx_igpc.graph.inputs import InputSpec
 from onnx_igpc.image_sources import (
     IMAGE_SUFFIXES,
     TAR_SUFFIXES,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
-import onnx
 
 from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError
-from onnx_igpc.feeds import random_inputs, session_inputs
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.inputs import random_inputs, session_inputs
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
 
 # Sums may be added up in another order, which a deep network can amplify; channels that were
@@ -18,13 +15,6 @@ TOLERANCE = 1e-2
 # Sigmoid and Softmax round what they make to parts of 1 in float32, however small it is: a saturated output
 # of 1e-8 says nothing.
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
-
-
-def snapshot(model: OpenModel) -> OpenModel:
-    """The model as it is now; external data is not copied."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    return replace(model, proto=proto)
 
 
 def check_reordered(before: OpenModel, after: OpenModel) -> str:

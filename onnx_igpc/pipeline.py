@@ -11,18 +11,15 @@ import onnx
 
 from onnx_igpc.batches import Data
 from onnx_igpc.calibration_run import DEFAULT_SAMPLES, CalibrationRun
-from onnx_igpc.checks import check_graph, check_original, check_sites, shape_doubt
-from onnx_igpc.cost import count
+from onnx_igpc.checks import check_sites
 from onnx_igpc.errors import UsageError
+from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.model import OpenModel, PathLike, file_bytes, snapshot
 from onnx_igpc.lowering.compressing import LoweringRun
 from onnx_igpc.lowering.race import Setting
-from onnx_igpc.model_io import (
-    OpenModel,
-    PathLike,
-    file_bytes,
-)
 from onnx_igpc.options import DEFAULT_CH, CompressOptions, chosen_init
-from onnx_igpc.order_check import check_reordered, snapshot
+from onnx_igpc.order_check import check_reordered
 from onnx_igpc.passes import (
     AbsorbGathers,
     FoldBatchNorm,

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from onnx_igpc.errors import DataError, MissingExtraError, UsageError
-from onnx_igpc.feeds import InputSpec
+from onnx_igpc.graph.inputs import InputSpec
 
 Size = int | tuple[int, int]
 LAYOUTS = ("nchw", "nhwc")

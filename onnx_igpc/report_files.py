@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnx_igpc.cost import count
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.model_io import OpenModel, file_bytes, open_model
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.model import OpenModel, file_bytes, open_model
 from onnx_igpc.report import Change, RewriteReport, read_digest
 
 _PAGE = (".html", ".htm")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from onnx_igpc.model_io import (
+from onnx_igpc.graph.model import (
     OpenModel,
     PathLike,
     copy_model,
@@ -16,7 +16,7 @@ from onnx_igpc.model_io import (
     refuse_same_file,
     save_model,
 )
-from onnx_igpc.model_reading import check_message
+from onnx_igpc.graph.parsing import check_message
 from onnx_igpc.report import RewriteReport
 
 
@@ -64,7 +64,7 @@ def open_copy(model: onnx.ModelProto | PathLike) -> OpenModel:
     """A model to edit: read from its file, or a copy of the message.
 
     Raises:
-        ModelError: as :func:`~onnx_igpc.model_io.open_model`.
+        ModelError: as :func:`~onnx_igpc.graph.model.open_model`.
     """
     if not isinstance(model, onnx.ModelProto):
         return open_model(model)

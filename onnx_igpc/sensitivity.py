@@ -16,8 +16,8 @@ import onnx
 from onnx_igpc.batches import Data
 from onnx_igpc.calibration import no_samples
 from onnx_igpc.differences import class_scores
-from onnx_igpc.edit import Names
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.edit import Names
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime import make_session, run_session
 from onnx_igpc.sites import PointwiseSite
 

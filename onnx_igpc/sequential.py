@@ -18,10 +18,10 @@ from onnx_igpc.activation_store import MEMORY_BYTES, ActivationStore
 from onnx_igpc.batches import Data
 from onnx_igpc.calibration import feed_rows, no_samples, untapped_reason
 from onnx_igpc.errors import DataError, ModelError
-from onnx_igpc.feeds import model_inputs
 from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
+from onnx_igpc.graph.inputs import model_inputs
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph_cuts import DenseWeight, GraphCuts, TensorType
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.runtime import Session, make_session, run_session
 from onnx_igpc.sites import PointwiseSite
 from onnx_igpc.taps import Tap

@@ -15,9 +15,9 @@ from pathlib import Path
 import onnx
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.external_data import MAX_INLINE_BYTES, SCRATCH_LOCATION, is_external
-from onnx_igpc.graph_walk import tensors
-from onnx_igpc.model_io import OpenModel, open_model, save_model
+from onnx_igpc.graph.external_data import MAX_INLINE_BYTES, SCRATCH_LOCATION, is_external
+from onnx_igpc.graph.model import OpenModel, open_model, save_model
+from onnx_igpc.graph.traversal import tensors
 
 AnyModel = onnx.ModelProto | OpenModel | str | os.PathLike[str]
 """A model that a session can be made from: in memory, or a path."""

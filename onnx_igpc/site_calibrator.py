@@ -15,8 +15,8 @@ from onnx_igpc.fitting.calibrated import corrected_bias, fit_calibrated
 from onnx_igpc.fitting.fit import fit_layout
 from onnx_igpc.fitting.moments import Moments, SiteStatistics
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.sequential import SequentialCalibration
 from onnx_igpc.sites import PointwiseSite
 from onnx_igpc.taps import Tap

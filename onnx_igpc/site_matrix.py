@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_igpc.graph_view import GraphView, NodeRef
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.permutations import invert_permutation
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.report import RewriteReport, SiteReport
 
 

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_igpc.conv_form import malformed
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.graph_view import TRANSPARENT, ConstantRef, GraphView, NodeRef
+from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
 
 # Between a head and the output that it makes stand only operators that move or normalise values.
 _AFTER_HEAD = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from onnx_igpc.cost import ModelCost
+from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes.group_pointwise import SiteRewrite

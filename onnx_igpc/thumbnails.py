@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from onnx_igpc.graph_view import GraphView
-from onnx_igpc.model_io import OpenModel, PathLike, open_model
+from onnx_igpc.graph.model import OpenModel, PathLike, open_model
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.report import RewriteReport
 from onnx_igpc.site_matrix import SiteMatrices
 from onnx_igpc.sites import find_sites

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from onnx_igpc.cost import FIXED_TENSORS_KEY, fixed_tensors
-from onnx_igpc.edit import GraphEdit
 from onnx_igpc.graph.channels.region import (
     CannotReorderError,
     ChannelRegion,
@@ -20,11 +18,13 @@ from onnx_igpc.graph.channels.region import (
     label,
 )
 from onnx_igpc.graph.channels.rules import channel_rules
-from onnx_igpc.graph_view import GraphView, NodeRef
-from onnx_igpc.graph_walk import NodeHolder
+from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, fixed_tensors
+from onnx_igpc.graph.edit import GraphEdit
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import NodeHolder
+from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.igpc_nodes import StageIo
 from onnx_igpc.layout.permutations import compose_gathers, invert_permutation, is_order
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.group_pointwise import SiteRewrite
 from onnx_igpc.passes.merge_gathers import channel_gather

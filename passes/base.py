@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 
 
 @dataclass

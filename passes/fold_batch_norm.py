@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnx_igpc.edit import GraphEdit
-from onnx_igpc.graph_view import GraphView, NodeRef
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.edit import GraphEdit
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.passes.base import Pass, PassResult
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from onnx_igpc.edit import GraphEdit
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
-from onnx_igpc.graph_view import GraphView, NodeRef
+from onnx_igpc.graph.edit import GraphEdit
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.group_layout import GroupedStage
 from onnx_igpc.lowering.stages import l_inputs, stage_order
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, subgraphs_in
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.fold_batch_norm import BatchNorm, following_batch_norm
 

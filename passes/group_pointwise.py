@@ -13,14 +13,14 @@ import numpy as np
 import onnx
 
 from onnx_igpc.activations import Activation, match_activation
-from onnx_igpc.cost import FIXED_TENSORS_KEY, fixed_tensors
-from onnx_igpc.edit import GraphEdit, SubgraphBuilder
 from onnx_igpc.fitting.weights import IgpcWeights
-from onnx_igpc.graph_view import GraphView, NodeRef
-from onnx_igpc.graph_walk import opset_version
+from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, fixed_tensors
+from onnx_igpc.graph.edit import GraphEdit, SubgraphBuilder
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import opset_version
+from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.igpc_nodes import IgpcNodes, SiteTensors, StageIo, add_weights
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.fold_batch_norm import BatchNorm, following_batch_norm
 from onnx_igpc.sites import PointwiseSite, SiteFilter, find_sites

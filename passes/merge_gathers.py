@@ -7,11 +7,11 @@ from collections.abc import Collection
 import numpy as np
 import onnx
 
-from onnx_igpc.edit import GraphEdit
-from onnx_igpc.graph_view import GraphView, NodeRef
-from onnx_igpc.graph_walk import scopes
+from onnx_igpc.graph.edit import GraphEdit
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import scopes
+from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.permutations import compose_gathers
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import Pass, PassResult
 
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 
 import onnx
 
-from onnx_igpc.graph_walk import NodeHolder, Scope, scopes
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import NodeHolder, Scope, scopes
 from onnx_igpc.passes.base import Pass, PassResult
 
 # A value: the graph or function that defines it, and its name.

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from onnx_igpc.errors import IgpcError
-from onnx_igpc.model_io import save_model
+from onnx_igpc.graph.model import save_model
 from sample_models import build
 
 

@@ -11,11 +11,11 @@ from hypothesis import reject
 
 from onnx_igpc import compress
 from onnx_igpc.fitting.weights import IgpcWeights
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.lowering.catalogue import LoweredSite, applicable, lower, site_opset
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import GroupPointwise, RemoveDead
 from onnx_igpc.report import RewriteReport, SiteReport, write_digest
 from tests.helpers import GraphBuilder, random_feeds, run

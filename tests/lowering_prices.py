@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering import choose, latency, select
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.race import Setting
-from onnx_igpc.model_io import OpenModel
 
 Price = Callable[[onnx.ModelProto], float]
 

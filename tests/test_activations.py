@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, defs
 
 from onnx_igpc.activations import Activation, match_activation
-from onnx_igpc.graph_view import GraphView
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.view import GraphView
 from tests.helpers import GraphBuilder
 
 Append = Callable[[GraphBuilder, str], str]

@@ -12,11 +12,12 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc import compress
-from onnx_igpc.checks import check_graph, check_original, check_sites
+from onnx_igpc.checks import check_sites
 from onnx_igpc.errors import CheckFailedError, ModelError
 from onnx_igpc.fitting.fit import random_weights
+from onnx_igpc.graph.checks import check_graph, check_original
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.passes.group_pointwise import Form, SiteRewrite
 from tests.helpers import node_named, pointwise_model

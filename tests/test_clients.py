@@ -24,7 +24,7 @@ from benchmarks.clients import (
     verdict,
 )
 from onnx_igpc import compress
-from onnx_igpc.model_io import save_model
+from onnx_igpc.graph.model import save_model
 from tests.helpers import GraphBuilder, pointwise_model
 
 DIGITS = Path(__file__).resolve().parents[1] / "sample_models" / "digits_net.onnx"

@@ -13,7 +13,7 @@ from onnx_igpc import compress
 from onnx_igpc.calibration_run import CalibrationRun
 from onnx_igpc.damage import UnlabelledData, measure_damage
 from onnx_igpc.errors import DataError, UsageError
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.pipeline import CompressResult
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import read_digest

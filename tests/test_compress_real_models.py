@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from onnx_igpc import compress
-from onnx_igpc.cost import count
-from onnx_igpc.model_io import load_model
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.model import load_model
 from onnx_igpc.runtime import make_session
 from tests.untouched import assert_untouched
 

@@ -18,7 +18,7 @@ import pytest
 
 from onnx_igpc import atomic_files
 from onnx_igpc.errors import UsageError
-from onnx_igpc.model_io import load_model, open_model, save_model, write_atomically
+from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
 from tests.helpers import pointwise_model
 
 resource = pytest.importorskip("resource", reason="limits are those of POSIX")
@@ -126,7 +126,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(
     target = tmp_path / "m.onnx"
     ready = tmp_path / "ready"
     code = (
-        "import sys, time, pathlib; from onnx_igpc.model_io import write_atomically\n"
+        "import sys, time, pathlib; from onnx_igpc.graph.model import write_atomically\n"
         "def write(file):\n"
         "    file.write(b'half'); file.flush(); pathlib.Path(sys.argv[2]).touch(); time.sleep(60)\n"
         "write_atomically(sys.argv[1], write)"

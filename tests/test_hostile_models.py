@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from onnx import TensorProto
 
 from onnx_igpc.cli import main
-from onnx_igpc.model_io import open_model
+from onnx_igpc.graph.model import open_model
 from tests.helpers import pointwise_model
 from tests.hostile import (
     ODD_NAMES,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from onnx_igpc.batches import Data, random_data
 from onnx_igpc.errors import DataError, UsageError
-from onnx_igpc.feeds import InputSpec
+from onnx_igpc.graph.inputs import InputSpec
 from onnx_igpc.image_sources import labelled_by_folder, spread
 from onnx_igpc.inputs import open_data
 from onnx_igpc.preprocessing import Preprocessing

@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from onnx_igpc.errors import CheckFailedError, UsageError
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering import choose, select
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.choose import SiteRace, lowered, race_whole
 from onnx_igpc.lowering.race import Setting, device_name, race_models
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.profile import ExecutionProfile, NodeRun
 from tests.helpers import GraphBuilder
 from tests.lowering_cases import network, rewritten

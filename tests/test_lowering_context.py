@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_igpc.feeds import random_inputs, session_inputs
+from onnx_igpc.graph.inputs import random_inputs, session_inputs
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import applicable, fold_batch_norms, site_opset
 from onnx_igpc.lowering.choose import contenders_of, surroundings_of
 from onnx_igpc.lowering.context import UnknownShapeError, cut_out
 from onnx_igpc.lowering.race import Setting, race_key, structure
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.runtime import make_session, run_session
 from tests.helpers import GraphBuilder
 from tests.lowering_cases import network, rewritten

@@ -12,12 +12,12 @@ from click.testing import CliRunner, Result
 
 import onnx_igpc
 from onnx_igpc.cli import main
-from onnx_igpc.cost import count
 from onnx_igpc.errors import CheckFailedError, UsageError
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import LOWERINGS
 from onnx_igpc.lowering.race import Setting
 from onnx_igpc.lowering.run import lower_model
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.report import lowered_sites, read_digest
 from onnx_igpc.result import CompressResult
 from tests.calibration_graphs import images, saved

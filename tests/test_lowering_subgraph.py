@@ -11,9 +11,9 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import lower
 from onnx_igpc.lowering.subgraph import find_subgraphs
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.report import read_digest, write_digest
 from tests.helpers import (
     GraphBuilder,

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.order_check import check_same_outputs
 
 

@@ -11,10 +11,10 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc import compress, inspect
-from onnx_igpc.cost import count
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.external_data import external_locations
-from onnx_igpc.model_io import file_bytes, load_model
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.external_data import external_locations
+from onnx_igpc.graph.model import file_bytes, load_model
 from onnx_igpc.summary import NO_DATA_WARNING, NOTHING_WARNING, RANDOM_WARNING
 from tests.helpers import GraphBuilder, pointwise_model, run
 from tests.passes.graphs import copy_of

@@ -15,7 +15,7 @@ import onnx_igpc
 from onnx_igpc import plugins
 from onnx_igpc.cli import main
 from onnx_igpc.errors import UsageError
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import Pass, PassResult
 from onnx_igpc.report import read_digest
 from tests.helpers import GraphBuilder, run

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from onnx_igpc import compress
 from onnx_igpc.batches import Data, random_data
-from onnx_igpc.cost import count
 from onnx_igpc.errors import CheckFailedError, DataError
-from onnx_igpc.feeds import model_inputs
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.pipeline import CompressResult
 from tests.helpers import run
 from tests.random_models import networks

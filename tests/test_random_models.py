@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from onnx_igpc import compress, inspect
-from onnx_igpc.cost import count
-from onnx_igpc.graph_walk import scopes
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.traversal import scopes
 from onnx_igpc.report import RewriteReport
 from tests.dense_twin import dense_twin
 from tests.helpers import run

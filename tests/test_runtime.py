@@ -15,7 +15,7 @@ import pytest
 
 from onnx_igpc import runtime, session_source
 from onnx_igpc.errors import CheckFailedError, MissingExtraError, ModelError, UsageError
-from onnx_igpc.model_io import open_model
+from onnx_igpc.graph.model import open_model
 from onnx_igpc.runtime import check_provider, make_session, provider_name, run_session
 from tests import runtime_graphs as graphs
 

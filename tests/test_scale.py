@@ -17,7 +17,7 @@ from benchmarks.large_model import write_external
 from benchmarks.scale import SHAPES, build_model, small_network, write_shards
 from onnx_igpc import compress, inspect
 from onnx_igpc.activation_store import ActivationStore
-from onnx_igpc.model_io import save_model
+from onnx_igpc.graph.model import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = (str(ROOT / "onnx_igpc"), str(ROOT / "passes"))

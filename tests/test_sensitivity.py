@@ -7,9 +7,9 @@ import onnx
 import pytest
 
 from onnx_igpc.batches import random_data
-from onnx_igpc.feeds import model_inputs
-from onnx_igpc.graph_view import GraphView
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.inputs import model_inputs
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.sensitivity import DamageProbe, kl_divergence
 from onnx_igpc.sites import PointwiseSite, find_sites
 from tests.helpers import run

@@ -12,10 +12,10 @@ from onnx import numpy_helper
 from onnx_igpc import compress
 from onnx_igpc.batches import random_data
 from onnx_igpc.errors import DataError
-from onnx_igpc.feeds import model_inputs
 from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
+from onnx_igpc.graph.inputs import model_inputs
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph_cuts import GraphCuts
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.runtime import make_session, run_session
 from onnx_igpc.sequential import SequentialCalibration
 from onnx_igpc.sites import PointwiseSite

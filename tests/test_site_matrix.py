@@ -10,7 +10,7 @@ import pytest
 
 from onnx_igpc import compress
 from onnx_igpc.fitting.weights import relative_error
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report import SiteReport
 from onnx_igpc.runtime import make_session, run_session

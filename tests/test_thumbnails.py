@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnx_igpc import compress
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.report import RewriteReport, read_digest, write_digest
 from onnx_igpc.thumbnails import SIDE, add_thumbnails, decoded, pooled
 from tests.helpers import node_named, pointwise_model, tensor_named

@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx
 
-from onnx_igpc.cost import FIXED_TENSORS_KEY
-from onnx_igpc.graph_walk import NodeHolder, Scope, scopes, subgraphs
+from onnx_igpc.graph.cost import FIXED_TENSORS_KEY
+from onnx_igpc.graph.traversal import NodeHolder, Scope, scopes, subgraphs
 from onnx_igpc.report import DIGEST_KEY, RewriteReport
 
 _NEW = ("/igpc/", "/folded_", "/merged_indices", "/permuted")

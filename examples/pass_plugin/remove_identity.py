@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import onnx
 
-from onnx_igpc.graph_walk import opset_version, subgraphs
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import opset_version, subgraphs
 from onnx_igpc.passes import Pass, PassResult
 
 # Before this version, Dropout says by an attribute whether it trains.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_igpc.errors import IgpcError
-from onnx_igpc.model_io import PathLike, write_atomically
+from onnx_igpc.graph.model import PathLike, write_atomically
 
 CACHE_VERSION = 1
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnx_igpc.errors import UsageError
-from onnx_igpc.graph_walk import opset_version
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes.base import PassResult
 from onnx_igpc.passes.fold_batch_norm import FoldBatchNorm
 from onnx_igpc.passes.fold_site_batch_norm import FoldSiteBatchNorm

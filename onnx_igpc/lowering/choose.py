@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.feeds import model_inputs, resolve_shapes
+from onnx_igpc.graph.inputs import model_inputs, resolve_shapes
+from onnx_igpc.graph.model import OpenModel, snapshot
+from onnx_igpc.graph.shape_inference import ShapeTracer
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.catalogue import applicable, lower, site_opset
 from onnx_igpc.lowering.context import Surroundings, UnknownShapeError, cut_out
 from onnx_igpc.lowering.race import Setting, race_key, race_models, race_site
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
-from onnx_igpc.model_io import OpenModel
-from onnx_igpc.order_check import snapshot
 from onnx_igpc.racing import Interval, speedup
-from onnx_igpc.shapes import ShapeTracer
 
 LITERAL, DENSE = "literal", "dense"
 # Times that differ by less are equal: then dense, which keeps the layer whole, goes before the

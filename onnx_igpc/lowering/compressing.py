@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
@@ -17,8 +18,6 @@ from onnx_igpc.lowering.race import Setting, structure
 from onnx_igpc.lowering.run import finish, prepare
 from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
 from onnx_igpc.lowering.subgraph import find_subgraphs
-from onnx_igpc.model_io import OpenModel, PathLike
-from onnx_igpc.order_check import snapshot
 from onnx_igpc.passes.group_pointwise import GroupPointwise
 from onnx_igpc.report import read_digest
 from onnx_igpc.result import CompressResult

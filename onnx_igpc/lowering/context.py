@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_igpc.edit import Names
-from onnx_igpc.graph_walk import live_nodes
+from onnx_igpc.graph.edit import Names
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.shape_inference import Trace
+from onnx_igpc.graph.shape_values import Value
+from onnx_igpc.graph.traversal import live_nodes
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.report import RewriteReport, SiteReport, read_digest, write_digest
-from onnx_igpc.shape_values import Value
-from onnx_igpc.shapes import Trace
 
 _IMAGE_RANK = 4
 _IR_WITH_FREE_INITIALIZERS = 4

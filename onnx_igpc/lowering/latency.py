@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnx_igpc.errors import CheckFailedError
+from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache
@@ -30,8 +31,6 @@ from onnx_igpc.lowering.context import UnknownShapeError
 from onnx_igpc.lowering.race import Setting, race_all, race_models
 from onnx_igpc.lowering.run import prepare
 from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select
-from onnx_igpc.model_io import OpenModel
-from onnx_igpc.order_check import snapshot
 from onnx_igpc.passes.group_pointwise import Planner
 from onnx_igpc.result import CompressResult
 from onnx_igpc.selection import Choice, Options, Target, best_within, least_choice

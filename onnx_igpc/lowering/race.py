@@ -23,9 +23,9 @@ import numpy as np
 import onnx
 
 from onnx_igpc.errors import UsageError
-from onnx_igpc.feeds import Shapes, model_inputs, random_inputs, session_inputs
+from onnx_igpc.graph.inputs import Shapes, model_inputs, random_inputs, session_inputs
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.racing import race
 from onnx_igpc.runners import timed_run
 from onnx_igpc.runtime import (

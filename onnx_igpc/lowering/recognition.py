@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
-from onnx_igpc.graph_view import GraphView, NodeRef
+from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.extended import EXTENDED
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout, GroupPath
 from onnx_igpc.layout.permutations import compose_gathers

@@ -8,10 +8,11 @@ from typing import Any
 
 import onnx
 
-from onnx_igpc.checks import check_graph, check_original, shape_doubt
-from onnx_igpc.cost import ModelCost, count
 from onnx_igpc.errors import UsageError
-from onnx_igpc.graph_view import GraphView
+from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
+from onnx_igpc.graph.cost import ModelCost, count
+from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
 from onnx_igpc.lowering.catalogue import (
     LOWERINGS,
@@ -25,8 +26,7 @@ from onnx_igpc.lowering.choose import LITERAL, Choices, Progress
 from onnx_igpc.lowering.race import Setting
 from onnx_igpc.lowering.select import select, setting_dict
 from onnx_igpc.lowering.subgraph import find_subgraphs
-from onnx_igpc.model_io import OpenModel, PathLike
-from onnx_igpc.order_check import check_same_outputs, snapshot
+from onnx_igpc.order_check import check_same_outputs
 from onnx_igpc.report import RewriteReport, read_digest, refuse_lowered, write_digest
 from onnx_igpc.result import CompressResult, open_copy
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.feeds import model_inputs, random_inputs
+from onnx_igpc.graph.inputs import model_inputs, random_inputs
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
 from onnx_igpc.lowering.choose import (
     DENSE,
@@ -26,7 +27,6 @@ from onnx_igpc.lowering.choose import (
     uniform,
 )
 from onnx_igpc.lowering.race import Setting, device_name, structure
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.profile import misplaced_message, read_profile
 from onnx_igpc.racing import Interval
 from onnx_igpc.runtime import (

@@ -15,13 +15,13 @@ import numpy as np
 import onnx
 
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
-from onnx_igpc.graph_view import GraphView, NodeRef
-from onnx_igpc.graph_walk import NodeHolder
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import NodeHolder
+from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.permutations import compose_gathers
 from onnx_igpc.layout.serialization import layout_from_dict
 from onnx_igpc.lowering.recognition import LINEAR, NotRecognisedError, read_structure
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.report import SiteReport, read_digest
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnx_igpc.edit import GraphEdit, SubgraphBuilder
 from onnx_igpc.errors import ModelError
-from onnx_igpc.graph_walk import NodeHolder
+from onnx_igpc.graph.edit import GraphEdit, SubgraphBuilder
+from onnx_igpc.graph.traversal import NodeHolder
 from onnx_igpc.lowering.subgraph import IgpcSubgraph
 
 _OPSET_SPLIT_INPUT = 13

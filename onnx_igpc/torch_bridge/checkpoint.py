@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from onnx_igpc.errors import MissingExtraError, ModelError, UsageError
-from onnx_igpc.model_io import write_atomically
+from onnx_igpc.graph.model import write_atomically
 from onnx_igpc.typed_json import check_fields
 
 CHECKPOINT_VERSION = 1

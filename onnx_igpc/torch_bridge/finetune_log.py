@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx_igpc.model_io import write_atomically
+from onnx_igpc.graph.model import write_atomically
 
 COLUMNS = (
     "epoch",

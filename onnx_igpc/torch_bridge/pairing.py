@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.feeds import model_inputs
+from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.report import RewriteReport
 
 

@@ -12,8 +12,8 @@ import onnx
 import torch
 
 from onnx_igpc.errors import DataError
-from onnx_igpc.feeds import InputSpec, model_inputs
-from onnx_igpc.model_io import PathLike
+from onnx_igpc.graph.inputs import InputSpec, model_inputs
+from onnx_igpc.graph.model import PathLike
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport
 from onnx_igpc.torch_bridge.augment import Augmentation, parse_augmentation

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.checks import check_graph, check_sites
+from onnx_igpc.checks import check_sites
 from onnx_igpc.fitting.fit import random_weights, stage_groups
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error, stage_matrix
+from onnx_igpc.graph.checks import check_graph
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.extended import (
     dense_layout,
     extended_layout,
@@ -25,7 +27,6 @@ from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.path_sources import path_sources
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.layout.serialization import layout_from_dict, layout_to_dict
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.sites import PointwiseSite
 from tests.helpers import pointwise_model, run

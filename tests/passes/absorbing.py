@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import AbsorbGathers, PassResult, RemoveDead
 from tests.helpers import GraphBuilder, random_feeds, run
 from tests.passes.graphs import copy_of

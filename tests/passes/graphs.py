@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 
 from onnx_igpc.fitting.weights import IgpcWeights
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import GroupPointwise, PassResult, RemoveDead
 from onnx_igpc.passes.group_pointwise import Form
 from onnx_igpc.sites import PointwiseSite, SiteFilter

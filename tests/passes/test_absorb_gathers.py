@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import AbsorbGathers
 from onnx_igpc.report import Permutation
 from tests.helpers import GraphBuilder, node_named, tensor_named

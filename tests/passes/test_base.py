@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import FoldBatchNorm, MergeGathers, Pass, PassResult, Pipeline
 from tests.helpers import pointwise_model
 

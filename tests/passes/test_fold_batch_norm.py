@@ -8,8 +8,8 @@ import pytest
 from onnx import helper
 
 from onnx_igpc import compress
-from onnx_igpc.cost import count
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import FoldBatchNorm, PassResult, RemoveDead
 from onnx_igpc.passes.group_pointwise import Form
 from tests.helpers import GraphBuilder, WeightForm, node_named, pointwise_model, random_feeds, run

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import fold_batch_norms
-from onnx_igpc.model_io import OpenModel
 from onnx_igpc.passes import PassResult
 from tests.helpers import GraphBuilder, random_feeds, run
 from tests.lowering_cases import LAYOUTS, add_function_with_dead, rewritten, sites_of

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnx_igpc import compress
-from onnx_igpc.cost import FIXED_TENSORS_KEY, count
+from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, count
 from tests.helpers import GraphBuilder, node_named, pointwise_model, random_feeds, run, tensor_named
 from tests.passes.graphs import group, igpc, stage
 from tests.untouched import assert_untouched

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnx_igpc import CompressResult, compress
-from onnx_igpc.cost import count
-from onnx_igpc.graph_walk import scopes
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.traversal import scopes
 from tests.helpers import GraphBuilder, run
 from tests.untouched import assert_untouched
 

@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc import compress
-from onnx_igpc.cost import count
+from onnx_igpc.graph.cost import count
 from tests.helpers import GraphBuilder, WeightForm, node_named, run
 from tests.passes.graphs import group
 from tests.untouched import assert_untouched

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from onnx_igpc.fitting.fit import random_weights
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.extended import extended_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.lowering.catalogue import LOWERINGS
-from onnx_igpc.model_io import OpenModel
 from tests.helpers import random_feeds, run, runs_listed_weights
 from tests.lowering_cases import lowered, network, possible, rewritten_as, sites_of
 

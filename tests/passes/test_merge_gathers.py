@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import MergeGathers, PassResult, RemoveDead
 from tests.helpers import GraphBuilder, WeightForm, random_feeds, run, tensor_named
 from tests.passes.graphs import copy_of

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import PassResult, RemoveDead
 from tests.helpers import GraphBuilder
 from tests.passes.graphs import copy_of

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.report import Permutation, RewriteReport, read_digest, write_digest
 from onnx_igpc.torch_bridge.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.distributed import World

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from onnx_igpc.errors import DataError, UsageError
-from onnx_igpc.feeds import InputSpec, model_inputs
+from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.inputs import open_data
 from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.torch_bridge.augment import (

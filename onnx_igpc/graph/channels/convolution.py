@@ -15,7 +15,7 @@ from onnx_igpc.graph.channels.region import (
     NodeChange,
     label,
 )
-from onnx_igpc.graph_view import NodeRef
+from onnx_igpc.graph.view import NodeRef
 from onnx_igpc.layout.permutations import Order, block_order, is_identity, spread_order
 
 

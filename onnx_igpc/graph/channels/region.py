@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.graph_view import ConstantRef, GraphView, NodeRef
-from onnx_igpc.graph_walk import Scope
+from onnx_igpc.graph.traversal import Scope
+from onnx_igpc.graph.view import ConstantRef, GraphView, NodeRef
 from onnx_igpc.layout.permutations import Order
 
 

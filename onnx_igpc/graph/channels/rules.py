@@ -22,8 +22,8 @@ from onnx_igpc.graph.channels.region import (
     label,
 )
 from onnx_igpc.graph.channels.spatial import pads_channels, reduces_channels, resizes_channels
-from onnx_igpc.graph_view import NodeRef
-from onnx_igpc.graph_walk import opset_version
+from onnx_igpc.graph.traversal import opset_version
+from onnx_igpc.graph.view import NodeRef
 from onnx_igpc.layout.permutations import Order, invert_permutation, is_identity
 
 _UNARY = (

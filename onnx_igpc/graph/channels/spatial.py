@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_igpc.graph.channels.region import ChannelRegion
-from onnx_igpc.graph_view import NodeRef
+from onnx_igpc.graph.view import NodeRef
 
 _UNKNOWN = "has sizes that are computed at run time"
 _CHANNELS = 1

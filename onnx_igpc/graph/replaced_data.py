@@ -6,8 +6,8 @@ import itertools
 from pathlib import Path
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.external_data import MAX_MESSAGE_BYTES, external_locations
-from onnx_igpc.model_reading import parse_model
+from onnx_igpc.graph.external_data import MAX_MESSAGE_BYTES, external_locations
+from onnx_igpc.graph.parsing import parse_model
 
 # A folder with more files than this is not searched for other models that use the old data.
 _MAX_SIBLINGS = 1000

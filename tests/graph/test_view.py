@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_igpc.graph_view import ConstantRef, GraphView, NodeRef
-from onnx_igpc.graph_walk import all_names, live_nodes, opset_version, scopes, tensors
-from onnx_igpc.model_io import OpenModel, open_model
+from onnx_igpc.graph.model import OpenModel, open_model
+from onnx_igpc.graph.traversal import all_names, live_nodes, opset_version, scopes, tensors
+from onnx_igpc.graph.view import ConstantRef, GraphView, NodeRef
 from tests.helpers import GraphBuilder, pointwise_model
 from tests.rich_model import rich_model
 

@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.graph_walk import tensors
+from onnx_igpc.graph.traversal import tensors
 
 # Names the file of newly made tensors of a model that has not been written yet. A NUL cannot be
 # part of a file's name, so that no model can refer to it.

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_igpc.edit import GraphEdit, Names, SubgraphBuilder
-from onnx_igpc.graph_view import GraphView
-from onnx_igpc.graph_walk import scopes
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.edit import GraphEdit, Names, SubgraphBuilder
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import scopes
+from onnx_igpc.graph.view import GraphView
 from tests.helpers import GraphBuilder, node_named, pointwise_model, tensor_named
 
 

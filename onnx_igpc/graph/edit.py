@@ -1,6 +1,6 @@
 """Editing a ModelProto in place: nodes replaced, constants added, names kept unique.
 
-Edits are collected while a :class:`~onnx_igpc.graph_view.GraphView` is in use and applied at the
+Edits are collected while a :class:`~onnx_igpc.graph.view.GraphView` is in use and applied at the
 end, each list of nodes being written once. Nodes that no edit names are not touched.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.graph_view import NodeRef, graphsurgeon_quiet
-from onnx_igpc.graph_walk import NodeHolder, all_names, opset_version, subgraphs
-from onnx_igpc.model_io import OpenModel
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import NodeHolder, all_names, opset_version, subgraphs
+from onnx_igpc.graph.view import NodeRef, graphsurgeon_quiet
 
 # From this version on, an initializer need not be an input of the graph.
 _IR_WITH_FREE_INITIALIZERS = 4

@@ -12,12 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_igpc import model_io
-from onnx_igpc.cost import count
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.graph_view import GraphView
-from onnx_igpc.graph_walk import tensors
-from onnx_igpc.model_io import OpenModel, load_model, open_model, save_model
+from onnx_igpc.graph import model as model_io
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.model import OpenModel, load_model, open_model, save_model
+from onnx_igpc.graph.traversal import tensors
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.sites import find_sites
 from tests.helpers import pointwise_model, run
 from tests.rich_model import rich_model, set_fields

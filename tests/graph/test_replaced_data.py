@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from onnx_igpc import replaced_data
-from onnx_igpc.replaced_data import used_by_others
+from onnx_igpc.graph import replaced_data
+from onnx_igpc.graph.replaced_data import used_by_others
 
 NAMES = {"m.onnx.0123456789abcdef.data", "m.onnx.fedcba9876543210.data"}
 

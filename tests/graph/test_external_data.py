@@ -11,14 +11,14 @@ import pytest
 from onnx import TensorProto
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.external_data import (
+from onnx_igpc.graph.external_data import (
     ExternalData,
     content_name,
     expected_bytes,
     is_external,
     set_location,
 )
-from onnx_igpc.model_io import load_model, open_model
+from onnx_igpc.graph.model import load_model, open_model
 from tests.helpers import pointwise_model
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)

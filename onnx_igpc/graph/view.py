@@ -20,9 +20,9 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.graph_walk import NodeHolder, Scope, function_path, opset_version, subgraph_path
-from onnx_igpc.model_io import OpenModel
-from onnx_igpc.operator_inference import EVALUATION_ERRORS
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.operator_inference import EVALUATION_ERRORS
+from onnx_igpc.graph.traversal import NodeHolder, Scope, function_path, opset_version, subgraph_path
 
 # The most elements of a constant that is computed rather than stored: 1 GiB of float32.
 _MAX_CONSTANT = 2**28

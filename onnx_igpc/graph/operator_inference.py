@@ -13,7 +13,7 @@ import onnx
 from onnx import TypeProto, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from onnx_igpc.shape_values import MAX_KNOWN_ELEMENTS, Value, tensor_type
+from onnx_igpc.graph.shape_values import MAX_KNOWN_ELEMENTS, Value, tensor_type
 
 # What an operator may raise for inputs or attributes that it cannot take.
 EVALUATION_ERRORS = (

@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_igpc.cost import FIXED_TENSORS_KEY, count
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.model_io import open_model
+from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, count
+from onnx_igpc.graph.model import open_model
 from sample_models import build
 from tests.helpers import GraphBuilder, WeightForm, pointwise_model
 
@@ -457,7 +457,7 @@ def test_the_model_is_not_changed() -> None:
 
 def test_counting_needs_neither_onnxruntime_nor_torch_nor_click() -> None:
     program = (
-        "import sys; import onnx_igpc.cost; "
+        "import sys; import onnx_igpc.graph.cost; "
         "print([m for m in ('onnxruntime', 'torch', 'click') if m in sys.modules])"
     )
     done = subprocess.run(

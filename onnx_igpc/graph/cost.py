@@ -25,9 +25,9 @@ import onnx
 from onnx import TensorProto
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.model_io import OpenModel
-from onnx_igpc.shape_values import Root, Value
-from onnx_igpc.shapes import ShapeTracer, Trace, TracedNode
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.shape_inference import ShapeTracer, Trace, TracedNode
+from onnx_igpc.graph.shape_values import Root, Value
 
 FIXED_TENSORS_KEY = "onnx_igpc.fixed_tensors"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import filecmp
 import functools
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from onnx_igpc.atomic_files import (
     write_atomically,
 )
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.external_data import (
+from onnx_igpc.graph.external_data import (
     MAX_INLINE_BYTES,
     MIN_EXTERNAL_BYTES,
     ExternalData,
@@ -39,9 +39,17 @@ from onnx_igpc.external_data import (
     is_external,
     set_location,
 )
-from onnx_igpc.graph_walk import tensors
-from onnx_igpc.model_reading import check_message, parse_model
-from onnx_igpc.replaced_data import own_data_of, used_by_others
+from onnx_igpc.graph.parsing import check_message, parse_model
+from onnx_igpc.graph.replaced_data import own_data_of, used_by_others
+from onnx_igpc.graph.traversal import tensors
+
+
+def snapshot(model: OpenModel) -> OpenModel:
+    """The model as it is now; external data is not copied."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    return replace(model, proto=proto)
+
 
 __all__ = [
     "OpenModel",

@@ -15,19 +15,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, TypeProto, helper, numpy_helper
 
-from onnx_igpc.external_data import is_external
-from onnx_igpc.feeds import InputSpec, resolve_shapes
-from onnx_igpc.graph_walk import (
-    NodeHolder,
-    bind_attributes,
-    function_path,
-    live_nodes,
-    subgraph_path,
-    subgraphs,
-)
-from onnx_igpc.model_io import OpenModel
-from onnx_igpc.operator_inference import OperatorInference
-from onnx_igpc.shape_values import (
+from onnx_igpc.graph.external_data import is_external
+from onnx_igpc.graph.inputs import InputSpec, resolve_shapes
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.operator_inference import OperatorInference
+from onnx_igpc.graph.shape_values import (
     MAX_KNOWN_ELEMENTS,
     UNKNOWN,
     Root,
@@ -37,6 +29,14 @@ from onnx_igpc.shape_values import (
     tensor_type,
     with_first,
     without_first,
+)
+from onnx_igpc.graph.traversal import (
+    NodeHolder,
+    bind_attributes,
+    function_path,
+    live_nodes,
+    subgraph_path,
+    subgraphs,
 )
 
 

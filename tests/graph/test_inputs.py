@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.feeds import (
+from onnx_igpc.graph.inputs import (
     InputSpec,
     model_inputs,
     parse_shape,

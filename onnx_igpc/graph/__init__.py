@@ -1,0 +1,1 @@
+"""The ModelProto, read, looked at, edited, counted and checked."""
