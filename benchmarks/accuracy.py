@@ -29,6 +29,7 @@ import onnx_igpc
 from onnx_igpc.calibration import collect_moments
 from onnx_igpc.calibration_run import CalibrationRun
 from onnx_igpc.cli_support import preprocessing_options, read_preprocessing
+from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.family import best_within, candidate_layouts
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import open_model, save_model
@@ -38,7 +39,6 @@ from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import GroupPointwise, RemoveDead
 from onnx_igpc.passes.fold_batch_norm import following_batch_norm
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport, write_digest
 from onnx_igpc.sites import PointwiseSite, find_sites
 from onnx_igpc.summary import site_reports

@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 
 from benchmarks.client_runners import Feeds, save_feeds
-from onnx_igpc.graph.inputs import random_inputs, session_inputs
-from onnx_igpc.inputs import open_data
-from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.random_inputs import random_inputs
+from onnx_igpc.data.sources import open_data
+from onnx_igpc.graph.inputs import session_inputs
 from onnx_igpc.runtime import make_session, run_session
 
 BATCHES = 8

@@ -39,9 +39,9 @@ from onnx_igpc.cli_support import (
     read_preprocessing,
     recorded_preprocessing,
 )
+from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import IgpcError, ModelError
 from onnx_igpc.graph.inputs import session_inputs
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.runtime import make_session, run_session
 
 CLIENTS = (*RUNTIMES, *TOOLS)

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 import onnx_igpc
+from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.fitting.fit import random_weights
 from onnx_igpc.graph.cost import count
-from onnx_igpc.graph.inputs import InputSpec, model_inputs, random_inputs
+from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.graph.model import open_model, save_model
 from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout

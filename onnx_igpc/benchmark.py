@@ -14,10 +14,11 @@ import numpy as np
 
 from onnx_igpc.bandwidth import Bandwidth, measure_bandwidth
 from onnx_igpc.contenders import Contender, ModelFacts, batched, natural_batch
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.random_inputs import random_inputs
+from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import UsageError
-from onnx_igpc.graph.inputs import Shapes, random_inputs, session_inputs
-from onnx_igpc.inputs import open_data
-from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.graph.inputs import Shapes, session_inputs
 from onnx_igpc.profile import ExecutionProfile
 from onnx_igpc.racing import Interval, race, speedup
 from onnx_igpc.runners import timed_run

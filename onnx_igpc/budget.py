@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnx_igpc.batches import Data
 from onnx_igpc.calibration import collect_moments, untapped_reason
+from onnx_igpc.data.batches import Data
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.family import SIZES, candidate_layouts
 from onnx_igpc.family import Candidate as FittedLayout

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import onnx
 
-from onnx_igpc.batches import Batch, Data
+from onnx_igpc.data.batches import Batch, Data
 from onnx_igpc.errors import DataError
 from onnx_igpc.fitting.moments import Moments, MomentsAccumulator
 from onnx_igpc.graph.model import OpenModel

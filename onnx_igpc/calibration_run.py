@@ -7,19 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx_igpc.batches import Data
 from onnx_igpc.budget import learned_layouts, plan_budget
 from onnx_igpc.damage import measure_damage
+from onnx_igpc.data.batches import Data
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.sources import open_data
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.inputs import open_data
 from onnx_igpc.lowering.latency import LatencyBudget
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.passes.base import PassResult
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport
 from onnx_igpc.session_source import AnyModel
 from onnx_igpc.site_calibrator import SiteCalibrator

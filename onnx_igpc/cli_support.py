@@ -19,7 +19,7 @@ from onnx_igpc.errors import IgpcError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnx_igpc.preprocessing import Preprocessing
+    from onnx_igpc.data.preprocessing import Preprocessing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 # The longest message; a hostile model's names can be of any length.
@@ -141,7 +141,7 @@ def read_preprocessing(values: dict[str, Any]) -> Preprocessing | None:
     Raises:
         UsageError: a file that is not JSON, or values that cannot be used.
     """
-    from onnx_igpc.preprocessing import Preprocessing
+    from onnx_igpc.data.preprocessing import Preprocessing
 
     file = values.pop("preprocess")
     names = ("resize", "crop", "scale", "mean", "std", "layout", "color")
@@ -168,8 +168,8 @@ def recorded_preprocessing(model: Path, data: Path) -> Preprocessing | None:
     Raises:
         ModelError: the model cannot be read.
     """
+    from onnx_igpc.data.preprocessing import Preprocessing
     from onnx_igpc.graph.model import open_model
-    from onnx_igpc.preprocessing import Preprocessing
     from onnx_igpc.report import read_digest
 
     files = data.iterdir() if data.is_dir() else [data]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_igpc.batches import Batch, Data
+from onnx_igpc.data.batches import Batch, Data
 from onnx_igpc.differences import (
     ClassifierAccumulator,
     DifferenceAccumulator,

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError, UsageError
 from onnx_igpc.footprint import Footprint, measure
 from onnx_igpc.graph.external_data import is_external
-from onnx_igpc.graph.inputs import Shapes, random_inputs, resolve_shapes, session_inputs
+from onnx_igpc.graph.inputs import Shapes, resolve_shapes, session_inputs
 from onnx_igpc.graph.model import OpenModel, open_model
 from onnx_igpc.graph.traversal import tensors
 from onnx_igpc.profile import ExecutionProfile, NodeRun, misplaced_message, read_profile

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from onnx_igpc.batches import Batch, Data
-from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.data.batches import Batch, Data
+from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.session_source import AnyModel
 from onnx_igpc.verify import verify
 

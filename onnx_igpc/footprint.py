@@ -68,7 +68,8 @@ def measure(
 
 
 def _run(request: dict[str, Any]) -> Footprint:
-    from onnx_igpc.graph.inputs import random_inputs, session_inputs
+    from onnx_igpc.data.random_inputs import random_inputs
+    from onnx_igpc.graph.inputs import session_inputs
     from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
 
     import_onnxruntime()

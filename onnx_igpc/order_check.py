@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError
-from onnx_igpc.graph.inputs import random_inputs, session_inputs
+from onnx_igpc.graph.inputs import session_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
 

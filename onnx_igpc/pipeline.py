@@ -9,9 +9,10 @@ from pathlib import Path
 
 import onnx
 
-from onnx_igpc.batches import Data
 from onnx_igpc.calibration_run import DEFAULT_SAMPLES, CalibrationRun
 from onnx_igpc.checks import check_sites
+from onnx_igpc.data.batches import Data
+from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import count
@@ -31,7 +32,6 @@ from onnx_igpc.passes import (
 from onnx_igpc.passes.group_pointwise import Form, Planner, SiteRewrite, Weigher
 from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.plugins import PluginPass, load_plugins, run_plugin
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport, read_digest, refuse_lowered, write_digest
 from onnx_igpc.result import CompressResult, open_copy
 from onnx_igpc.selection import Target
@@ -92,7 +92,7 @@ def compress(
         exclude: no site whose name matches one of these globs.
         include_heads: rewrite heads too: convolutions that make a model output.
         calibration: unlabelled data to fit the weights to, and to measure the damage on: a folder of
-            images, tar shards, arrays (see :func:`~onnx_igpc.inputs.open_data`), or opened data.
+            images, tar shards, arrays (see :func:`~onnx_igpc.data.sources.open_data`), or opened data.
         preprocessing: how images become inputs of the model.
         samples: at most so many of a data source that is not opened already.
         sequential: fit each site on what the rewritten sites before it make of the data, towards what

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_igpc.activation_store import MEMORY_BYTES, ActivationStore
-from onnx_igpc.batches import Data
 from onnx_igpc.calibration import feed_rows, no_samples, untapped_reason
+from onnx_igpc.data.batches import Data
 from onnx_igpc.errors import DataError, ModelError
 from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
 from onnx_igpc.graph.inputs import model_inputs

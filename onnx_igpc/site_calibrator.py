@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from onnx_igpc.batches import Data
 from onnx_igpc.calibration import collect_moments, untapped_reason
+from onnx_igpc.data.batches import Data
 from onnx_igpc.fitting.calibrated import corrected_bias, fit_calibrated
 from onnx_igpc.fitting.fit import fit_layout
 from onnx_igpc.fitting.moments import Moments, SiteStatistics

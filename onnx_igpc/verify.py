@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx_igpc.batches import Data, random_data
 from onnx_igpc.comparison import Comparison
+from onnx_igpc.data.batches import Data, random_data
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.sources import open_data
 from onnx_igpc.differences import ClassifierResult, OutputDifference
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.graph.inputs import InputSpec, Shapes, session_inputs, session_outputs
 from onnx_igpc.graph.model import OpenModel, open_model
-from onnx_igpc.inputs import open_data
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.profile import ExecutionProfile, misplaced_message
 from onnx_igpc.runtime import Session, make_session, provider_label, provider_name
 from onnx_igpc.session_source import AnyModel

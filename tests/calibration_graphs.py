@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_igpc.batches import Batch, BatchedData, Data, Sample
+from onnx_igpc.data.batches import Batch, BatchedData, Data, Sample
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.sources import open_data
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.inputs import open_data
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.sites import PointwiseSite, SiteFilter, find_sites
 from tests.helpers import GraphBuilder
 

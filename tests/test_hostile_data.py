@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError
 from onnx_igpc.graph.inputs import model_inputs
-from onnx_igpc.inputs import open_data
 from tests.helpers import pointwise_model
 from tests.hostile_data import (
     CHANNELS,

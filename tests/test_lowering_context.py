@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_igpc.graph.inputs import random_inputs, session_inputs
+from onnx_igpc.data.random_inputs import random_inputs
+from onnx_igpc.graph.inputs import session_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import applicable, fold_batch_norms, site_opset
 from onnx_igpc.lowering.choose import contenders_of, surroundings_of

@@ -7,7 +7,7 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from onnx_igpc import compress
-from onnx_igpc.batches import Data, random_data
+from onnx_igpc.data.batches import Data, random_data
 from onnx_igpc.errors import CheckFailedError, DataError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_igpc.batches import random_data
+from onnx_igpc.data.batches import random_data
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView

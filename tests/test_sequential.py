@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc import compress
-from onnx_igpc.batches import random_data
+from onnx_igpc.data.batches import random_data
 from onnx_igpc.errors import DataError
 from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
 from onnx_igpc.graph.inputs import model_inputs

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from onnx_igpc import comparison
+from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.profile import ExecutionProfile, NodeRun
 from onnx_igpc.runtime import PROVIDERS
 from onnx_igpc.verify import verify

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import DataError
 from onnx_igpc.graph.inputs import InputSpec
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.torch_bridge.augment import Augmentation
 from onnx_igpc.torch_bridge.data import open_training_data
 

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import UsageError
-from onnx_igpc.graph.inputs import Shapes, model_inputs, random_inputs, session_inputs
+from onnx_igpc.graph.inputs import Shapes, model_inputs, session_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
 from onnx_igpc.racing import race

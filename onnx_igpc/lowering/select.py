@@ -9,8 +9,9 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.graph.inputs import model_inputs, random_inputs
+from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
 from onnx_igpc.lowering.choose import (

@@ -1,6 +1,6 @@
 """Training data: the sources that calibration takes, read in any order.
 
-What :func:`onnx_igpc.inputs.open_data` streams, :func:`open_training_data` gives sample by sample, with
+What :func:`onnx_igpc.data.sources.open_data` streams, :func:`open_training_data` gives sample by sample, with
 the same rules for labels, preprocessing and what fits the model. An .npz is held in memory, an .npy
 is mapped, images are decoded when they are asked for, in worker processes if so wished. Samples of
 tar shards are read from where they lie in the archive.
@@ -17,17 +17,17 @@ from typing import Protocol
 
 import numpy as np
 
-from onnx_igpc.array_sources import ArrayFile
-from onnx_igpc.errors import DataError, UsageError
-from onnx_igpc.graph.inputs import InputSpec
-from onnx_igpc.image_sources import (
+from onnx_igpc.data.arrays import ArrayFile
+from onnx_igpc.data.images import (
     IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
     TAR_SUFFIXES,
     ImageFolder,
     ImageTar,
 )
-from onnx_igpc.preprocessing import CorruptImageError, Preprocessing
+from onnx_igpc.data.preprocessing import CorruptImageError, Preprocessing
+from onnx_igpc.errors import DataError, UsageError
+from onnx_igpc.graph.inputs import InputSpec
 from onnx_igpc.torch_bridge.augment import Augmentation, Draw, cut, flip_and_shift
 
 _NCHW_AXES, _NHWC_AXES = (1, 2), (0, 1)
@@ -158,7 +158,7 @@ def open_training_data(
 ) -> TrainingData:
     """Images or arrays for the inputs of a model, to be read in any order.
 
-    path: what :func:`onnx_igpc.inputs.open_data` takes, except compressed archives: a folder of images
+    path: what :func:`onnx_igpc.data.sources.open_data` takes, except compressed archives: a folder of images
     (class folders give labels), .tar shards (WebDataset: ``key.cls`` beside ``key.jpg``) or a folder of
     them, .npz or .npy or a folder of them; ``images.tar/train`` is a folder inside an archive.
     preprocessing: for images; arrays are fed as they are.

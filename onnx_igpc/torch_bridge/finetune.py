@@ -10,10 +10,10 @@ from typing import Any
 import onnx
 import torch
 
+from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.checks import load_checked
 from onnx_igpc.graph.model import PathLike, refuse_same_file
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.report import RewriteReport, read_digest
 from onnx_igpc.torch_bridge.checkpoint import RunState, checkpoint_path, load_checkpoint
 from onnx_igpc.torch_bridge.distributed import World, join

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 
 from onnx_igpc.damage import measure_damage
+from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
-from onnx_igpc.inputs import open_data
 from onnx_igpc.passes import FoldBatchNorm, RemoveDead
 from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.report import RewriteReport, write_digest

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from onnx_igpc.data.preprocessing import CorruptImageError
+from onnx_igpc.data.sources import MAX_CORRUPT
 from onnx_igpc.errors import DataError, IgpcError
-from onnx_igpc.inputs import MAX_CORRUPT
-from onnx_igpc.preprocessing import CorruptImageError
 from onnx_igpc.torch_bridge.augment import Augmentation, Draw, EpochDraws
 from onnx_igpc.torch_bridge.data import TrainingData
 

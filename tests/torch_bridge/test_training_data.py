@@ -11,10 +11,10 @@ import onnx
 import pytest
 from PIL import Image
 
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
-from onnx_igpc.inputs import open_data
-from onnx_igpc.preprocessing import Preprocessing
 from onnx_igpc.torch_bridge.augment import (
     Augmentation,
     Draw,

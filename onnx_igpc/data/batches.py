@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import UsageError
-from onnx_igpc.graph.inputs import InputSpec, Shapes, random_inputs, resolve_shapes
-from onnx_igpc.preprocessing import Preprocessing
+from onnx_igpc.graph.inputs import InputSpec, Shapes, resolve_shapes
 
 Sample = tuple[dict[str, np.ndarray], int | None]
 

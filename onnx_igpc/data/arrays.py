@@ -21,8 +21,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from onnx_igpc.data.random_inputs import physical_memory
 from onnx_igpc.errors import DataError
-from onnx_igpc.graph.inputs import InputSpec, physical_memory
+from onnx_igpc.graph.inputs import InputSpec
 
 LABELS = "labels"
 # What zip and NumPy raise for archives that are damaged, encrypted, or of a kind they do not know.

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from onnx_igpc.data.preprocessing import CorruptImageError, Preprocessing
 from onnx_igpc.errors import DataError, MissingExtraError, UsageError
 from onnx_igpc.graph.inputs import InputSpec
-from onnx_igpc.preprocessing import CorruptImageError, Preprocessing
 
 F32 = np.dtype(np.float32)
 

@@ -13,18 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from onnx_igpc.array_sources import ArrayFile
-from onnx_igpc.batches import BatchedData, Data, Sample
+from onnx_igpc.data.arrays import ArrayFile
+from onnx_igpc.data.batches import BatchedData, Data, Sample
+from onnx_igpc.data.images import IMAGE_SUFFIXES, TAR_SUFFIXES, ImageFolder, ImageTar, spread
+from onnx_igpc.data.preprocessing import CorruptImageError, Preprocessing
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec
-from onnx_igpc.image_sources import (
-    IMAGE_SUFFIXES,
-    TAR_SUFFIXES,
-    ImageFolder,
-    ImageTar,
-    spread,
-)
-from onnx_igpc.preprocessing import CorruptImageError, Preprocessing
 
 MAX_CORRUPT = 0.01
 """Share of a source's images that may be unreadable before it is refused."""

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from onnx_igpc.batches import Data, random_data
+from onnx_igpc.data.batches import Data, random_data
+from onnx_igpc.data.images import labelled_by_folder, spread
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec
-from onnx_igpc.image_sources import labelled_by_folder, spread
-from onnx_igpc.inputs import open_data
-from onnx_igpc.preprocessing import Preprocessing
 
 F32 = np.dtype(np.float32)
 SPEC = InputSpec("x", F32, ("n", 3, 4, 4))
