@@ -12,8 +12,7 @@ from benchmarks.client_runners import Feeds, save_feeds
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.data.sources import open_data
-from onnx_igpc.graph.inputs import session_inputs
-from onnx_igpc.runtime import make_session, run_session
+from onnx_igpc.runtime.session import make_session, run_session, session_inputs
 
 BATCHES = 8
 """The first is compared; quantization calibrates on all of them."""

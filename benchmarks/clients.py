@@ -41,8 +41,7 @@ from onnx_igpc.cli_support import (
 )
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import IgpcError, ModelError
-from onnx_igpc.graph.inputs import session_inputs
-from onnx_igpc.runtime import make_session, run_session
+from onnx_igpc.runtime.session import make_session, run_session, session_inputs
 
 CLIENTS = (*RUNTIMES, *TOOLS)
 LOSSY = ("fp16", "quantize_dynamic", "quantize_static")

@@ -34,7 +34,7 @@ import onnx_igpc.torch_bridge.finetune
 import onnx_igpc.torch_bridge.state_files
 from onnx_igpc import compress
 from onnx_igpc.cli import main as onnx_igpc_command
-from onnx_igpc.runtime import import_onnxruntime
+from onnx_igpc.runtime.session import import_onnxruntime
 from tests.helpers import pointwise_model
 from tests.hostile import complaint, hostile_models
 from tests.hostile_data import hostile_arrays, hostile_images

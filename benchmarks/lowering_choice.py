@@ -18,7 +18,7 @@ import click
 
 import onnx_igpc
 from onnx_igpc.errors import IgpcError
-from onnx_igpc.lowering.race import Setting
+from onnx_igpc.runtime.setting import Setting
 
 
 def measured(model: Path, ch: int, setting: Setting, cache: Path | bool) -> dict[str, Any]:

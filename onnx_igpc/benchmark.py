@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from onnx_igpc.bandwidth import Bandwidth, measure_bandwidth
 from onnx_igpc.contenders import Contender, ModelFacts, batched, natural_batch
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import UsageError
-from onnx_igpc.graph.inputs import Shapes, session_inputs
-from onnx_igpc.profile import ExecutionProfile
-from onnx_igpc.racing import Interval, race, speedup
-from onnx_igpc.runners import timed_run
-from onnx_igpc.runtime import (
+from onnx_igpc.graph.inputs import Shapes
+from onnx_igpc.runtime.bandwidth import Bandwidth, measure_bandwidth
+from onnx_igpc.runtime.profile import ExecutionProfile
+from onnx_igpc.runtime.racing import Interval, race, speedup, timed_run
+from onnx_igpc.runtime.session import (
     Session,
     import_onnxruntime,
     make_session,
     provider_label,
     provider_name,
+    session_inputs,
 )
 from onnx_igpc.speed_limit import SpeedLimit, site_work, speed_limit
 

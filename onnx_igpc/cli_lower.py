@@ -64,7 +64,7 @@ def read_setting(values: dict[str, Any]) -> dict[str, Any]:
         UsageError: a value that cannot be used.
     """
     from onnx_igpc.graph.inputs import parse_shapes
-    from onnx_igpc.lowering.race import Setting
+    from onnx_igpc.runtime.setting import Setting
 
     folder, without = values.pop("cache_folder"), values.pop("no_cache")
     if folder is not None and without:

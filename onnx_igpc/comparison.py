@@ -13,8 +13,8 @@ from onnx_igpc.differences import (
 )
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.metrics import Metric
-from onnx_igpc.profile import ExecutionProfile, read_profile
-from onnx_igpc.runtime import Session, run_session
+from onnx_igpc.runtime.profile import ExecutionProfile, read_profile
+from onnx_igpc.runtime.session import Session, run_session
 
 
 class Comparison:

@@ -12,16 +12,22 @@ import onnx
 
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError, UsageError
-from onnx_igpc.footprint import Footprint, measure
 from onnx_igpc.graph.external_data import is_external
-from onnx_igpc.graph.inputs import Shapes, resolve_shapes, session_inputs
+from onnx_igpc.graph.inputs import Shapes, resolve_shapes
 from onnx_igpc.graph.model import OpenModel, open_model
 from onnx_igpc.graph.traversal import tensors
-from onnx_igpc.profile import ExecutionProfile, NodeRun, misplaced_message, read_profile
-from onnx_igpc.racing import race
 from onnx_igpc.report import RewriteReport, read_digest
-from onnx_igpc.runners import timed_run
-from onnx_igpc.runtime import Session, make_session, provider_label, provider_name, run_session
+from onnx_igpc.runtime.footprint import Footprint, measure
+from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun, misplaced_message, read_profile
+from onnx_igpc.runtime.racing import race, timed_run
+from onnx_igpc.runtime.session import (
+    Session,
+    make_session,
+    provider_label,
+    provider_name,
+    run_session,
+    session_inputs,
+)
 
 _PROFILED_RUNS = 6
 _CONSTANT_ROUNDS = 8

@@ -12,9 +12,9 @@ from rich.table import Table
 from onnx_igpc.render import exact
 
 if TYPE_CHECKING:
-    from onnx_igpc.bandwidth import Bandwidth
     from onnx_igpc.benchmark import BenchmarkReport, Race, Timing
     from onnx_igpc.contenders import ModelFacts
+    from onnx_igpc.runtime.bandwidth import Bandwidth
 
 _SLOWEST = 10
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_igpc.bandwidth import Bandwidth
-from onnx_igpc.profile import ExecutionProfile, NodeRun
 from onnx_igpc.report import RewriteReport, SiteReport
+from onnx_igpc.runtime.bandwidth import Bandwidth
+from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,18 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.differences import ClassifierResult, OutputDifference
 from onnx_igpc.errors import DataError, ModelError, UsageError
-from onnx_igpc.graph.inputs import InputSpec, Shapes, session_inputs, session_outputs
+from onnx_igpc.graph.inputs import InputSpec, Shapes
 from onnx_igpc.graph.model import OpenModel, open_model
-from onnx_igpc.profile import ExecutionProfile, misplaced_message
-from onnx_igpc.runtime import Session, make_session, provider_label, provider_name
-from onnx_igpc.session_source import AnyModel
+from onnx_igpc.runtime.profile import ExecutionProfile, misplaced_message
+from onnx_igpc.runtime.session import (
+    Session,
+    make_session,
+    provider_label,
+    provider_name,
+    session_inputs,
+    session_outputs,
+)
+from onnx_igpc.runtime.session_source import AnyModel
 
 RANDOM_SAMPLES = 8
 """Random inputs that are compared where there is no data."""

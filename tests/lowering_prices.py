@@ -11,7 +11,7 @@ import pytest
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering import choose, latency, select
 from onnx_igpc.lowering.cache import RaceCache
-from onnx_igpc.lowering.race import Setting
+from onnx_igpc.runtime.setting import Setting
 
 Price = Callable[[onnx.ModelProto], float]
 

@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import onnx_igpc
-from onnx_igpc import contenders, runners
+from onnx_igpc import contenders
 from onnx_igpc.benchmark import benchmark
 from onnx_igpc.cli import main
 from onnx_igpc.errors import CheckFailedError, ModelError, UsageError
-from onnx_igpc.footprint import measure, peak_memory
-from onnx_igpc.profile import ExecutionProfile, NodeRun
-from onnx_igpc.racing import MAX_RUNS_A_TURN, MIN_TURN_SECONDS, race, speedup
-from onnx_igpc.runtime import PROVIDERS
+from onnx_igpc.runtime import racing as runners
+from onnx_igpc.runtime.footprint import measure, peak_memory
+from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
+from onnx_igpc.runtime.racing import MAX_RUNS_A_TURN, MIN_TURN_SECONDS, race, speedup
+from onnx_igpc.runtime.session import PROVIDERS
 from tests import runtime_graphs as graphs
 from tests.helpers import pointwise_model
 
@@ -158,7 +159,7 @@ def test_data_feeds_the_race(tmp_path: Path) -> None:
 
 def test_io_binding_computes_what_a_plain_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU inputs and outputs are bound; the same calls work on the CPU."""
-    from onnx_igpc.runtime import make_session
+    from onnx_igpc.runtime.session import make_session
 
     session = make_session(graphs.classifier())
     bound = []

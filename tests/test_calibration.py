@@ -35,7 +35,7 @@ def _expected(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tensor(model: onnx.ModelProto, name: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    from onnx_igpc.runtime import make_session, run_session
+    from onnx_igpc.runtime.session import make_session, run_session
 
     return run_session(make_session(model, extra_outputs=[name]), feeds, [name])[name]
 

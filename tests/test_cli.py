@@ -280,7 +280,7 @@ class TestBadInput:
 
 
 def test_compressed_model_runs_on_any_batch(small: Path) -> None:
-    from onnx_igpc.runtime import make_session, run_session
+    from onnx_igpc.runtime.session import make_session, run_session
 
     session = make_session(small)
     name = session.get_inputs()[0].name

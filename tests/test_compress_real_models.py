@@ -10,7 +10,7 @@ import pytest
 from onnx_igpc import compress
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model
-from onnx_igpc.runtime import make_session
+from onnx_igpc.runtime.session import make_session
 from tests.untouched import assert_untouched
 
 MODELS = os.environ.get("ONNX_IGPC_MODELS")

@@ -14,8 +14,9 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering import choose, select
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.choose import SiteRace, lowered, race_whole
-from onnx_igpc.lowering.race import Setting, device_name, race_models
-from onnx_igpc.profile import ExecutionProfile, NodeRun
+from onnx_igpc.lowering.race import race_models
+from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
+from onnx_igpc.runtime.setting import Setting, device_name
 from tests.helpers import GraphBuilder
 from tests.lowering_cases import network, rewritten
 from tests.lowering_prices import Prices, by_operator

@@ -15,8 +15,8 @@ from PIL import Image
 from onnx_igpc import comparison
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
-from onnx_igpc.profile import ExecutionProfile, NodeRun
-from onnx_igpc.runtime import PROVIDERS
+from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
+from onnx_igpc.runtime.session import PROVIDERS
 from onnx_igpc.verify import verify
 from tests import runtime_graphs as graphs
 

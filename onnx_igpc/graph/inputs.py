@@ -12,7 +12,7 @@ import onnx
 from onnx_igpc.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from onnx_igpc.runtime import Session
+    pass
 
 
 DEFAULT_SIDE = 224
@@ -56,16 +56,6 @@ class InputSpec:
         """As in ``input float32[batch, 3, 224, 224]``."""
         dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
         return f"{self.name} {self.dtype}[{dims}]"
-
-
-def session_inputs(session: Session) -> list[InputSpec]:
-    """The inputs of a session; initializers that are also listed as inputs are not among them."""
-    return [_spec(arg.name, arg.type, arg.shape) for arg in session.get_inputs()]
-
-
-def session_outputs(session: Session) -> list[InputSpec]:
-    """The outputs of a session, described as inputs are."""
-    return [_spec(arg.name, arg.type, arg.shape) for arg in session.get_outputs()]
 
 
 def model_inputs(model: onnx.ModelProto) -> list[InputSpec]:

@@ -14,13 +14,14 @@ from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
 from onnx_igpc.lowering.choose import DENSE, LITERAL, Progress, lowered, race_whole, uniform
 from onnx_igpc.lowering.latency import LatencyBudget, Trial
-from onnx_igpc.lowering.race import Setting, structure
+from onnx_igpc.lowering.race import structure
 from onnx_igpc.lowering.run import finish, prepare
 from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
 from onnx_igpc.lowering.subgraph import find_subgraphs
 from onnx_igpc.passes.group_pointwise import GroupPointwise
 from onnx_igpc.report import read_digest
 from onnx_igpc.result import CompressResult
+from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites import PointwiseSite
 
 NOT_LOWERED = (

@@ -7,35 +7,22 @@ onnxruntime and the processor. Races of equal keys are run once and kept in a ca
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
-import platform
-import shutil
-import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
 
 from onnx_igpc.data.random_inputs import random_inputs
-from onnx_igpc.errors import UsageError
-from onnx_igpc.graph.inputs import Shapes, model_inputs, session_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
-from onnx_igpc.racing import race
-from onnx_igpc.runners import timed_run
-from onnx_igpc.runtime import (
-    PROVIDERS,
-    import_onnxruntime,
+from onnx_igpc.runtime.racing import race, timed_run
+from onnx_igpc.runtime.session import (
     make_session,
-    provider_label,
-    provider_name,
+    session_inputs,
 )
+from onnx_igpc.runtime.setting import Setting
 
 SITE_ROUNDS = 15
 """Turns of each contender in the race of one site."""
@@ -50,104 +37,6 @@ _MORE = 2
 _SMALL = 64
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Where and how a model will run.
-
-    threads: intra-operator threads, ``None`` for onnxruntime's choice. batch: for inputs whose first
-    dimension is dynamic; where it is fixed, see :meth:`fitted`. shapes: sizes of other dynamic inputs, by name.
-    """
-
-    provider: str = "cpu"
-    threads: int | None = None
-    batch: int = 1
-    shapes: Shapes = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        provider_name(self.provider)
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads must be at least 1, not {self.threads}")
-        if self.batch < 1:
-            raise UsageError(f"batch must be at least 1, not {self.batch}")
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """What is read before and after a run.
-
-        With one thread on the CPU it is the time that the thread had a processor, which other programs
-        do not lengthen; on an idle machine that is the time on the wall.
-        """
-        alone = self.threads == 1 and provider_name(self.provider) == PROVIDERS["cpu"]
-        return time.thread_time if alone else time.perf_counter
-
-    @property
-    def label(self) -> str:
-        """As in ``cpu (1 thread, batch 1)``."""
-        if self.threads is None:
-            threads = "onnxruntime's threads"
-        else:
-            threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{provider_label(provider_name(self.provider))} ({threads}, batch {self.batch})"
-
-    def fitted(self, model: onnx.ModelProto) -> Setting:
-        """The setting with the batch size that the model fixes, if it fixes one.
-
-        Raises:
-            UsageError: another batch size was asked for.
-        """
-        fixed = next((spec.fixed_batch for spec in model_inputs(model)), None)
-        if fixed is None or fixed == self.batch:
-            return self
-        if self.batch != 1:
-            raise UsageError(
-                f"batch {self.batch} was asked for, but the model takes only batches of {fixed}"
-            )
-        return replace(self, batch=fixed)
-
-    def environment(self) -> dict[str, object]:
-        """What decides the times of a given model."""
-        return {
-            "provider": provider_name(self.provider),
-            "threads": self.threads,
-            "onnxruntime": import_onnxruntime("racing lowerings").__version__,
-            "processor": device_name(self.provider),
-        }
-
-
-@functools.cache
-def device_name(provider: str) -> str:
-    """The processor, and for providers on an NVIDIA GPU the GPU, as the system names them."""
-    parts = [platform.machine(), _processor(), f"{os.cpu_count()} processors"]
-    if provider_label(provider_name(provider)) in ("cuda", "tensorrt"):
-        parts.append(_gpu())
-    return ", ".join(part for part in parts if part)
-
-
-def _processor() -> str:
-    """Linux tells the model, stepping and instruction sets, others what platform knows."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    lines = [line.partition(":") for line in text.split("\n\n")[0].splitlines()]
-    first = {name.strip(): value.strip() for name, _, value in lines}
-    flags = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]
-    known = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
-    return " ".join([*(first[key] for key in known if key in first), flags])
-
-
-def _gpu() -> str:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "unknown GPU"
-    asked = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown GPU"
-    return said.stdout.strip().splitlines()[0] if said.stdout.strip() else "unknown GPU"
-
-
 def race_models(
     models: Sequence[OpenModel], setting: Setting, rounds: int, seed: int = 0
 ) -> np.ndarray:
@@ -156,7 +45,7 @@ def race_models(
     All models have the inputs of the first; they are fed the same seeded random numbers.
 
     Raises:
-        UsageError, CheckFailedError: as :func:`onnx_igpc.runtime.make_session`.
+        UsageError, CheckFailedError: as :func:`onnx_igpc.runtime.session.make_session`.
         ModelError: a model that onnxruntime cannot load or run.
     """
     sessions = [make_session(model, setting.provider, threads=setting.threads) for model in models]

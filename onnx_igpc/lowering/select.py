@@ -27,16 +27,17 @@ from onnx_igpc.lowering.choose import (
     race_whole,
     uniform,
 )
-from onnx_igpc.lowering.race import Setting, device_name, structure
-from onnx_igpc.profile import misplaced_message, read_profile
-from onnx_igpc.racing import Interval
-from onnx_igpc.runtime import (
+from onnx_igpc.lowering.race import structure
+from onnx_igpc.runtime.profile import misplaced_message, read_profile
+from onnx_igpc.runtime.racing import Interval
+from onnx_igpc.runtime.session import (
     import_onnxruntime,
     make_session,
     provider_label,
     provider_name,
     run_session,
 )
+from onnx_igpc.runtime.setting import Setting, device_name
 
 IMPROVE_SECONDS = 40.0
 """How long whole models are compared at most."""
@@ -120,7 +121,7 @@ def check_provider_runs(model: OpenModel, setting: Setting) -> str | None:
     Returns what to say where another provider runs a part of the arithmetic.
 
     Raises:
-        CheckFailedError, UsageError: as :func:`onnx_igpc.runtime.make_session`, or the provider ran
+        CheckFailedError, UsageError: as :func:`onnx_igpc.runtime.session.make_session`, or the provider ran
             none of the nodes.
         ModelError: the model cannot be loaded or cannot run at the setting's sizes.
     """

@@ -16,9 +16,8 @@ from onnx_igpc.graph.inputs import (
     parse_shape,
     parse_shapes,
     resolve_shapes,
-    session_inputs,
 )
-from onnx_igpc.runtime import make_session
+from onnx_igpc.runtime.session import make_session, session_inputs
 from tests import runtime_graphs as graphs
 
 FLOAT = np.dtype(np.float32)

@@ -16,9 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnx_igpc.racing import race
-from onnx_igpc.runners import timed_run
-from onnx_igpc.runtime import make_session
+from onnx_igpc.runtime.racing import race, timed_run
+from onnx_igpc.runtime.session import make_session
 
 SIZES = (2**18, 2**20, 2**21, 2**22, 2**24, 2**26)
 """Bytes read and written together in one run."""
@@ -49,7 +48,7 @@ class Bandwidth:
 def measure_bandwidth(provider: str = "cpu", threads: int | None = None) -> Bandwidth:
     """Measure :data:`SIZES` on a provider: medians of interleaved rounds, a second or so in all.
 
-    Raises as :func:`onnx_igpc.runtime.make_session`.
+    Raises as :func:`onnx_igpc.runtime.session.make_session`.
     """
     # A model's nodes follow each other while the threads are awake; here each is a run of its own.
     session = make_session(_relu(), provider, threads=threads, spinning=True)

@@ -8,10 +8,18 @@ round (A B, B A), because the place in a round matters too.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from onnx_igpc.runtime.session import (
+    Session,
+    import_onnxruntime,
+    provider_label,
+    provider_name,
+    run_session,
+)
 
 MIN_TURN_SECONDS = 0.01
 """A turn runs the same thing so often that it takes this long: below, caches decide and timers."""
@@ -78,3 +86,34 @@ def _calls_a_turn(run: Callable[[], object], warmup: int, clock: Callable[[], fl
         run()
     once = (clock() - start) / max(1, warmup)
     return int(min(MAX_RUNS_A_TURN, max(1, np.ceil(MIN_TURN_SECONDS / max(once, 1e-9)))))
+
+
+# Where a provider's tensors live, as onnxruntime calls the device; not listed: in main memory.
+_DEVICE = {"cuda": "cuda", "tensorrt": "cuda"}
+
+
+def timed_run(
+    session: Session, feeds: Mapping[str, np.ndarray], provider: str
+) -> Callable[[], object]:
+    """A function that runs the session once on ``feeds`` (arrays by input name).
+
+    On a GPU inputs are copied there now and outputs are bound to it, so that copies between host and
+    device are not in the time, and a run ends when the outputs are there. The session is run once
+    here, before anything is timed. Raises ModelError where it cannot run.
+    """
+    device = _DEVICE.get(provider_label(provider_name(provider)))
+    run_session(session, feeds)
+    if device is None:
+        return lambda: session.run(None, feeds)
+    binding = session.io_binding()
+    make = import_onnxruntime().OrtValue.ortvalue_from_numpy
+    for name, values in feeds.items():
+        binding.bind_ortvalue_input(name, make(values, device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run

@@ -23,7 +23,7 @@ from typing import Any
 import onnx
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.runtime import provider_label, provider_name
+from onnx_igpc.runtime.session import provider_label, provider_name
 
 COMPUTE_OPERATORS = frozenset(
     {

@@ -13,10 +13,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnx_igpc import runtime, session_source
 from onnx_igpc.errors import CheckFailedError, MissingExtraError, ModelError, UsageError
 from onnx_igpc.graph.model import open_model
-from onnx_igpc.runtime import check_provider, make_session, provider_name, run_session
+from onnx_igpc.runtime import session as runtime
+from onnx_igpc.runtime import session_source
+from onnx_igpc.runtime.session import check_provider, make_session, provider_name, run_session
 from tests import runtime_graphs as graphs
 
 X = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)

@@ -1,7 +1,7 @@
 """What loading a model costs: time and peak memory, each model in a process of its own.
 
 A process that has run one model cannot tell how much memory the next one needs, so
-:func:`measure` starts ``python -m onnx_igpc.footprint`` and reads one line of JSON from it.
+:func:`measure` starts ``python -m onnx_igpc.runtime.footprint`` and reads one line of JSON from it.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def measure(
         "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
     }
     # The child must find this package also where the parent found it on its own path.
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     result = subprocess.run(
-        [sys.executable, "-m", "onnx_igpc.footprint"],
+        [sys.executable, "-m", "onnx_igpc.runtime.footprint"],
         input=json.dumps(request),
         capture_output=True,
         text=True,
@@ -69,8 +69,12 @@ def measure(
 
 def _run(request: dict[str, Any]) -> Footprint:
     from onnx_igpc.data.random_inputs import random_inputs
-    from onnx_igpc.graph.inputs import session_inputs
-    from onnx_igpc.runtime import import_onnxruntime, make_session, run_session
+    from onnx_igpc.runtime.session import (
+        import_onnxruntime,
+        make_session,
+        run_session,
+        session_inputs,
+    )
 
     import_onnxruntime()
     before = peak_memory()

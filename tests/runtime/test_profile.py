@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.profile import ExecutionProfile, NodeRun, misplaced_message, read_profile
-from onnx_igpc.runtime import make_session
+from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun, misplaced_message, read_profile
+from onnx_igpc.runtime.session import make_session
 from tests import runtime_graphs as graphs
 
 

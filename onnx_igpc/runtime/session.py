@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,22 @@ from onnx_igpc.errors import (
     UsageError,
     did_you_mean,
 )
-from onnx_igpc.session_source import AnyModel, session_source
+from onnx_igpc.runtime.session_source import AnyModel, session_source
+
+if TYPE_CHECKING:
+    pass
+from onnx_igpc.graph.inputs import InputSpec, _spec
+
+
+def session_inputs(session: Session) -> list[InputSpec]:
+    """The inputs of a session; initializers that are also listed as inputs are not among them."""
+    return [_spec(arg.name, arg.type, arg.shape) for arg in session.get_inputs()]
+
+
+def session_outputs(session: Session) -> list[InputSpec]:
+    """The outputs of a session, described as inputs are."""
+    return [_spec(arg.name, arg.type, arg.shape) for arg in session.get_outputs()]
+
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",
