@@ -39,7 +39,8 @@ from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import GroupPointwise, RemoveDead
 from onnx_igpc.passes.fold_batch_norm import following_batch_norm
-from onnx_igpc.report import RewriteReport, write_digest
+from onnx_igpc.report.digest import write_digest
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites import PointwiseSite, find_sites
 from onnx_igpc.summary import site_reports
 from onnx_igpc.taps import Tap

@@ -34,7 +34,7 @@ with atheris.instrument_imports(include=["onnx_igpc", "onnx_graphsurgeon"]):
     from onnx_igpc.errors import IgpcError
     from onnx_igpc.graph.model import open_model
     from onnx_igpc.render import show_rewrite
-    from onnx_igpc.report import read_digest
+    from onnx_igpc.report.digest import read_digest
 
 import click
 import onnx

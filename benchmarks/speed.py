@@ -24,10 +24,10 @@ import click
 
 from benchmarks.speed_models import DENSE, ModelFolder, Variant
 from benchmarks.speed_rows import NETWORKS, VARIANTS, Row, gap_table, overview, read_rows, table
-from onnx_igpc.benchmark import BenchmarkReport, Race, benchmark
-from onnx_igpc.contenders import ModelFacts
+from onnx_igpc.benchmark import benchmark
 from onnx_igpc.errors import IgpcError
 from onnx_igpc.graph.model import file_bytes
+from onnx_igpc.report.benchmark import BenchmarkReport, ModelFacts, Race
 
 _FORMS = {"rows": table, "overview": overview, "gaps": gap_table}
 

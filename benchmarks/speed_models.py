@@ -26,7 +26,8 @@ from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import FoldBatchNorm, GroupPointwise, RemoveDead
-from onnx_igpc.report import RewriteReport, write_digest
+from onnx_igpc.report.digest import write_digest
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites import PointwiseSite
 from onnx_igpc.summary import site_reports
 from sample_models import build

@@ -11,11 +11,11 @@ from onnx_igpc._version import __version__
 if TYPE_CHECKING:
     from onnx_igpc.layout.schemes import plan_layout
     from onnx_igpc.pipeline import compress, inspect
-    from onnx_igpc.result import CompressResult
+    from onnx_igpc.report.result import CompressResult
     from onnx_igpc.verify import verify
 
 _HOME = {
-    "CompressResult": "onnx_igpc.result",
+    "CompressResult": "onnx_igpc.report.result",
     "compress": "onnx_igpc.pipeline",
     "inspect": "onnx_igpc.pipeline",
     "plan_layout": "onnx_igpc.layout.schemes",

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from onnx_igpc.contenders import Contender, ModelFacts, batched, natural_batch
+from onnx_igpc.contenders import Contender, batched, natural_batch
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.inputs import Shapes
+from onnx_igpc.report.benchmark import BenchmarkReport, ModelFacts, Race, SpeedLimit, Timing
 from onnx_igpc.runtime.bandwidth import Bandwidth, measure_bandwidth
 from onnx_igpc.runtime.profile import ExecutionProfile
-from onnx_igpc.runtime.racing import Interval, race, speedup, timed_run
+from onnx_igpc.runtime.racing import race, speedup, timed_run
 from onnx_igpc.runtime.session import (
     Session,
     import_onnxruntime,
@@ -29,65 +29,11 @@ from onnx_igpc.runtime.session import (
     provider_name,
     session_inputs,
 )
-from onnx_igpc.speed_limit import SpeedLimit, site_work, speed_limit
+from onnx_igpc.speed_limit import site_work, speed_limit
 
 Feeds = dict[str, np.ndarray]
 
 _LIMIT_RUNS = 20
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One model in one race. Times are milliseconds a run; samples_per_second from the median.
-
-    speedup: over the first model, None for that one. rounds_ms: the time of every round, in order.
-    limit: how much faster a rewritten model could at best be than the first one; None where there is
-    no such limit, and no_limit then says why where the model was rewritten by this tool.
-    """
-
-    path: str
-    median_ms: float
-    quartiles_ms: tuple[float, float]
-    samples_per_second: float
-    speedup: Interval | None
-    rounds_ms: tuple[float, ...] = ()
-    limit: SpeedLimit | None = None
-    no_limit: str | None = None
-
-
-@dataclass(frozen=True)
-class Race:
-    """All models at one batch size and number of threads (None: onnxruntime's choice).
-
-    bandwidth: of this machine with so many threads, where a limit needed it.
-    """
-
-    batch: int
-    threads: int | None
-    timings: tuple[Timing, ...]
-    bandwidth: Bandwidth | None = None
-
-
-@dataclass(frozen=True)
-class BenchmarkReport:
-    """Everything that was measured; :meth:`to_dict` is its JSON form.
-
-    failures: models whose arithmetic another provider ran in part than the one asked for, one line
-    each: their times are not those of that provider.
-    """
-
-    provider: str
-    onnxruntime: str
-    machine: str
-    rounds: int
-    inputs: str
-    models: tuple[ModelFacts, ...]
-    races: tuple[Race, ...]
-    failures: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 def benchmark(

@@ -20,7 +20,7 @@ from onnx_igpc.lowering.latency import LatencyBudget
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.passes.base import PassResult
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
 from onnx_igpc.site_calibrator import SiteCalibrator
 from onnx_igpc.sites import find_sites

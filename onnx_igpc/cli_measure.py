@@ -85,7 +85,7 @@ def verify(
     """
     from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.render import show_verify
-    from onnx_igpc.report_files import compared_report
+    from onnx_igpc.report.files import compared_report
     from onnx_igpc.verify import verify as run
 
     check_report(report_file, original, candidate)
@@ -170,7 +170,7 @@ def benchmark(
     from onnx_igpc.benchmark import benchmark as run
     from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.render_benchmark import show_benchmark
-    from onnx_igpc.report_files import compared_report, subject
+    from onnx_igpc.report.files import compared_report, subject
 
     check_report(report_file, *models)
     check_output(json_file, *models)

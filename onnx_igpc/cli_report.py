@@ -12,7 +12,7 @@ from onnx_igpc.cli_support import check_output, console, write_text
 
 if TYPE_CHECKING:
     from onnx_igpc.graph.model import OpenModel
-    from onnx_igpc.report import RewriteReport
+    from onnx_igpc.report.tree import RewriteReport
 
 _PATH = click.Path(path_type=Path)
 
@@ -39,7 +39,7 @@ def check_report(path: Path | None, *inputs: Path) -> None:
     Raises:
         UsageError: as :func:`check_output`, or its suffix is neither .html nor .json.
     """
-    from onnx_igpc.report_files import is_page
+    from onnx_igpc.report.files import is_page
 
     check_output(path, *inputs)
     if path is not None:
@@ -59,7 +59,7 @@ def write_report(
     """
     if path is None:
         return
-    from onnx_igpc.report_files import report_text
+    from onnx_igpc.report.files import report_text
     from onnx_igpc.thumbnails import add_thumbnails
 
     add_thumbnails(report, written, original)
@@ -102,7 +102,7 @@ def report(
     from onnx_igpc.graph.model import file_bytes, open_model
     from onnx_igpc.render import show_rewrite
     from onnx_igpc.render_lowering import show_lowering
-    from onnx_igpc.report_files import carried_report, read_report
+    from onnx_igpc.report.files import carried_report, read_report
     from onnx_igpc.thumbnails import add_thumbnails
 
     for file in (html_file, json_file):

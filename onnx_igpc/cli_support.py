@@ -170,7 +170,7 @@ def recorded_preprocessing(model: Path, data: Path) -> Preprocessing | None:
     """
     from onnx_igpc.data.preprocessing import Preprocessing
     from onnx_igpc.graph.model import open_model
-    from onnx_igpc.report import read_digest
+    from onnx_igpc.report.digest import read_digest
 
     files = data.iterdir() if data.is_dir() else [data]
     if any(file.suffix in (".npz", ".npy") for file in files):

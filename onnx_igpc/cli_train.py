@@ -239,7 +239,7 @@ def to_torch(model: Path, output: Path, quiet: bool) -> None:
 
     require_torch()
     from onnx_igpc.graph.checks import load_checked
-    from onnx_igpc.report import read_digest, refuse_lowered
+    from onnx_igpc.report.digest import read_digest, refuse_lowered
     from onnx_igpc.torch_bridge.state_files import export_state
 
     proto = load_checked(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,11 @@ from onnx_igpc.graph.external_data import is_external
 from onnx_igpc.graph.inputs import Shapes, resolve_shapes
 from onnx_igpc.graph.model import OpenModel, open_model
 from onnx_igpc.graph.traversal import tensors
-from onnx_igpc.report import RewriteReport, read_digest
-from onnx_igpc.runtime.footprint import Footprint, measure
-from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun, misplaced_message, read_profile
+from onnx_igpc.report.benchmark import ModelFacts
+from onnx_igpc.report.digest import read_digest
+from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.runtime.footprint import measure
+from onnx_igpc.runtime.profile import ExecutionProfile, misplaced_message, read_profile
 from onnx_igpc.runtime.racing import race, timed_run
 from onnx_igpc.runtime.session import (
     Session,
@@ -32,29 +33,6 @@ from onnx_igpc.runtime.session import (
 _PROFILED_RUNS = 6
 _CONSTANT_ROUNDS = 8
 _QUANTIZED = ("QLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger")
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """A model apart from its speed.
-
-    file_bytes: the model file and its external data. footprint: None where it was not asked for.
-    constant_weights: weights that the model lists as inputs and that were made constant for the race.
-    executed: which provider ran which share of the nodes. operators: the profile of the nodes, over
-    ``profiled_runs`` runs, where it was asked for. notes: what a reader must know about this model's
-    times. misplaced: the nodes with arithmetic that another provider ran than the one asked for, in
-    words; None where there are none.
-    """
-
-    path: str
-    file_bytes: int
-    footprint: Footprint | None
-    constant_weights: int
-    executed: str
-    operators: tuple[NodeRun, ...] | None
-    profiled_runs: int
-    notes: tuple[str, ...]
-    misplaced: str | None
 
 
 class Contender:

@@ -3,40 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_igpc.report.verification import Accuracy, ClassifierResult, OutputDifference
+
 TOP = 5
-
-
-@dataclass(frozen=True)
-class OutputDifference:
-    """One output of the candidate against the original's, over all samples.
-
-    max_abs, mean_abs: of ``|a - b|``, in the output's unit. relative: ``max|a - b| / max|b|`` with b
-    the original; None where the original is all zero. relative_norm: ``|a - b| / |b|`` in Euclidean
-    norms of both outputs as long vectors; None likewise. cosine: of these vectors, None where one of
-    them is all zero. Elements that are not finite in both are left out of these and
-    counted in nonfinite_original and nonfinite_candidate (in one model) instead; new_nonfinite counts
-    those that only the candidate has. beyond_tolerance: elements with ``|a - b| > atol + rtol |b|``.
-    """
-
-    name: str
-    elements: int
-    max_abs: float
-    mean_abs: float
-    relative: float | None
-    relative_norm: float | None
-    cosine: float | None
-    max_original: float
-    nonfinite_original: int
-    nonfinite_candidate: int
-    new_nonfinite: int
-
-    def within(self, atol: float, rtol: float) -> bool:
-        """Whether ``max|a - b| <= atol + rtol max|b|``."""
-        return self.max_abs <= atol + rtol * self.max_original
 
 
 class DifferenceAccumulator:
@@ -94,29 +66,6 @@ class DifferenceAccumulator:
             nonfinite_candidate=self._nonfinite[1],
             new_nonfinite=self._nonfinite[2],
         )
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares of the samples, in [0, 1]; top5 is None with five classes or fewer."""
-
-    top1: float
-    top5: float | None
-
-
-@dataclass(frozen=True)
-class ClassifierResult:
-    """agreement: share of samples where both models' highest score is the same class.
-
-    original, candidate: accuracy against the labels, None without labels.
-    """
-
-    scores: str
-    classes: int
-    samples: int
-    agreement: float
-    original: Accuracy | None
-    candidate: Accuracy | None
 
 
 class ClassifierAccumulator:

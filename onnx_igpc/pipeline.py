@@ -31,8 +31,9 @@ from onnx_igpc.passes import (
 from onnx_igpc.passes.group_pointwise import Form, Planner, SiteRewrite, Weigher
 from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.plugins import PluginPass, load_plugins, run_plugin
-from onnx_igpc.report import RewriteReport, read_digest, refuse_lowered, write_digest
-from onnx_igpc.result import CompressResult, open_copy
+from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
+from onnx_igpc.report.result import CompressResult, open_copy
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.selection import Target
 from onnx_igpc.sites import SiteFilter

@@ -9,11 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnx_igpc.render import exact
+from onnx_igpc.report.numbers import exact
 
 if TYPE_CHECKING:
-    from onnx_igpc.benchmark import BenchmarkReport, Race, Timing
-    from onnx_igpc.contenders import ModelFacts
+    from onnx_igpc.report.benchmark import BenchmarkReport, ModelFacts, Race, Timing
     from onnx_igpc.runtime.bandwidth import Bandwidth
 
 _SLOWEST = 10

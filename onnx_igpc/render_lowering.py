@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnx_igpc.report import RewriteReport, lowered_sites
+from onnx_igpc.report.tree import RewriteReport, lowered_sites
 
 
 def show_lowering(console: Console, report: RewriteReport, verbose: bool = False) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.permutations import invert_permutation
-from onnx_igpc.report import RewriteReport, SiteReport
+from onnx_igpc.report.tree import RewriteReport, SiteReport
 
 
 class _NotAMatrixError(Exception):

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_igpc.report import RewriteReport, SiteReport
+from onnx_igpc.report.benchmark import SiteLimit, SpeedLimit
+from onnx_igpc.report.tree import RewriteReport, SiteReport
 from onnx_igpc.runtime.bandwidth import Bandwidth
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
 
@@ -28,39 +29,6 @@ class SiteWork:
     name: str
     labels: frozenset[str]
     macs_share: float
-
-
-@dataclass(frozen=True)
-class SiteLimit:
-    """One site, in milliseconds a run: dense as profiled, by MACs alone, by memory alone, the limit."""
-
-    name: str
-    dense_ms: float
-    arithmetic_ms: float
-    memory_ms: float
-    limit_ms: float
-
-    @property
-    def bound_by_memory(self) -> bool:
-        """Whether moving its data takes longer than what is left of its arithmetic."""
-        return self.memory_ms > self.arithmetic_ms
-
-
-@dataclass(frozen=True)
-class SpeedLimit:
-    """The limit of one rewritten model against its original.
-
-    speedup: the most that can be had. reached: the share of it that the measured speed-up is.
-    limit_ms: the least time of a run, of which outside_ms lies outside the rewritten sites.
-    memory_bound: how many sites are bound by memory.
-    """
-
-    speedup: float
-    reached: float
-    limit_ms: float
-    outside_ms: float
-    memory_bound: int
-    sites: tuple[SiteLimit, ...]
 
 
 def site_work(report: RewriteReport) -> list[SiteWork]:

@@ -8,7 +8,7 @@ from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes.group_pointwise import SiteRewrite
-from onnx_igpc.report import (
+from onnx_igpc.report.tree import (
     Change,
     RewriteReport,
     SiteReport,

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report.pictures import SIDE, _encoded
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.site_matrix import SiteMatrices
 from onnx_igpc.sites import find_sites
-
-SIDE = 64
-"""Cells in a row and in a column at most."""
 
 
 def add_thumbnails(
@@ -58,34 +51,6 @@ def pooled(matrix: np.ndarray) -> np.ndarray:
         widths = np.diff(np.append(starts, size))
         counts = np.multiply.outer(counts, widths)
     return np.asarray(np.sqrt(squares / counts))
-
-
-def decoded(thumbnail: Mapping[str, Any]) -> np.ndarray:
-    """The levels of a thumbnail, uint8[rows, columns]; 255 is its ``largest``.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    try:
-        rows, columns = (int(each) for each in thumbnail["cells"])
-        if not (0 < rows <= SIDE and 0 < columns <= SIDE):
-            raise ValueError(f"{rows} x {columns} cells")
-        packed = base64.b64decode(thumbnail["data"], validate=True)
-        # No more than the cells need: a damaged file must not unpack to gigabytes.
-        data = zlib.decompressobj().decompress(packed, rows * columns + 1)
-        return np.frombuffer(data, np.uint8).reshape(rows, columns)
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise ValueError(f"not a thumbnail: {error}") from error
-
-
-def _encoded(cells: np.ndarray, shape: tuple[int, ...], largest: float) -> dict[str, Any]:
-    levels = np.rint(255.0 * cells / (largest or 1.0)).astype(np.uint8)
-    return {
-        "cells": list(cells.shape),
-        "shape": list(shape),
-        "largest": float(f"{largest:.6g}"),
-        "data": base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode("ascii"),
-    }
 
 
 def _dense_matrices(model: OpenModel) -> dict[str, np.ndarray]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from onnx_igpc.comparison import Comparison
 from onnx_igpc.data.batches import Data, random_data
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import open_data
-from onnx_igpc.differences import ClassifierResult, OutputDifference
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.graph.inputs import InputSpec, Shapes
 from onnx_igpc.graph.model import OpenModel, open_model
+from onnx_igpc.report.verification import VerifyReport
 from onnx_igpc.runtime.profile import ExecutionProfile, misplaced_message
 from onnx_igpc.runtime.session import (
     Session,
@@ -30,37 +28,6 @@ from onnx_igpc.runtime.session_source import AnyModel
 
 RANDOM_SAMPLES = 8
 """Random inputs that are compared where there is no data."""
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What a verification found; :meth:`to_dict` is its JSON form.
-
-    random: the inputs were random numbers, on which agreement says little about real data. data: the
-    description of the data. classifier: None where no output holds class scores. executed: one line
-    for each model on which execution provider ran its nodes. failures: thresholds that did not hold
-    and other faults, one line each; none means that the verification passed.
-    """
-
-    original: str
-    candidate: str
-    provider: str
-    samples: int
-    random: bool
-    data: dict[str, Any]
-    outputs: tuple[OutputDifference, ...]
-    classifier: ClassifierResult | None
-    metric: dict[str, float] | None
-    executed: dict[str, str]
-    failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        return not self.failures
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self) | {"passed": self.passed}
 
 
 def verify(

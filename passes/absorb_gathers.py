@@ -28,7 +28,7 @@ from onnx_igpc.layout.permutations import compose_gathers, invert_permutation, i
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.group_pointwise import SiteRewrite
 from onnx_igpc.passes.merge_gathers import channel_gather
-from onnx_igpc.report import Permutation
+from onnx_igpc.report.tree import Permutation
 
 
 class AbsorbGathers(Pass):

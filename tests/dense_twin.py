@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph.traversal import NodeHolder, Scope, opset_version, scopes
 from onnx_igpc.layout.serialization import layout_from_dict
-from onnx_igpc.report import RewriteReport, SiteReport
+from onnx_igpc.report.tree import RewriteReport, SiteReport
 from tests.helpers import run
 
 _IR_CHECKED = 10

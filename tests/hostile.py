@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_igpc import compress
-from onnx_igpc.report import DIGEST_KEY
+from onnx_igpc.report.digest import DIGEST_KEY
 from tests.helpers import GraphBuilder, pointwise_model
 
 # What steers a terminal has no place in what a command prints.

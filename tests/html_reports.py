@@ -11,7 +11,7 @@ from onnx_igpc import compress
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.layout.serialization import layout_to_dict
-from onnx_igpc.report import Change, RewriteReport, SiteReport, StageReport, Totals
+from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport, Totals
 from onnx_igpc.thumbnails import add_thumbnails
 from tests.helpers import pointwise_model
 

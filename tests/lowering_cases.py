@@ -17,7 +17,8 @@ from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.lowering.catalogue import LoweredSite, applicable, lower, site_opset
 from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.passes import GroupPointwise, RemoveDead
-from onnx_igpc.report import RewriteReport, SiteReport, write_digest
+from onnx_igpc.report.digest import write_digest
+from onnx_igpc.report.tree import RewriteReport, SiteReport
 from tests.helpers import GraphBuilder, random_feeds, run
 from tests.passes.graphs import copy_of
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from onnx_igpc.cli import main
-from onnx_igpc.report import DIGEST_KEY
+from onnx_igpc.report.digest import DIGEST_KEY
 
 DIGITS = Path(__file__).parent.parent / "sample_models" / "digits_net.onnx"
 HELD_OUT = DIGITS.with_name("digits_test.npz")

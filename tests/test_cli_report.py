@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnx_igpc.report import RewriteReport
-from onnx_igpc.report_files import compared_report, subject
+from onnx_igpc.report.files import compared_report, subject
+from onnx_igpc.report.tree import RewriteReport
 from tests.test_cli import DIGITS, HELD_OUT, assert_refused, run
 
 

@@ -16,7 +16,7 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.pipeline import CompressResult
-from onnx_igpc.report import read_digest
+from onnx_igpc.report.digest import read_digest
 from tests.calibration_graphs import ListData, hidden_sites_model, images, residual_model, saved
 from tests.helpers import GraphBuilder, node_named, run, tensor_named
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from onnx_igpc.fitting.weights import stage_matrix
 from onnx_igpc.html_report.elements import to_html
 from onnx_igpc.html_report.layout_drawing import Drawings, blocks_of, formula, stage_text
-from onnx_igpc.html_report.png import LEVELS, grey_png
 from onnx_igpc.html_report.scales import (
     Scale,
     decades,
@@ -26,6 +25,7 @@ from onnx_igpc.html_report.scales import (
 from onnx_igpc.layout.extended import extended_layout
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.report.pictures import LEVELS, grey_png
 
 LAYOUTS = {
     "V2 with copies and two paths": plan_layout(50, 30, 16),

@@ -11,7 +11,7 @@ import pytest
 
 from onnx_igpc.html_report import render_html
 from onnx_igpc.html_report.elements import element, to_html, verbatim, visible
-from onnx_igpc.report import Change, RewriteReport, SiteReport, Totals
+from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, Totals
 from tests.html_reports import HOSTILE, hostile_report, network_report
 
 

@@ -17,8 +17,9 @@ from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import LOWERINGS
 from onnx_igpc.lowering.run import lower_model
-from onnx_igpc.report import lowered_sites, read_digest
-from onnx_igpc.result import CompressResult
+from onnx_igpc.report.digest import read_digest
+from onnx_igpc.report.result import CompressResult
+from onnx_igpc.report.tree import lowered_sites
 from onnx_igpc.runtime.setting import Setting
 from tests.calibration_graphs import images, saved
 from tests.helpers import GraphBuilder, random_feeds

@@ -14,7 +14,7 @@ from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import lower
 from onnx_igpc.lowering.subgraph import find_subgraphs
-from onnx_igpc.report import read_digest, write_digest
+from onnx_igpc.report.digest import read_digest, write_digest
 from tests.helpers import (
     GraphBuilder,
     WeightForm,

@@ -10,7 +10,7 @@ import pytest
 
 from onnx_igpc import compress, inspect
 from onnx_igpc.graph.cost import count
-from onnx_igpc.report import read_digest
+from onnx_igpc.report.digest import read_digest
 from onnx_igpc.summary import NOTHING_WARNING
 from tests.helpers import pointwise_model, run
 from tests.test_pipeline import network, saved

@@ -17,7 +17,7 @@ from onnx_igpc.cli import main
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import Pass, PassResult
-from onnx_igpc.report import read_digest
+from onnx_igpc.report.digest import read_digest
 from tests.helpers import GraphBuilder, run
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "pass_plugin"

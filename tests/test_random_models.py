@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx_igpc import compress, inspect
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.traversal import scopes
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report.tree import RewriteReport
 from tests.dense_twin import dense_twin
 from tests.helpers import run
 from tests.random_models import networks

@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from onnx_igpc.render import count_text, percent, shorten, show_rewrite, sparkline
-from onnx_igpc.report import Change, RewriteReport, SiteReport, StageReport
+from onnx_igpc.render import show_rewrite, sparkline
+from onnx_igpc.report.numbers import count_text, percent, shorten
+from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
 
 
 def shown(report: RewriteReport, width: int = 80, verbose: bool = False) -> str:

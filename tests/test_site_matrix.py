@@ -12,7 +12,7 @@ from onnx_igpc import compress
 from onnx_igpc.fitting.weights import relative_error
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import FoldBatchNorm
-from onnx_igpc.report import SiteReport
+from onnx_igpc.report.tree import SiteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.site_matrix import SiteMatrices
 from tests.helpers import GraphBuilder, node_named, pointwise_model, tensor_named

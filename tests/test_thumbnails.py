@@ -11,8 +11,10 @@ import pytest
 
 from onnx_igpc import compress
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.report import RewriteReport, read_digest, write_digest
-from onnx_igpc.thumbnails import SIDE, add_thumbnails, decoded, pooled
+from onnx_igpc.report.digest import read_digest, write_digest
+from onnx_igpc.report.pictures import SIDE, decoded
+from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.thumbnails import add_thumbnails, pooled
 from tests.helpers import node_named, pointwise_model, tensor_named
 
 

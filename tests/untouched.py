@@ -9,7 +9,8 @@ import onnx
 
 from onnx_igpc.graph.cost import FIXED_TENSORS_KEY
 from onnx_igpc.graph.traversal import NodeHolder, Scope, scopes, subgraphs
-from onnx_igpc.report import DIGEST_KEY, RewriteReport
+from onnx_igpc.report.digest import DIGEST_KEY
+from onnx_igpc.report.tree import RewriteReport
 
 _NEW = ("/igpc/", "/folded_", "/merged_indices", "/permuted")
 

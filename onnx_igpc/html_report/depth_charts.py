@@ -13,8 +13,8 @@ from onnx_igpc.html_report.scales import (
     steps_path,
     tick_text,
 )
-from onnx_igpc.render import count_text
-from onnx_igpc.report import Change, RewriteReport, SiteReport
+from onnx_igpc.report.numbers import count_text
+from onnx_igpc.report.tree import Change, RewriteReport, SiteReport
 
 _HEIGHT = 150.0
 _GAP = 0.2

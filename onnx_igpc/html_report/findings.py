@@ -8,8 +8,8 @@ from typing import Any
 
 from onnx_igpc.html_report.charts import opened_by, value_table
 from onnx_igpc.html_report.elements import Child, Element, element
-from onnx_igpc.render import exact
-from onnx_igpc.report import RewriteReport, lowered_sites
+from onnx_igpc.report.numbers import exact
+from onnx_igpc.report.tree import RewriteReport, lowered_sites
 
 
 def verification(verified: Mapping[str, Any] | None) -> list[Child]:

@@ -9,8 +9,8 @@ from typing import Any
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.latency_charts import race_title
 from onnx_igpc.html_report.texts import GAP, command, milliseconds, percent, short_names
-from onnx_igpc.render import count_text, exact
-from onnx_igpc.report import Change, RewriteReport
+from onnx_igpc.report.numbers import count_text, exact
+from onnx_igpc.report.tree import Change, RewriteReport
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from onnx_igpc.html_report.site_detail import SiteDetails
 from onnx_igpc.html_report.sites_table import sites_section
 from onnx_igpc.html_report.texts import short_names
 from onnx_igpc.html_report.training_charts import training_charts
-from onnx_igpc.render import exact
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report.numbers import exact
+from onnx_igpc.report.tree import RewriteReport
 
 
 def render_html(report: RewriteReport, title: str) -> str:

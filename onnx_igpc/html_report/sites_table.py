@@ -8,8 +8,8 @@ from typing import Any
 from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.html_report.site_detail import SiteDetails
 from onnx_igpc.html_report.texts import percent
-from onnx_igpc.render import count_text
-from onnx_igpc.report import Change, RewriteReport, SiteReport, StageReport
+from onnx_igpc.report.numbers import count_text
+from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
 
 # Title, kind of the values (text sorts by letters), class of the column.
 _COLUMNS = (

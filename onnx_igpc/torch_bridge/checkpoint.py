@@ -17,7 +17,7 @@ from torch import nn
 
 from onnx_igpc.errors import MissingExtraError, ModelError, UsageError
 from onnx_igpc.graph.model import write_atomically
-from onnx_igpc.typed_json import check_fields
+from onnx_igpc.report.typed_json import check_fields
 
 CHECKPOINT_VERSION = 1
 _MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"

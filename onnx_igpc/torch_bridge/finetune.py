@@ -14,7 +14,8 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.checks import load_checked
 from onnx_igpc.graph.model import PathLike, refuse_same_file
-from onnx_igpc.report import RewriteReport, read_digest
+from onnx_igpc.report.digest import read_digest
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge.checkpoint import RunState, checkpoint_path, load_checkpoint
 from onnx_igpc.torch_bridge.distributed import World, join
 from onnx_igpc.torch_bridge.finetune_log import Progress, Reporter, RunLog, log_base

@@ -19,7 +19,8 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
 from onnx_igpc.passes import FoldBatchNorm, RemoveDead
 from onnx_igpc.passes.remove_dead import unread_values
-from onnx_igpc.report import RewriteReport, write_digest
+from onnx_igpc.report.digest import write_digest
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
 from onnx_igpc.torch_bridge.finetune_log import TIMES

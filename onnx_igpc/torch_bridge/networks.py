@@ -13,7 +13,7 @@ from onnx import ModelProto
 from torch import nn
 
 from onnx_igpc.errors import DataError, ModelError, UsageError
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.data import TrainingData
 from onnx_igpc.torch_bridge.distributed import World

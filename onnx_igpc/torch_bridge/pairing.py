@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from onnx_igpc.errors import ModelError
 from onnx_igpc.graph.inputs import model_inputs
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report.tree import RewriteReport
 
 
 @dataclass(frozen=True)

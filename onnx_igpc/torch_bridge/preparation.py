@@ -15,7 +15,7 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import DataError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.graph.model import PathLike
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge.augment import Augmentation, parse_augmentation
 from onnx_igpc.torch_bridge.data import TrainingData, open_training_data
 from onnx_igpc.torch_bridge.distributed import World

@@ -29,7 +29,7 @@ from benchmarks.cifar10.runs import Curve, Place, run_arm, take_baseline
 from benchmarks.cifar10.setups import SETUPS, Setup
 from benchmarks.cifar10.table import curves_svg, markdown, spread
 from onnx_igpc.errors import DataError, ModelError, UsageError
-from onnx_igpc.report import read_digest
+from onnx_igpc.report.digest import read_digest
 from onnx_igpc.torch_bridge.finetune_log import Progress
 from onnx_igpc.torch_bridge.recipe import Recipe
 from sample_models import build

@@ -19,7 +19,7 @@ from benchmarks.speed_models import ModelFolder, Variant, quantize, write_low_ra
 from benchmarks.speed_rows import VARIANTS, Row, gap, gap_table, overview, read_rows, table
 from onnx_igpc.benchmark import benchmark
 from onnx_igpc.lowering.run import lower_model
-from onnx_igpc.report import read_digest
+from onnx_igpc.report.digest import read_digest
 from tests.helpers import run, with_following_layers
 
 DENSE_ROW = Row(

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import AbsorbGathers
-from onnx_igpc.report import Permutation
+from onnx_igpc.report.tree import Permutation
 from tests.helpers import GraphBuilder, node_named, tensor_named
 from tests.passes.absorbing import NEWEST, C, absorbed, finish, gather, grouped, start
 

@@ -14,7 +14,8 @@ import torch
 
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.report import Permutation, RewriteReport, read_digest, write_digest
+from onnx_igpc.report.digest import read_digest, write_digest
+from onnx_igpc.report.tree import Permutation, RewriteReport
 from onnx_igpc.torch_bridge.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.distributed import World
 from onnx_igpc.torch_bridge.finetune import FinetuneResult, finetune

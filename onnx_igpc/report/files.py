@@ -8,7 +8,8 @@ from pathlib import Path
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel, file_bytes, open_model
-from onnx_igpc.report import Change, RewriteReport, read_digest
+from onnx_igpc.report.digest import read_digest
+from onnx_igpc.report.tree import Change, RewriteReport
 
 _PAGE = (".html", ".htm")
 

@@ -17,7 +17,7 @@ from onnx_igpc.graph.model import (
     save_model,
 )
 from onnx_igpc.graph.parsing import check_message
-from onnx_igpc.report import RewriteReport
+from onnx_igpc.report.tree import RewriteReport
 
 
 @dataclass

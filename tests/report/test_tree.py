@@ -9,16 +9,8 @@ import pytest
 
 from onnx_igpc import compress
 from onnx_igpc.errors import ModelError
-from onnx_igpc.report import (
-    DIGEST_KEY,
-    Change,
-    Permutation,
-    RewriteReport,
-    SiteReport,
-    StageReport,
-    read_digest,
-    write_digest,
-)
+from onnx_igpc.report.digest import DIGEST_KEY, read_digest, write_digest
+from onnx_igpc.report.tree import Change, Permutation, RewriteReport, SiteReport, StageReport
 from tests.helpers import pointwise_model
 
 

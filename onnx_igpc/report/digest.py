@@ -1,0 +1,79 @@
+"""The report inside a written model: its digest, in the model's metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import Any
+
+import onnx
+
+from onnx_igpc.errors import UsageError
+from onnx_igpc.report.tree import Change, RewriteReport
+
+DIGEST_KEY = "onnx_igpc.report"
+
+
+# Fields of a site and of the totals that have no default.
+_ALWAYS = frozenset({"in_channels", "out_channels", "parameters", "macs", "totals", "sites"})
+
+
+def read_digest(model: onnx.ModelProto) -> RewriteReport | None:
+    """The report inside a model that this tool wrote; ``None`` for any other model.
+
+    Raises:
+        ModelError: as :meth:`RewriteReport.from_json`.
+    """
+    for entry in model.metadata_props:
+        if entry.key == DIGEST_KEY:
+            return RewriteReport.from_json(entry.value)
+    return None
+
+
+def refuse_lowered(digest: RewriteReport | None, name: str, step: str) -> None:
+    """Refuse a model that was lowered; ``step`` is what it cannot be used for, as in ``compress``.
+
+    Raises:
+        UsageError: the digest says that it was.
+    """
+    if digest is not None and digest.lowering:
+        raise UsageError(
+            f"{name} was lowered for a runtime, which is final: {step} the model before that"
+        )
+
+
+def _without_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """The report without what reading it back supplies: a small model should not grow by its digest."""
+
+    def stated(fields: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in fields.items()
+            if key in _ALWAYS or value not in (None, "", [], {})
+        }
+
+    return stated({**data, "sites": [stated(site) for site in data["sites"]]})
+
+
+def write_digest(model: onnx.ModelProto, report: RewriteReport) -> None:
+    """Store the report in the model's metadata.
+
+    Left out is what would make equal runs write different bytes or tell of the machine: the file's own
+    size, times, and the folder that the calibration data lay in; and what only a report file has.
+    """
+    data = report.to_dict()
+    data["totals"]["file_bytes"] = asdict(Change())
+    data["verify"] = data["benchmark"] = None
+    for site in data["sites"]:
+        site["thumbnails"] = None
+    if data["calibration"]:
+        data["calibration"].pop("seconds", None)
+        if isinstance(source := data["calibration"].get("source"), str):
+            data["calibration"]["source"] = PurePath(source).name
+    text = json.dumps(_without_defaults(data), ensure_ascii=False, separators=(",", ":"))
+    for entry in model.metadata_props:
+        if entry.key == DIGEST_KEY:
+            entry.value = text
+            return
+    model.metadata_props.add(key=DIGEST_KEY, value=text)

@@ -1,0 +1,89 @@
+"""What verify found, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output of the candidate against the original's, over all samples.
+
+    max_abs, mean_abs: of ``|a - b|``, in the output's unit. relative: ``max|a - b| / max|b|`` with b
+    the original; None where the original is all zero. relative_norm: ``|a - b| / |b|`` in Euclidean
+    norms of both outputs as long vectors; None likewise. cosine: of these vectors, None where one of
+    them is all zero. Elements that are not finite in both are left out of these and
+    counted in nonfinite_original and nonfinite_candidate (in one model) instead; new_nonfinite counts
+    those that only the candidate has. beyond_tolerance: elements with ``|a - b| > atol + rtol |b|``.
+    """
+
+    name: str
+    elements: int
+    max_abs: float
+    mean_abs: float
+    relative: float | None
+    relative_norm: float | None
+    cosine: float | None
+    max_original: float
+    nonfinite_original: int
+    nonfinite_candidate: int
+    new_nonfinite: int
+
+    def within(self, atol: float, rtol: float) -> bool:
+        """Whether ``max|a - b| <= atol + rtol max|b|``."""
+        return self.max_abs <= atol + rtol * self.max_original
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of the samples, in [0, 1]; top5 is None with five classes or fewer."""
+
+    top1: float
+    top5: float | None
+
+
+@dataclass(frozen=True)
+class ClassifierResult:
+    """agreement: share of samples where both models' highest score is the same class.
+
+    original, candidate: accuracy against the labels, None without labels.
+    """
+
+    scores: str
+    classes: int
+    samples: int
+    agreement: float
+    original: Accuracy | None
+    candidate: Accuracy | None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification found; :meth:`to_dict` is its JSON form.
+
+    random: the inputs were random numbers, on which agreement says little about real data. data: the
+    description of the data. classifier: None where no output holds class scores. executed: one line
+    for each model on which execution provider ran its nodes. failures: thresholds that did not hold
+    and other faults, one line each; none means that the verification passed.
+    """
+
+    original: str
+    candidate: str
+    provider: str
+    samples: int
+    random: bool
+    data: dict[str, Any]
+    outputs: tuple[OutputDifference, ...]
+    classifier: ClassifierResult | None
+    metric: dict[str, float] | None
+    executed: dict[str, str]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self) | {"passed": self.passed}
