@@ -33,7 +33,7 @@ with atheris.instrument_imports(include=["onnx_igpc", "onnx_graphsurgeon"]):
     import onnx_igpc.pipeline
     from onnx_igpc.errors import IgpcError
     from onnx_igpc.graph.model import open_model
-    from onnx_igpc.render import show_rewrite
+    from onnx_igpc.report.console.rewrite import show_rewrite
     from onnx_igpc.report.digest import read_digest
 
 import click

@@ -77,7 +77,7 @@ def inspect(
 ) -> None:
     """List every pointwise convolution of MODEL and what rewriting it would save."""
     from onnx_igpc.pipeline import inspect as run
-    from onnx_igpc.render import show_rewrite
+    from onnx_igpc.report.console.rewrite import show_rewrite
 
     check_output(json_file, model)
     report = run(model, **options)
@@ -174,8 +174,8 @@ def compress(
 ) -> None:
     """Rewrite the pointwise convolutions of MODEL into interleaved grouped ones."""
     from onnx_igpc.pipeline import compress as run
-    from onnx_igpc.render import show_rewrite
-    from onnx_igpc.render_lowering import show_lowering
+    from onnx_igpc.report.console.lowering import show_lowering
+    from onnx_igpc.report.console.rewrite import show_rewrite
 
     if output is None and not dry_run:
         raise click.UsageError("say where to write the model with -o FILE, or use --dry-run")

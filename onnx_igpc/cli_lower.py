@@ -104,8 +104,8 @@ def lower(
     MODEL is what compress or finetune wrote. The result is final: go back to MODEL to train further.
     """
     from onnx_igpc.lowering.run import lower_model
-    from onnx_igpc.render import show_checks
-    from onnx_igpc.render_lowering import show_lowering
+    from onnx_igpc.report.console.lowering import show_lowering
+    from onnx_igpc.report.console.rewrite import show_checks
 
     check_output(output, model)
     check_output(json_file, model)

@@ -84,7 +84,7 @@ def verify(
     Exit code 1 if a given threshold does not hold, or nodes ran elsewhere than asked.
     """
     from onnx_igpc.graph.inputs import parse_shapes
-    from onnx_igpc.render import show_verify
+    from onnx_igpc.report.console.rewrite import show_verify
     from onnx_igpc.report.files import compared_report
     from onnx_igpc.verify import verify as run
 
@@ -169,7 +169,7 @@ def benchmark(
     """
     from onnx_igpc.benchmark import benchmark as run
     from onnx_igpc.graph.inputs import parse_shapes
-    from onnx_igpc.render_benchmark import show_benchmark
+    from onnx_igpc.report.console.benchmark import show_benchmark
     from onnx_igpc.report.files import compared_report, subject
 
     check_report(report_file, *models)

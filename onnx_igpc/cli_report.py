@@ -100,8 +100,8 @@ def report(
 ) -> None:
     """Show the report that a compressed MODEL carries."""
     from onnx_igpc.graph.model import file_bytes, open_model
-    from onnx_igpc.render import show_rewrite
-    from onnx_igpc.render_lowering import show_lowering
+    from onnx_igpc.report.console.lowering import show_lowering
+    from onnx_igpc.report.console.rewrite import show_rewrite
     from onnx_igpc.report.files import carried_report, read_report
     from onnx_igpc.thumbnails import add_thumbnails
 

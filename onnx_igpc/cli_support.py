@@ -58,7 +58,7 @@ class IgpcGroup(click.Group):
 def _say_error(text: str) -> None:
     """One line on stderr, in which nothing steers the terminal."""
     # printable would take rich along, which starting up should not wait for.
-    from onnx_igpc.terminal import printable
+    from onnx_igpc.report.console.terminal import printable
 
     click.echo(f"error: {printable(' '.join(text.split()))[:_MAX_ERROR]}", err=True)
 
@@ -77,7 +77,7 @@ def _lacking(error: BaseException) -> str | None:
 
 def console(quiet: bool = False) -> Console:
     """Where reports go: stdout, nothing when quiet; plain when piped, and sentences in one line then."""
-    from onnx_igpc.terminal import SafeConsole
+    from onnx_igpc.report.console.terminal import SafeConsole
 
     return SafeConsole(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
 

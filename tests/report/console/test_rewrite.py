@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from onnx_igpc.render import show_rewrite, sparkline
+from onnx_igpc.report.console.rewrite import show_rewrite, sparkline
 from onnx_igpc.report.numbers import count_text, percent, shorten
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
 
