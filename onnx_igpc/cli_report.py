@@ -116,7 +116,7 @@ def report(
     if html_file is not None or original is not None:
         add_thumbnails(found, opened, original)
     if html_file is not None:
-        from onnx_igpc.html_report import render_html
+        from onnx_igpc.report.html import render_html
 
         write_text(html_file, render_html(found, model.name))
     if json_file is not None:

@@ -30,7 +30,7 @@ def report_text(path: Path, report: RewriteReport, title: str) -> str:
     """What belongs into the report file ``path``; ``title`` is the model's name."""
     if not is_page(path):
         return report.to_json()
-    from onnx_igpc.html_report import render_html
+    from onnx_igpc.report.html import render_html
 
     return render_html(report, title)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from onnx_igpc.html_report import render_html
+from onnx_igpc.report.html import render_html
 from onnx_igpc.report.tree import RewriteReport
 from tests.html_reports import hostile_report, network_report
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnx_igpc.html_report.charts import BOTTOM, opened_by, value_table
-from onnx_igpc.html_report.elements import Element, element
-from onnx_igpc.html_report.scales import round_ticks
-from onnx_igpc.html_report.texts import GAP, milliseconds, percent
+from onnx_igpc.report.html.charts import BOTTOM, opened_by, value_table
+from onnx_igpc.report.html.elements import Element, element
+from onnx_igpc.report.html.scales import round_ticks
+from onnx_igpc.report.html.texts import GAP, milliseconds, percent
 
 _ROW = 34
 # Times further out than so many times the slowest median are counted, not drawn.

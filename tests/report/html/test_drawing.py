@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_igpc.fitting.weights import stage_matrix
-from onnx_igpc.html_report.elements import to_html
-from onnx_igpc.html_report.layout_drawing import Drawings, blocks_of, formula, stage_text
-from onnx_igpc.html_report.scales import (
+from onnx_igpc.layout.extended import extended_layout
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
+from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.report.html.elements import to_html
+from onnx_igpc.report.html.layout_drawing import Drawings, blocks_of, formula, stage_text
+from onnx_igpc.report.html.scales import (
     Scale,
     decades,
     line_path,
@@ -22,9 +25,6 @@ from onnx_igpc.html_report.scales import (
     steps_path,
     tick_text,
 )
-from onnx_igpc.layout.extended import extended_layout
-from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
-from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.report.pictures import LEVELS, grey_png
 
 LAYOUTS = {

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from onnx_igpc.html_report.elements import Child, element
+from onnx_igpc.report.html.elements import Child, element
 
 GAP = "\N{NO-BREAK SPACE}"
 """Between a number and its unit, which belong into one line."""

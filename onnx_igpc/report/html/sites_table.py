@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onnx_igpc.html_report.elements import Element, element
-from onnx_igpc.html_report.site_detail import SiteDetails
-from onnx_igpc.html_report.texts import percent
+from onnx_igpc.report.html.elements import Element, element
+from onnx_igpc.report.html.site_detail import SiteDetails
+from onnx_igpc.report.html.texts import percent
 from onnx_igpc.report.numbers import count_text
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_igpc.html_report.charts import path
-from onnx_igpc.html_report.elements import Element, element
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
+from onnx_igpc.report.html.charts import path
+from onnx_igpc.report.html.elements import Element, element
 
 # Up to so many blocks are drawn one by one; of more, what part of a cell of a coarse grid they fill.
 _MOST_BLOCKS = 1500

@@ -10,17 +10,17 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from onnx_igpc.html_report.choice_chart import choice_chart
-from onnx_igpc.html_report.depth_charts import depth_charts
-from onnx_igpc.html_report.elements import Child, Element, element, to_html, verbatim
-from onnx_igpc.html_report.findings import machine, making, verification
-from onnx_igpc.html_report.latency_charts import latency_charts
-from onnx_igpc.html_report.layout_drawing import Drawings
-from onnx_igpc.html_report.ledger import ledger, percent_left
-from onnx_igpc.html_report.site_detail import SiteDetails
-from onnx_igpc.html_report.sites_table import sites_section
-from onnx_igpc.html_report.texts import short_names
-from onnx_igpc.html_report.training_charts import training_charts
+from onnx_igpc.report.html.choice_chart import choice_chart
+from onnx_igpc.report.html.depth_charts import depth_charts
+from onnx_igpc.report.html.elements import Child, Element, element, to_html, verbatim
+from onnx_igpc.report.html.findings import machine, making, verification
+from onnx_igpc.report.html.latency_charts import latency_charts
+from onnx_igpc.report.html.layout_drawing import Drawings
+from onnx_igpc.report.html.ledger import ledger, percent_left
+from onnx_igpc.report.html.site_detail import SiteDetails
+from onnx_igpc.report.html.sites_table import sites_section
+from onnx_igpc.report.html.texts import short_names
+from onnx_igpc.report.html.training_charts import training_charts
 from onnx_igpc.report.numbers import exact
 from onnx_igpc.report.tree import RewriteReport
 
@@ -168,7 +168,7 @@ def _with_short_paths(benchmark: dict[str, Any] | None) -> dict[str, Any] | None
 
 @cache
 def _resource(name: str) -> str:
-    return files("onnx_igpc.html_report").joinpath(name).read_text(encoding="utf-8")
+    return files("onnx_igpc.report.html").joinpath(name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

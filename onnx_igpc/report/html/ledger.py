@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnx_igpc.html_report.elements import Element, element
-from onnx_igpc.html_report.latency_charts import race_title
-from onnx_igpc.html_report.texts import GAP, command, milliseconds, percent, short_names
+from onnx_igpc.report.html.elements import Element, element
+from onnx_igpc.report.html.latency_charts import race_title
+from onnx_igpc.report.html.texts import GAP, command, milliseconds, percent, short_names
 from onnx_igpc.report.numbers import count_text, exact
 from onnx_igpc.report.tree import Change, RewriteReport
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from onnx_igpc.html_report.elements import Child, Element, element
-from onnx_igpc.html_report.layout_drawing import Drawings, formula
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.serialization import layout_from_dict
+from onnx_igpc.report.html.elements import Child, Element, element
+from onnx_igpc.report.html.layout_drawing import Drawings, formula
 from onnx_igpc.report.numbers import exact
 from onnx_igpc.report.pictures import LEVELS, data_address, decoded, grey_png
 from onnx_igpc.report.tree import Change, SiteReport

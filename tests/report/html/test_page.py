@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from onnx_igpc.html_report import render_html
-from onnx_igpc.html_report.elements import element, to_html, verbatim, visible
+from onnx_igpc.report.html import render_html
+from onnx_igpc.report.html.elements import element, to_html, verbatim, visible
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, Totals
 from tests.html_reports import HOSTILE, hostile_report, network_report
 

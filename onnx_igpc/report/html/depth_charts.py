@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onnx_igpc.html_report.charts import TOP, Legend, Place, figure, frame, path, stretched
-from onnx_igpc.html_report.elements import Element, element
-from onnx_igpc.html_report.scales import (
-    Scale,
-    round_ticks,
-    stems_path,
-    steps_path,
-    tick_text,
-)
+from onnx_igpc.report.html.charts import TOP, Legend, Place, figure, frame, path, stretched
+from onnx_igpc.report.html.elements import Element, element
+from onnx_igpc.report.html.scales import Scale, round_ticks, stems_path, steps_path, tick_text
 from onnx_igpc.report.numbers import count_text
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from onnx_igpc.html_report.elements import Child, Element, element
+from onnx_igpc.report.html.elements import Child, Element, element
 
 TOP = 14.0
 """Pixels above the drawing, for what stands on its highest line."""

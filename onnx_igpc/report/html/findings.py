@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnx_igpc.html_report.charts import opened_by, value_table
-from onnx_igpc.html_report.elements import Child, Element, element
+from onnx_igpc.report.html.charts import opened_by, value_table
+from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.numbers import exact
 from onnx_igpc.report.tree import RewriteReport, lowered_sites
 

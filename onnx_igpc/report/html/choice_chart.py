@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onnx_igpc.html_report.charts import (
+from onnx_igpc.report.html.charts import (
     TOP,
     Legend,
     Place,
@@ -16,9 +16,9 @@ from onnx_igpc.html_report.charts import (
     stretched,
     value_table,
 )
-from onnx_igpc.html_report.elements import Element, element
-from onnx_igpc.html_report.scales import Scale, decades, line_path
-from onnx_igpc.html_report.texts import command, percent
+from onnx_igpc.report.html.elements import Element, element
+from onnx_igpc.report.html.scales import Scale, decades, line_path
+from onnx_igpc.report.html.texts import command, percent
 
 _HEIGHT = 220.0
 _WIDTH = 1000.0

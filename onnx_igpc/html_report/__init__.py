@@ -1,7 +1,0 @@
-"""The report as a single HTML page; :func:`~onnx_igpc.html_report.page.render_html` makes it."""
-
-from __future__ import annotations
-
-from onnx_igpc.html_report.page import render_html
-
-__all__ = ["render_html"]
