@@ -38,10 +38,10 @@ from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import GroupPointwise, RemoveDead
-from onnx_igpc.passes.fold_batch_norm import following_batch_norm
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.sites import PointwiseSite, find_sites
+from onnx_igpc.sites.batch_norm import following_batch_norm
+from onnx_igpc.sites.find import PointwiseSite, find_sites
 from onnx_igpc.summary import site_reports
 from onnx_igpc.taps import Tap
 from onnx_igpc.verify import verify

@@ -28,7 +28,7 @@ from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import FoldBatchNorm, GroupPointwise, RemoveDead
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
 from onnx_igpc.summary import site_reports
 from sample_models import build
 

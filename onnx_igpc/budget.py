@@ -27,7 +27,6 @@ from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.latency import LatencyBudget
 from onnx_igpc.options import CompressOptions
-from onnx_igpc.passes.fold_batch_norm import following_batch_norm
 from onnx_igpc.selection import (
     Candidate,
     Choice,
@@ -38,7 +37,8 @@ from onnx_igpc.selection import (
     trade_off,
 )
 from onnx_igpc.sensitivity import DamageProbe
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.batch_norm import following_batch_norm
+from onnx_igpc.sites.find import PointwiseSite
 from onnx_igpc.taps import Tap
 
 SENSITIVITY_VERSION = 1

@@ -17,7 +17,7 @@ from onnx_igpc.fitting.moments import Moments, MomentsAccumulator
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import all_names
 from onnx_igpc.runtime.session import make_session, run_session
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
 from onnx_igpc.taps import Tap
 
 TAP_BYTES = 1 << 30

@@ -23,7 +23,7 @@ from onnx_igpc.passes.base import PassResult
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
 from onnx_igpc.site_calibrator import SiteCalibrator
-from onnx_igpc.sites import find_sites
+from onnx_igpc.sites.find import find_sites
 
 DEFAULT_SAMPLES = 512
 _BATCH = 16

@@ -17,8 +17,8 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.passes.group_pointwise import SiteRewrite
 from onnx_igpc.runtime.session import import_onnxruntime, make_session, run_session
+from onnx_igpc.sites.rewrite import SiteRewrite
 
 # Largest deviation from the predicted output, relative to its largest value (fp16: the largest term in it).
 TOLERANCE = {np.dtype(np.float16): 5e-3}

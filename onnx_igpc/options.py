@@ -8,8 +8,8 @@ from typing import Any
 
 from onnx_igpc.errors import UsageError
 from onnx_igpc.layout.schemes import SCHEMES
-from onnx_igpc.passes.group_pointwise import Form
 from onnx_igpc.selection import Target
+from onnx_igpc.sites.rewrite import Form
 
 DEFAULT_CH = 16
 FAMILIES = ("published", "extended")

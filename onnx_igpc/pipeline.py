@@ -28,7 +28,6 @@ from onnx_igpc.passes import (
     Pass,
     RemoveDead,
 )
-from onnx_igpc.passes.group_pointwise import Form, Planner, SiteRewrite, Weigher
 from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.plugins import PluginPass, load_plugins, run_plugin
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
@@ -36,7 +35,8 @@ from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.selection import Target
-from onnx_igpc.sites import SiteFilter
+from onnx_igpc.sites.find import SiteFilter
+from onnx_igpc.sites.rewrite import Form, Planner, SiteRewrite, Weigher
 from onnx_igpc.summary import (
     NOTHING_WARNING,
     add_warnings,

@@ -19,7 +19,7 @@ from onnx_igpc.differences import class_scores
 from onnx_igpc.graph.edit import Names
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime.session import make_session, run_session
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
 
 DEFAULT_SAMPLES = 64
 _TINY = 1e-12

@@ -23,7 +23,7 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph_cuts import DenseWeight, GraphCuts, TensorType
 from onnx_igpc.runtime.session import Session, make_session, run_session
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
 from onnx_igpc.taps import Tap
 
 Versions = dict[str, TensorType]

@@ -18,7 +18,7 @@ from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.sequential import SequentialCalibration
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
 from onnx_igpc.taps import Tap
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.options import CompressOptions
-from onnx_igpc.passes.group_pointwise import SiteRewrite
 from onnx_igpc.report.tree import (
     Change,
     RewriteReport,
@@ -15,6 +14,7 @@ from onnx_igpc.report.tree import (
     StageReport,
     describe_interleave,
 )
+from onnx_igpc.sites.rewrite import SiteRewrite
 
 NO_DATA_WARNING = "the weights were fitted without data: expect to fine-tune before use"
 RANDOM_WARNING = "the weights are random: train the model before use"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_igpc.errors import DataError
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.report.pictures import SIDE, _encoded
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.site_matrix import SiteMatrices
-from onnx_igpc.sites import find_sites
+from onnx_igpc.sites.find import find_sites
+from onnx_igpc.sites.site_matrix import SiteMatrices
 
 
 def add_thumbnails(

@@ -9,8 +9,8 @@ from onnx_igpc.fitting.weights import IgpcWeights, plain_error
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.options import CompressOptions
-from onnx_igpc.passes.group_pointwise import Weigher
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.rewrite import Weigher
 
 
 def published_layout(site: PointwiseSite, options: CompressOptions) -> GroupLayout:

@@ -23,12 +23,12 @@ from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import NodeHolder
 from onnx_igpc.graph.view import GraphView, NodeRef
-from onnx_igpc.igpc_nodes import StageIo
 from onnx_igpc.layout.permutations import compose_gathers, invert_permutation, is_order
 from onnx_igpc.passes.base import Pass, PassResult
-from onnx_igpc.passes.group_pointwise import SiteRewrite
 from onnx_igpc.passes.merge_gathers import channel_gather
 from onnx_igpc.report.tree import Permutation
+from onnx_igpc.sites.igpc_nodes import StageIo
+from onnx_igpc.sites.rewrite import SiteRewrite
 
 
 class AbsorbGathers(Pass):

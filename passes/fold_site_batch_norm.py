@@ -12,10 +12,10 @@ from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.group_layout import GroupedStage
-from onnx_igpc.lowering.stages import l_inputs, stage_order
-from onnx_igpc.lowering.subgraph import IgpcSubgraph, subgraphs_in
 from onnx_igpc.passes.base import Pass, PassResult
-from onnx_igpc.passes.fold_batch_norm import BatchNorm, following_batch_norm
+from onnx_igpc.sites.batch_norm import BatchNorm, following_batch_norm
+from onnx_igpc.sites.stages import l_inputs, stage_order
+from onnx_igpc.sites.subgraph import IgpcSubgraph, subgraphs_in
 
 # What stands for a factor of 0 where L reads the row: K x times this is lost in the rounding of
 # whatever is added to it, and L undoes it without a rounding. float16 has no such number.

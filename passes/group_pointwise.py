@@ -6,67 +6,27 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from onnx_igpc.activations import Activation, match_activation
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, fixed_tensors
 from onnx_igpc.graph.edit import GraphEdit, SubgraphBuilder
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.graph.view import GraphView, NodeRef
-from onnx_igpc.igpc_nodes import IgpcNodes, SiteTensors, StageIo, add_weights
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.passes.base import Pass, PassResult
-from onnx_igpc.passes.fold_batch_norm import BatchNorm, following_batch_norm
-from onnx_igpc.sites import PointwiseSite, SiteFilter, find_sites
-
-Form = Literal["linear", "paper"]
-Planner = Callable[[PointwiseSite], GroupLayout]
-# Given the site, its layout and the scale that a following BatchNorm gives each filter.
-Weigher = Callable[
-    [PointwiseSite, GroupLayout, np.ndarray | None], tuple[IgpcWeights, float | None]
-]
-
-# Given the site, its layout and new weights: the bias that goes with them, None for the one it has.
-Rebiaser = Callable[[PointwiseSite, GroupLayout, IgpcWeights], np.ndarray | None]
+from onnx_igpc.sites.activations import Activation, match_activation
+from onnx_igpc.sites.batch_norm import BatchNorm, following_batch_norm
+from onnx_igpc.sites.find import PointwiseSite, SiteFilter, find_sites
+from onnx_igpc.sites.igpc_nodes import IgpcNodes, SiteTensors, add_weights
+from onnx_igpc.sites.rewrite import Form, Planner, Rebiaser, SiteRewrite, Weigher
 
 # By weight and layout: the new tensors and weights, their error and the first site that has them.
 Shared = dict[tuple[object, ...], tuple[SiteTensors, IgpcWeights, float | None, str | None]]
-
-
-@dataclass(frozen=True, eq=False)
-class SiteRewrite:
-    """What became of one site: kept with a reason, or rewritten, and then where everything is.
-
-    ``nodes`` were inserted where the ``replaced``
-    ones were. ``stages`` has what K and L read and make; ``input`` and ``output`` are the tensors that the
-    whole site reads and makes; ``convolutions`` are the first outputs of the grouped convolutions,
-    ``bias`` the values that are added once (linear form), shape (F,).
-    """
-
-    site: PointwiseSite
-    kept_reason: str | None = None
-    layout: GroupLayout | None = None
-    form: Form = "linear"
-    error: float | None = None
-    tensors: SiteTensors | None = None
-    stages: dict[str, StageIo] = field(default_factory=dict)
-    bias: np.ndarray | None = None
-    strides: tuple[int, ...] = ()
-    pads: tuple[int, ...] = ()
-    input: str = ""
-    output: str = ""
-    nodes: tuple[str, ...] = ()
-    replaced: tuple[str, ...] = ()
-    convolutions: tuple[str, ...] = ()
-    shares_weight_with: str | None = None
-    activation: str | None = None
-    orphans: tuple[str, ...] = ()
 
 
 class GroupPointwise(Pass):
@@ -76,7 +36,7 @@ class GroupPointwise(Pass):
 
     * ``plan`` gives the layout of a site, ``weigh`` its weights and their relative error, ``rebias``
       a new bias for every site (linear form), those that share a weight included.
-    * A site that :func:`~onnx_igpc.sites.find_sites` keeps, or whose layout is kept, stays.
+    * A site that :func:`~onnx_igpc.sites.find.find_sites` keeps, or whose layout is kept, stays.
     * Linear form: only the Conv is replaced, by y = K x + L P K x; the bias is added once, on L
       where there is one. A site whose K and L hold no fewer weights than the dense layer stays.
     * Paper form: a BatchNormalization and an activation that alone follow the Conv are replaced with

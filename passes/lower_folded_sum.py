@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from onnx_igpc.lowering.stages import second_matrix, write_k
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
-from onnx_igpc.lowering.writer import SiteWriter
 from onnx_igpc.passes.lowering import Lowering
+from onnx_igpc.sites.stages import second_matrix, write_k
+from onnx_igpc.sites.subgraph import IgpcSubgraph
+from onnx_igpc.sites.writer import SiteWriter
 
 
 class LowerFoldedSum(Lowering):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_igpc.layout.group_layout import GroupedStage
-from onnx_igpc.lowering.stages import l_inputs, transpose_step
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
-from onnx_igpc.lowering.writer import SiteWriter
 from onnx_igpc.passes.lowering import Lowering
+from onnx_igpc.sites.stages import l_inputs, transpose_step
+from onnx_igpc.sites.subgraph import IgpcSubgraph
+from onnx_igpc.sites.writer import SiteWriter
 
 
 class LowerMatMul(Lowering):

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from onnx_igpc.layout.group_layout import GroupedStage, GroupPath
-from onnx_igpc.lowering.stages import write_after_k, write_k
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
-from onnx_igpc.lowering.writer import SiteWriter
 from onnx_igpc.passes.lowering import Lowering
+from onnx_igpc.sites.stages import write_after_k, write_k
+from onnx_igpc.sites.subgraph import IgpcSubgraph
+from onnx_igpc.sites.writer import SiteWriter
 
 Merged = tuple[GroupedStage, tuple[np.ndarray, ...]]
 

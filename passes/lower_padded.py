@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from onnx_igpc.layout.group_layout import GroupPath
-from onnx_igpc.lowering.cover import Cover, covers
-from onnx_igpc.lowering.stages import l_inputs, stage_order
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
-from onnx_igpc.lowering.writer import SiteWriter
 from onnx_igpc.passes.lowering import Lowering
+from onnx_igpc.sites.cover import Cover, covers
+from onnx_igpc.sites.stages import l_inputs, stage_order
+from onnx_igpc.sites.subgraph import IgpcSubgraph
+from onnx_igpc.sites.writer import SiteWriter
 
 
 class LowerPadded(Lowering):

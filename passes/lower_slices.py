@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from onnx_igpc.layout.group_layout import GroupedStage
 from onnx_igpc.layout.path_sources import path_sources
-from onnx_igpc.lowering.stages import write_after_k, write_k
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
-from onnx_igpc.lowering.writer import SiteWriter
 from onnx_igpc.passes.lowering import Lowering
+from onnx_igpc.sites.stages import write_after_k, write_k
+from onnx_igpc.sites.subgraph import IgpcSubgraph
+from onnx_igpc.sites.writer import SiteWriter
 
 # As many Slices as this cost less than one Gather of the same channels.
 _MOST_RUNS = 3

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnx_igpc.lowering.stages import l_inputs, transpose_step, write_after_k, write_k
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
-from onnx_igpc.lowering.writer import SiteWriter
 from onnx_igpc.passes.lowering import Lowering
+from onnx_igpc.sites.stages import l_inputs, transpose_step, write_after_k, write_k
+from onnx_igpc.sites.subgraph import IgpcSubgraph
+from onnx_igpc.sites.writer import SiteWriter
 
 
 class LowerTranspose(Lowering):

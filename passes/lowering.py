@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import opset_version
-from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
-from onnx_igpc.lowering.writer import SharedConstants, SiteWriter
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.remove_dead import RemoveDead, unread_values
+from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
+from onnx_igpc.sites.writer import SharedConstants, SiteWriter
 
 
 class Lowering(Pass):

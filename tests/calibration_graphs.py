@@ -14,7 +14,7 @@ from onnx_igpc.data.sources import open_data
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.sites import PointwiseSite, SiteFilter, find_sites
+from onnx_igpc.sites.find import PointwiseSite, SiteFilter, find_sites
 from tests.helpers import GraphBuilder
 
 

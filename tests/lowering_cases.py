@@ -15,10 +15,10 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.lowering.catalogue import LoweredSite, applicable, lower, site_opset
-from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.passes import GroupPointwise, RemoveDead
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport, SiteReport
+from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
 from tests.helpers import GraphBuilder, random_feeds, run
 from tests.passes.graphs import copy_of
 

@@ -13,7 +13,7 @@ from onnx_igpc.calibration import collect_moments, untapped_reason
 from onnx_igpc.errors import DataError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.sites import find_sites
+from onnx_igpc.sites.find import find_sites
 from onnx_igpc.taps import Tap
 from tests.calibration_graphs import (
     EndlessData,

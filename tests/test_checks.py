@@ -19,7 +19,7 @@ from onnx_igpc.graph.checks import check_graph, check_original
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import GroupPointwise
-from onnx_igpc.passes.group_pointwise import Form, SiteRewrite
+from onnx_igpc.sites.rewrite import Form, SiteRewrite
 from tests.helpers import node_named, pointwise_model
 from tests.passes.graphs import copy_of
 

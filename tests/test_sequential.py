@@ -18,7 +18,7 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph_cuts import GraphCuts
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.sequential import SequentialCalibration
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
 from onnx_igpc.taps import Tap
 from tests.calibration_graphs import EndlessData, ListData, images, residual_model, sites_of
 from tests.helpers import GraphBuilder, node_named

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import opset_version
-from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.passes.base import PassResult
 from onnx_igpc.passes.fold_batch_norm import FoldBatchNorm
 from onnx_igpc.passes.fold_site_batch_norm import FoldSiteBatchNorm
@@ -23,6 +22,7 @@ from onnx_igpc.passes.lower_slices import LowerSlices
 from onnx_igpc.passes.lower_transpose import LowerTranspose
 from onnx_igpc.passes.lowering import Lowering, lower_sites
 from onnx_igpc.passes.remove_dead import RemoveDead, unread_values
+from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
 
 LOWERINGS: dict[str, Lowering] = {
     each.label: each

@@ -20,9 +20,9 @@ from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.catalogue import applicable, lower, site_opset
 from onnx_igpc.lowering.context import Surroundings, UnknownShapeError, cut_out
 from onnx_igpc.lowering.race import race_key, race_models, race_site
-from onnx_igpc.lowering.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.runtime.racing import Interval, speedup
 from onnx_igpc.runtime.setting import Setting
+from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
 
 LITERAL, DENSE = "literal", "dense"
 # Times that differ by less are equal: then dense, which keeps the layer whole, goes before the

@@ -17,12 +17,12 @@ from onnx_igpc.lowering.latency import LatencyBudget, Trial
 from onnx_igpc.lowering.race import structure
 from onnx_igpc.lowering.run import finish, prepare
 from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
-from onnx_igpc.lowering.subgraph import find_subgraphs
 from onnx_igpc.passes.group_pointwise import GroupPointwise
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.runtime.setting import Setting
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.subgraph import find_subgraphs
 
 NOT_LOWERED = (
     "nothing was added to what is rewritten already, which is not lowered: use onnx-igpc lower"

@@ -22,9 +22,9 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.shape_inference import Trace
 from onnx_igpc.graph.shape_values import Value
 from onnx_igpc.graph.traversal import live_nodes
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
 from onnx_igpc.report.digest import read_digest, write_digest
 from onnx_igpc.report.tree import RewriteReport, SiteReport
+from onnx_igpc.sites.subgraph import IgpcSubgraph
 
 _IMAGE_RANK = 4
 _IR_WITH_FREE_INITIALIZERS = 4

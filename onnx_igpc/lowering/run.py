@@ -24,12 +24,12 @@ from onnx_igpc.lowering.catalogue import (
 )
 from onnx_igpc.lowering.choose import LITERAL, Choices, Progress
 from onnx_igpc.lowering.select import select, setting_dict
-from onnx_igpc.lowering.subgraph import find_subgraphs
 from onnx_igpc.order_check import check_same_outputs
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
+from onnx_igpc.sites.subgraph import find_subgraphs
 
 AUTO = "auto"
 # What the model's digest has of the lowering: no times, and nothing of the machine.

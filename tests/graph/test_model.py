@@ -18,7 +18,7 @@ from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel, load_model, open_model, save_model
 from onnx_igpc.graph.traversal import tensors
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.sites import find_sites
+from onnx_igpc.sites.find import find_sites
 from tests.helpers import pointwise_model, run
 from tests.rich_model import rich_model, set_fields
 

@@ -28,7 +28,7 @@ from onnx_igpc.layout.path_sources import path_sources
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.layout.serialization import layout_from_dict, layout_to_dict
 from onnx_igpc.passes import GroupPointwise
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
 from tests.helpers import pointwise_model, run
 
 

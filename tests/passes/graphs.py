@@ -13,8 +13,8 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import GroupPointwise, PassResult, RemoveDead
-from onnx_igpc.passes.group_pointwise import Form
-from onnx_igpc.sites import PointwiseSite, SiteFilter
+from onnx_igpc.sites.find import PointwiseSite, SiteFilter
+from onnx_igpc.sites.rewrite import Form
 
 
 @dataclass

@@ -20,7 +20,7 @@ from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.order_check import check_reordered
 from onnx_igpc.passes import AbsorbGathers, GroupPointwise, RemoveDead
-from onnx_igpc.sites import PointwiseSite
+from onnx_igpc.sites.find import PointwiseSite
 from tests.helpers import GraphBuilder, run, tensor_named
 from tests.passes.absorbing import C, absorbed, finish, gather, grouped, start
 

@@ -11,7 +11,7 @@ from onnx_igpc import compress
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import FoldBatchNorm, PassResult, RemoveDead
-from onnx_igpc.passes.group_pointwise import Form
+from onnx_igpc.sites.rewrite import Form
 from tests.helpers import GraphBuilder, WeightForm, node_named, pointwise_model, random_feeds, run
 from tests.passes.graphs import copy_of
 from tests.untouched import assert_untouched

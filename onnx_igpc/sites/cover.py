@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_igpc.fitting.weights import stage_matrix
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
-from onnx_igpc.lowering.writer import SiteWriter
+from onnx_igpc.sites.subgraph import IgpcSubgraph
+from onnx_igpc.sites.writer import SiteWriter
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import OpenModel, open_model
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.sites import PointwiseSite, SiteFilter, find_sites
+from onnx_igpc.sites.find import PointwiseSite, SiteFilter, find_sites
 from tests.helpers import GraphBuilder, WeightForm, pointwise_model, tensor_named
 from tests.helpers import with_following_layers as following
 

@@ -14,8 +14,8 @@ from onnx_igpc.layout.permutations import (
     interleave_permutation,
     invert_permutation,
 )
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
-from onnx_igpc.lowering.writer import SiteWriter
+from onnx_igpc.sites.subgraph import IgpcSubgraph
+from onnx_igpc.sites.writer import SiteWriter
 
 # Given a tensor, a label, the channels wanted and how many the tensor has: the tensor with those.
 Gathering = Callable[[str, str, Sequence[int], int], str]

@@ -12,7 +12,7 @@ import onnx
 from onnx_igpc.errors import ModelError
 from onnx_igpc.graph.edit import GraphEdit, SubgraphBuilder
 from onnx_igpc.graph.traversal import NodeHolder
-from onnx_igpc.lowering.subgraph import IgpcSubgraph
+from onnx_igpc.sites.subgraph import IgpcSubgraph
 
 _OPSET_SPLIT_INPUT = 13
 _OPSET_SLICE_INPUT = 10

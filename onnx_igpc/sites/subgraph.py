@@ -21,9 +21,9 @@ from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.permutations import compose_gathers
 from onnx_igpc.layout.serialization import layout_from_dict
-from onnx_igpc.lowering.recognition import LINEAR, NotRecognisedError, read_structure
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.tree import SiteReport
+from onnx_igpc.sites.recognition import LINEAR, NotRecognisedError, read_structure
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, defs
 
-from onnx_igpc.activations import Activation, match_activation
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
+from onnx_igpc.sites.activations import Activation, match_activation
 from tests.helpers import GraphBuilder
 
 Append = Callable[[GraphBuilder, str], str]

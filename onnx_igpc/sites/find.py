@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.conv_form import malformed
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
+from onnx_igpc.sites.conv_form import malformed
 
 # Between a head and the output that it makes stand only operators that move or normalise values.
 _AFTER_HEAD = frozenset(

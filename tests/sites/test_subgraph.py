@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import lower
-from onnx_igpc.lowering.subgraph import find_subgraphs
 from onnx_igpc.report.digest import read_digest, write_digest
+from onnx_igpc.sites.subgraph import find_subgraphs
 from tests.helpers import (
     GraphBuilder,
     WeightForm,

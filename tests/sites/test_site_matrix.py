@@ -14,10 +14,10 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report.tree import SiteReport
 from onnx_igpc.runtime.session import make_session, run_session
-from onnx_igpc.site_matrix import SiteMatrices
+from onnx_igpc.sites.site_matrix import SiteMatrices
 from tests.helpers import GraphBuilder, node_named, pointwise_model, tensor_named
 
-SAMPLES = Path(__file__).parent.parent / "sample_models"
+SAMPLES = Path(__file__).parents[2] / "sample_models"
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class NotRecognisedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What was read; fields as in :class:`~onnx_igpc.lowering.subgraph.IgpcSubgraph`."""
+    """What was read; fields as in :class:`~onnx_igpc.sites.subgraph.IgpcSubgraph`."""
 
     layout: GroupLayout
     k: tuple[np.ndarray, ...]

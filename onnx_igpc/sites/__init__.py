@@ -1,0 +1,1 @@
+"""Pointwise convolutions and what they become: find, write, recognise."""
