@@ -26,7 +26,8 @@ import click
 import numpy as np
 
 import onnx_igpc
-from onnx_igpc.calibration import collect_moments
+from onnx_igpc.calibration.collect import collect_moments
+from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.calibration_run import CalibrationRun
 from onnx_igpc.cli_support import preprocessing_options, read_preprocessing
 from onnx_igpc.data.preprocessing import Preprocessing
@@ -43,7 +44,6 @@ from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import PointwiseSite, find_sites
 from onnx_igpc.summary import site_reports
-from onnx_igpc.taps import Tap
 from onnx_igpc.verify import verify
 from onnx_igpc.weighing import fit_without_data
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnx_igpc.calibration import collect_moments, untapped_reason
+from onnx_igpc.calibration.collect import collect_moments, untapped_reason
+from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.family import SIZES, candidate_layouts
@@ -39,7 +40,6 @@ from onnx_igpc.selection import (
 from onnx_igpc.sensitivity import DamageProbe
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import PointwiseSite
-from onnx_igpc.taps import Tap
 
 SENSITIVITY_VERSION = 1
 # Candidates of a site whose damage is measured; that of the others lies between.

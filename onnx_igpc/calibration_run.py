@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnx_igpc.budget import learned_layouts, plan_budget
+from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.damage import measure_damage
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
@@ -22,7 +23,6 @@ from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.passes.base import PassResult
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
-from onnx_igpc.site_calibrator import SiteCalibrator
 from onnx_igpc.sites.find import find_sites
 
 DEFAULT_SAMPLES = 512

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_igpc.calibration import no_samples
+from onnx_igpc.calibration.collect import no_samples
 from onnx_igpc.data.batches import Data
 from onnx_igpc.differences import class_scores
 from onnx_igpc.graph.edit import Names

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.large_model import write_external
 from benchmarks.scale import SHAPES, build_model, small_network, write_shards
 from onnx_igpc import compress, inspect
-from onnx_igpc.activation_store import ActivationStore
+from onnx_igpc.calibration.activation_store import ActivationStore
 from onnx_igpc.graph.model import save_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_igpc.calibration import collect_moments, untapped_reason
+from onnx_igpc.calibration.collect import collect_moments, untapped_reason
+from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.errors import DataError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.sites.find import find_sites
-from onnx_igpc.taps import Tap
 from tests.calibration_graphs import (
     EndlessData,
     ListData,

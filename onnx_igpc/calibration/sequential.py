@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_igpc.activation_store import MEMORY_BYTES, ActivationStore
-from onnx_igpc.calibration import feed_rows, no_samples, untapped_reason
+from onnx_igpc.calibration.activation_store import MEMORY_BYTES, ActivationStore
+from onnx_igpc.calibration.collect import feed_rows, no_samples, untapped_reason
+from onnx_igpc.calibration.graph_cuts import DenseWeight, GraphCuts, TensorType
+from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
 from onnx_igpc.errors import DataError, ModelError
 from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.graph_cuts import DenseWeight, GraphCuts, TensorType
 from onnx_igpc.runtime.session import Session, make_session, run_session
 from onnx_igpc.sites.find import PointwiseSite
-from onnx_igpc.taps import Tap
 
 Versions = dict[str, TensorType]
 _ORIGINAL, _REWRITTEN = "original", "rewritten"

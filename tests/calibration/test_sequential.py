@@ -10,16 +10,16 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc import compress
+from onnx_igpc.calibration.graph_cuts import GraphCuts
+from onnx_igpc.calibration.sequential import SequentialCalibration
+from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import random_data
 from onnx_igpc.errors import DataError
 from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.graph_cuts import GraphCuts
 from onnx_igpc.runtime.session import make_session, run_session
-from onnx_igpc.sequential import SequentialCalibration
 from onnx_igpc.sites.find import PointwiseSite
-from onnx_igpc.taps import Tap
 from tests.calibration_graphs import EndlessData, ListData, images, residual_model, sites_of
 from tests.helpers import GraphBuilder, node_named
 

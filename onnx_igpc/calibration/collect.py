@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import onnx
 
+from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Batch, Data
 from onnx_igpc.errors import DataError
 from onnx_igpc.fitting.moments import Moments, MomentsAccumulator
@@ -18,7 +19,6 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import all_names
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.sites.find import PointwiseSite
-from onnx_igpc.taps import Tap
 
 TAP_BYTES = 1 << 30
 """Activations that a pass over the data holds at once, in bytes, unless it is said otherwise."""

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from onnx_igpc.calibration import collect_moments, untapped_reason
+from onnx_igpc.calibration.collect import collect_moments, untapped_reason
+from onnx_igpc.calibration.sequential import SequentialCalibration
+from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
 from onnx_igpc.fitting.calibrated import corrected_bias, fit_calibrated
 from onnx_igpc.fitting.fit import fit_layout
@@ -17,9 +19,7 @@ from onnx_igpc.fitting.moments import Moments, SiteStatistics
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.sequential import SequentialCalibration
 from onnx_igpc.sites.find import PointwiseSite
-from onnx_igpc.taps import Tap
 
 
 class SiteCalibrator:

@@ -1,0 +1,1 @@
+"""Statistics of sites on data, and fits to them."""
