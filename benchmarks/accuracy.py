@@ -31,6 +31,7 @@ from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.calibration_run import CalibrationRun
 from onnx_igpc.cli_support import preprocessing_options, read_preprocessing
 from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.family import best_within, candidate_layouts
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import open_model, save_model
@@ -44,7 +45,6 @@ from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import PointwiseSite, find_sites
 from onnx_igpc.summary import site_reports
-from onnx_igpc.verify import verify
 from onnx_igpc.weighing import fit_without_data
 
 METHODS = ("budget", "extended", "svd", "svd-plain", "v2", "v2-plain", "v2-learned")

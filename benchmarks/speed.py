@@ -24,8 +24,8 @@ import click
 
 from benchmarks.speed_models import DENSE, ModelFolder, Variant
 from benchmarks.speed_rows import NETWORKS, VARIANTS, Row, gap_table, overview, read_rows, table
-from onnx_igpc.benchmark import benchmark
 from onnx_igpc.errors import IgpcError
+from onnx_igpc.evaluation.benchmark import benchmark
 from onnx_igpc.graph.model import file_bytes
 from onnx_igpc.report.benchmark import BenchmarkReport, ModelFacts, Race
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from onnx_igpc.budget import learned_layouts, plan_budget
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
-from onnx_igpc.damage import measure_damage
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import open_data
+from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel

@@ -83,10 +83,10 @@ def verify(
 
     Exit code 1 if a given threshold does not hold, or nodes ran elsewhere than asked.
     """
+    from onnx_igpc.evaluation.verify import verify as run
     from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.report.console.rewrite import show_verify
     from onnx_igpc.report.files import compared_report
-    from onnx_igpc.verify import verify as run
 
     check_report(report_file, original, candidate)
     check_output(json_file, original, candidate)
@@ -167,7 +167,7 @@ def benchmark(
 
     Exit code 1 if the provider asked for is not there, or did not run a model's arithmetic.
     """
-    from onnx_igpc.benchmark import benchmark as run
+    from onnx_igpc.evaluation.benchmark import benchmark as run
     from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.report.console.benchmark import show_benchmark
     from onnx_igpc.report.files import compared_report, subject

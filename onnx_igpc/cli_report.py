@@ -59,8 +59,8 @@ def write_report(
     """
     if path is None:
         return
+    from onnx_igpc.evaluation.thumbnails import add_thumbnails
     from onnx_igpc.report.files import report_text
-    from onnx_igpc.thumbnails import add_thumbnails
 
     add_thumbnails(report, written, original)
     write_text(path, report_text(path, report, title))
@@ -99,11 +99,11 @@ def report(
     quiet: bool,
 ) -> None:
     """Show the report that a compressed MODEL carries."""
+    from onnx_igpc.evaluation.thumbnails import add_thumbnails
     from onnx_igpc.graph.model import file_bytes, open_model
     from onnx_igpc.report.console.lowering import show_lowering
     from onnx_igpc.report.console.rewrite import show_rewrite
     from onnx_igpc.report.files import carried_report, read_report
-    from onnx_igpc.thumbnails import add_thumbnails
 
     for file in (html_file, json_file):
         check_output(file, model, *others)

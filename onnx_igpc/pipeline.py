@@ -10,16 +10,16 @@ from pathlib import Path
 import onnx
 
 from onnx_igpc.calibration_run import DEFAULT_SAMPLES, CalibrationRun
-from onnx_igpc.checks import check_sites
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import UsageError
+from onnx_igpc.evaluation.equivalence import check_reordered
+from onnx_igpc.evaluation.site_check import check_sites
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel, PathLike, file_bytes, snapshot
 from onnx_igpc.lowering.compressing import LoweringRun
 from onnx_igpc.options import DEFAULT_CH, CompressOptions, chosen_init
-from onnx_igpc.order_check import check_reordered
 from onnx_igpc.passes import (
     AbsorbGathers,
     FoldBatchNorm,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from onnx_igpc.errors import CheckFailedError, ModelError, UsageError, did_you_mean
+from onnx_igpc.evaluation.equivalence import check_same_outputs
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.graph.traversal import scopes
-from onnx_igpc.order_check import check_same_outputs
 from onnx_igpc.passes import Pass, PassResult
 
 GROUP = "onnx_igpc.passes"

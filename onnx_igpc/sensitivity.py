@@ -15,7 +15,7 @@ import onnx
 
 from onnx_igpc.calibration.collect import no_samples
 from onnx_igpc.data.batches import Data
-from onnx_igpc.differences import class_scores
+from onnx_igpc.evaluation.differences import class_scores
 from onnx_igpc.graph.edit import Names
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime.session import make_session, run_session

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 
 from onnx_igpc import compress
+from onnx_igpc.evaluation.thumbnails import add_thumbnails
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport, Totals
-from onnx_igpc.thumbnails import add_thumbnails
 from tests.helpers import pointwise_model
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>\u202eevil\x00\x1b[31m\U0001f480"

@@ -11,9 +11,9 @@ from onnx import numpy_helper
 
 from onnx_igpc import compress
 from onnx_igpc.calibration_run import CalibrationRun
-from onnx_igpc.damage import UnlabelledData, measure_damage
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import DataError, UsageError
+from onnx_igpc.evaluation.damage import UnlabelledData, measure_damage
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.pipeline import CompressResult
 from onnx_igpc.report.digest import read_digest

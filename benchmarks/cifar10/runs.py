@@ -14,6 +14,7 @@ from benchmarks.cifar10.data import subset
 from benchmarks.cifar10.half import packed, unpacked
 from benchmarks.cifar10.setups import Setup
 from onnx_igpc.errors import UsageError
+from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
 from onnx_igpc.pipeline import compress
@@ -21,7 +22,6 @@ from onnx_igpc.torch_bridge.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.finetune import finetune
 from onnx_igpc.torch_bridge.finetune_log import Progress
 from onnx_igpc.torch_bridge.recipe import Recipe
-from onnx_igpc.verify import verify
 
 _POINTS = 10
 """Points of the curve of one epoch."""

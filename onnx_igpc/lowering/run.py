@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from onnx_igpc.errors import UsageError
+from onnx_igpc.evaluation.equivalence import check_same_outputs
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import ModelCost, count
 from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
@@ -24,7 +25,6 @@ from onnx_igpc.lowering.catalogue import (
 )
 from onnx_igpc.lowering.choose import LITERAL, Choices, Progress
 from onnx_igpc.lowering.select import select, setting_dict
-from onnx_igpc.order_check import check_same_outputs
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.tree import RewriteReport

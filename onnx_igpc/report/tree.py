@@ -66,7 +66,7 @@ class SiteReport:
     Parameters are the weights and biases of the convolutions; ``error`` is E|(W-M)x|^2 / E|Wx|^2.
     ``nodes`` are the inserted nodes, ``replaced`` those in whose place they are, ``input`` and
     ``output`` the tensors the site reads and makes. ``thumbnails``: pictures of W and M, see
-    :mod:`onnx_igpc.thumbnails`.
+    :mod:`onnx_igpc.evaluation.thumbnails`.
     """
 
     name: str

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_igpc.damage import measure_damage
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import CheckFailedError
+from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, file_bytes, save_model

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.checks import check_sites
+from onnx_igpc.evaluation.site_check import check_sites
 from onnx_igpc.fitting.fit import random_weights, stage_groups
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error, stage_matrix
 from onnx_igpc.graph.checks import check_graph

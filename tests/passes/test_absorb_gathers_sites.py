@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnx_igpc.errors import CheckFailedError
+from onnx_igpc.evaluation.equivalence import check_reordered
 from onnx_igpc.fitting.fit import random_weights
 from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, count, fixed_tensors
 from onnx_igpc.graph.model import OpenModel, snapshot
@@ -18,7 +19,6 @@ from onnx_igpc.graph.traversal import scopes
 from onnx_igpc.layout.extended import extended_layout, with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.order_check import check_reordered
 from onnx_igpc.passes import AbsorbGathers, GroupPointwise, RemoveDead
 from onnx_igpc.sites.find import PointwiseSite
 from tests.helpers import GraphBuilder, run, tensor_named

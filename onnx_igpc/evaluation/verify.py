@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from onnx_igpc.comparison import Comparison
 from onnx_igpc.data.batches import Data, random_data
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError, ModelError, UsageError
+from onnx_igpc.evaluation.comparison import Comparison
 from onnx_igpc.graph.inputs import InputSpec, Shapes
 from onnx_igpc.graph.model import OpenModel, open_model
 from onnx_igpc.report.verification import VerifyReport

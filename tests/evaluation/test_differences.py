@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnx_igpc.differences import (
+from onnx_igpc.evaluation.differences import (
     ClassifierAccumulator,
     DifferenceAccumulator,
     class_scores,

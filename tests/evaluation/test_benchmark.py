@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import onnx_igpc
-from onnx_igpc import contenders
-from onnx_igpc.benchmark import benchmark
 from onnx_igpc.cli import main
 from onnx_igpc.errors import CheckFailedError, ModelError, UsageError
+from onnx_igpc.evaluation import contenders
+from onnx_igpc.evaluation.benchmark import benchmark
 from onnx_igpc.runtime import racing as runners
 from onnx_igpc.runtime.footprint import measure, peak_memory
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun

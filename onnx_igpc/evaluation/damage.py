@@ -8,8 +8,8 @@ from typing import Any
 
 from onnx_igpc.data.batches import Batch, Data
 from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.runtime.session_source import AnyModel
-from onnx_igpc.verify import verify
 
 
 class UnlabelledData:

@@ -12,12 +12,12 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from onnx_igpc import comparison
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
+from onnx_igpc.evaluation import comparison
+from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
 from onnx_igpc.runtime.session import PROVIDERS
-from onnx_igpc.verify import verify
 from tests import runtime_graphs as graphs
 
 SWAP = np.eye(7)[[1, 0, 2, 3, 4, 5, 6]]  # exchanges the scores of classes 0 and 1

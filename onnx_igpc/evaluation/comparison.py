@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_igpc.data.batches import Batch, Data
-from onnx_igpc.differences import ClassifierAccumulator, DifferenceAccumulator, class_scores
 from onnx_igpc.errors import DataError, ModelError, UsageError
-from onnx_igpc.metrics import Metric
+from onnx_igpc.evaluation.differences import (
+    ClassifierAccumulator,
+    DifferenceAccumulator,
+    class_scores,
+)
+from onnx_igpc.evaluation.user_metric import Metric
 from onnx_igpc.report.verification import OutputDifference
 from onnx_igpc.runtime.profile import ExecutionProfile, read_profile
 from onnx_igpc.runtime.session import Session, run_session

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnx_igpc.errors import CheckFailedError
+from onnx_igpc.evaluation.equivalence import check_same_outputs
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.order_check import check_same_outputs
 
 
 def shifted(level: float, scale: float = 1.0) -> OpenModel:

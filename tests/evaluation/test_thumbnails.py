@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from onnx_igpc import compress
+from onnx_igpc.evaluation.thumbnails import add_thumbnails, pooled
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.report.digest import read_digest, write_digest
 from onnx_igpc.report.pictures import SIDE, decoded
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.thumbnails import add_thumbnails, pooled
 from tests.helpers import node_named, pointwise_model, tensor_named
 
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import onnx_igpc
-from onnx_igpc import benchmark as benchmark_module
-from onnx_igpc.benchmark import benchmark
+from onnx_igpc.evaluation import benchmark as benchmark_module
+from onnx_igpc.evaluation.benchmark import benchmark
+from onnx_igpc.evaluation.speed_limit import SiteWork, site_work, speed_limit
 from onnx_igpc.report.benchmark import BenchmarkReport, SpeedLimit
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
 from onnx_igpc.runtime.bandwidth import SIZES, Bandwidth, measure_bandwidth
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
-from onnx_igpc.speed_limit import SiteWork, site_work, speed_limit
 from tests import runtime_graphs as graphs
 from tests.helpers import pointwise_model
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from onnx_igpc.contenders import Contender, batched, natural_batch
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import UsageError
+from onnx_igpc.evaluation.contenders import Contender, batched, natural_batch
+from onnx_igpc.evaluation.speed_limit import site_work, speed_limit
 from onnx_igpc.graph.inputs import Shapes
 from onnx_igpc.report.benchmark import BenchmarkReport, ModelFacts, Race, SpeedLimit, Timing
 from onnx_igpc.runtime.bandwidth import Bandwidth, measure_bandwidth
@@ -29,7 +30,6 @@ from onnx_igpc.runtime.session import (
     provider_name,
     session_inputs,
 )
-from onnx_igpc.speed_limit import site_work, speed_limit
 
 Feeds = dict[str, np.ndarray]
 

@@ -12,8 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc import compress
-from onnx_igpc.checks import check_sites
 from onnx_igpc.errors import CheckFailedError, ModelError
+from onnx_igpc.evaluation.site_check import check_sites
 from onnx_igpc.fitting.fit import random_weights
 from onnx_igpc.graph.checks import check_graph, check_original
 from onnx_igpc.graph.model import OpenModel

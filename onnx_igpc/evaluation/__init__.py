@@ -1,0 +1,1 @@
+"""Measuring written models: verify, benchmark, damage, checks."""
