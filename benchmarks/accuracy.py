@@ -32,7 +32,6 @@ from onnx_igpc.calibration_run import CalibrationRun
 from onnx_igpc.cli_support import preprocessing_options, read_preprocessing
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.evaluation.verify import verify
-from onnx_igpc.family import best_within, candidate_layouts
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import open_model, save_model
 from onnx_igpc.graph.view import GraphView
@@ -40,6 +39,7 @@ from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import GroupPointwise, RemoveDead
+from onnx_igpc.planning.candidates import best_within, candidate_layouts
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites.batch_norm import following_batch_norm

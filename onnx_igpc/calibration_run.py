@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx_igpc.budget import learned_layouts, plan_budget
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
@@ -18,9 +17,10 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.lowering.latency import LatencyBudget
-from onnx_igpc.options import CompressOptions
 from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.passes.base import PassResult
+from onnx_igpc.planning.budget import learned_layouts, plan_budget
+from onnx_igpc.planning.options import CompressOptions
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
 from onnx_igpc.sites.find import find_sites

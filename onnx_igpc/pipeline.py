@@ -19,7 +19,6 @@ from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel, PathLike, file_bytes, snapshot
 from onnx_igpc.lowering.compressing import LoweringRun
-from onnx_igpc.options import DEFAULT_CH, CompressOptions, chosen_init
 from onnx_igpc.passes import (
     AbsorbGathers,
     FoldBatchNorm,
@@ -29,12 +28,13 @@ from onnx_igpc.passes import (
     RemoveDead,
 )
 from onnx_igpc.passes.remove_dead import unread_values
+from onnx_igpc.planning.knapsack import Target
+from onnx_igpc.planning.options import DEFAULT_CH, CompressOptions, chosen_init
 from onnx_igpc.plugins import PluginPass, load_plugins, run_plugin
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
-from onnx_igpc.selection import Target
 from onnx_igpc.sites.find import SiteFilter
 from onnx_igpc.sites.rewrite import Form, Planner, SiteRewrite, Weigher
 from onnx_igpc.summary import (

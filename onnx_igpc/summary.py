@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.layout.serialization import layout_to_dict
-from onnx_igpc.options import CompressOptions
+from onnx_igpc.planning.options import CompressOptions
 from onnx_igpc.report.tree import (
     Change,
     RewriteReport,

@@ -8,7 +8,7 @@ from onnx_igpc.fitting.fit import fit_layout, random_weights
 from onnx_igpc.fitting.weights import IgpcWeights, plain_error
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.options import CompressOptions
+from onnx_igpc.planning.options import CompressOptions
 from onnx_igpc.sites.find import PointwiseSite
 from onnx_igpc.sites.rewrite import Weigher
 

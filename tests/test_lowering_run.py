@@ -25,7 +25,7 @@ from tests.calibration_graphs import images, saved
 from tests.helpers import GraphBuilder, random_feeds
 from tests.helpers import run as run_model
 from tests.lowering_prices import Prices, by_operator
-from tests.test_budget import CHANNELS, classifier
+from tests.planning.test_budget import CHANNELS, classifier
 
 ONE = Setting(threads=1)
 DENSE_WINS = by_operator({"Conv": 50.0, "MatMul": 50.0})

@@ -31,9 +31,9 @@ from onnx_igpc.lowering.context import UnknownShapeError
 from onnx_igpc.lowering.race import race_all, race_models
 from onnx_igpc.lowering.run import prepare
 from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select
+from onnx_igpc.planning.knapsack import Choice, Options, Target, best_within, least_choice
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.runtime.setting import Setting
-from onnx_igpc.selection import Choice, Options, Target, best_within, least_choice
 from onnx_igpc.sites.find import PointwiseSite
 from onnx_igpc.sites.rewrite import Planner
 

@@ -15,20 +15,19 @@ from onnx_igpc.calibration.collect import collect_moments, untapped_reason
 from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
 from onnx_igpc.errors import DataError, UsageError
-from onnx_igpc.family import SIZES, candidate_layouts
-from onnx_igpc.family import Candidate as FittedLayout
 from onnx_igpc.fitting.calibrated import corrected_bias
 from onnx_igpc.fitting.moments import Moments, SiteStatistics
 from onnx_igpc.fitting.weights import igpc_matrix
 from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.graph.model import OpenModel, PathLike, write_atomically
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.grouping import better_grouping, learned_published
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.latency import LatencyBudget
-from onnx_igpc.options import CompressOptions
-from onnx_igpc.selection import (
+from onnx_igpc.planning.candidates import SIZES, candidate_layouts
+from onnx_igpc.planning.candidates import Candidate as FittedLayout
+from onnx_igpc.planning.grouping import better_grouping, learned_published
+from onnx_igpc.planning.knapsack import (
     Candidate,
     Choice,
     Options,
@@ -37,7 +36,8 @@ from onnx_igpc.selection import (
     interpolate_damage,
     trade_off,
 )
-from onnx_igpc.sensitivity import DamageProbe
+from onnx_igpc.planning.options import CompressOptions
+from onnx_igpc.planning.sensitivity import DamageProbe
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import PointwiseSite
 

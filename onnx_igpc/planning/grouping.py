@@ -1,8 +1,8 @@
 """Learned grouping: which input channels share a group, and which filters do.
 
-Groups start as clusters of channels with a high affinity (:mod:`onnx_igpc.affinity`). Those of
+Groups start as clusters of channels with a high affinity (:mod:`onnx_igpc.planning.clustering`). Those of
 layouts without the sum are then improved by exchanges that are measured by a refit
-(:mod:`onnx_igpc.swap_search`). Everything here is deterministic.
+(:mod:`onnx_igpc.planning.exchange_search`). Everything here is deterministic.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from onnx_igpc.affinity import balanced_clusters, channel_affinity, filter_affinity
 from onnx_igpc.fitting.fit import fit_layout, stage_groups
 from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.fitting.weights import IgpcWeights, fit_error
 from onnx_igpc.layout.extended import with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.swap_search import search_groups
+from onnx_igpc.planning.clustering import balanced_clusters, channel_affinity, filter_affinity
+from onnx_igpc.planning.exchange_search import search_groups
 
 Grouping = Literal["learned", "contiguous"]
 GROUPINGS: tuple[Grouping, ...] = ("learned", "contiguous")

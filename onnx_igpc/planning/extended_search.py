@@ -13,19 +13,19 @@ from heapq import heapify, heapreplace
 
 import numpy as np
 
-from onnx_igpc.affinity import channel_affinity
 from onnx_igpc.fitting.fit import layout_weights
 from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.fitting.weights import IgpcWeights
-from onnx_igpc.grouping import (
+from onnx_igpc.layout.extended import LGroup, extended_layout, k_row_positions
+from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.planning.clustering import channel_affinity
+from onnx_igpc.planning.grouping import (
     Grouping,
     contiguous_groups,
     even_sizes,
     learned_columns,
     learned_filters,
 )
-from onnx_igpc.layout.extended import LGroup, extended_layout, k_row_positions
-from onnx_igpc.layout.group_layout import GroupLayout
 
 # Of the budget, for rows that read every channel, beside groups.
 _SHARED_PART = 0.3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx_igpc.errors import CheckFailedError, UsageError
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout, GroupPath
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.selection import (
+from onnx_igpc.planning.knapsack import (
     Candidate,
     Choice,
     Options,

@@ -10,7 +10,7 @@ from onnx_igpc.data.batches import random_data
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.sensitivity import DamageProbe, kl_divergence
+from onnx_igpc.planning.sensitivity import DamageProbe, kl_divergence
 from onnx_igpc.sites.find import PointwiseSite, find_sites
 from tests.helpers import run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnx_igpc.errors import UsageError
 from onnx_igpc.layout.schemes import SCHEMES
-from onnx_igpc.selection import Target
+from onnx_igpc.planning.knapsack import Target
 from onnx_igpc.sites.rewrite import Form
 
 DEFAULT_CH = 16

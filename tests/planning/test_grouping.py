@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.affinity import balanced_clusters, channel_affinity, filter_affinity
 from onnx_igpc.fitting.variable_projection import ProjectionProblem
-from onnx_igpc.grouping import (
+from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.planning.clustering import balanced_clusters, channel_affinity, filter_affinity
+from onnx_igpc.planning.exchange_search import exchange_gains, search_groups
+from onnx_igpc.planning.grouping import (
     better_grouping,
     contiguous_groups,
     even_sizes,
@@ -17,8 +19,6 @@ from onnx_igpc.grouping import (
     learned_filters,
     learned_published,
 )
-from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.swap_search import exchange_gains, search_groups
 
 seeds = st.integers(0, 10_000)
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnx_igpc.extended_search import ExtendedSearch, Trial
 from onnx_igpc.fitting.fit import fit_layout
 from onnx_igpc.fitting.weights import IgpcWeights, fit_error
-from onnx_igpc.grouping import Grouping, learned_published
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.planning.extended_search import ExtendedSearch, Trial
+from onnx_igpc.planning.grouping import Grouping, learned_published
 
 SIZES = (0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.25, 0.33, 0.4, 0.5, 0.6, 0.75)
 """Parts of C F at which the extended family offers a member."""

@@ -7,13 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from onnx_igpc.extended_search import two_levels
-from onnx_igpc.family import Candidate, best_within, candidate_layouts
 from onnx_igpc.fitting.fit import fit_layout
 from onnx_igpc.fitting.weights import fit_error
 from onnx_igpc.layout.extended import low_rank_layout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.layout.serialization import layout_from_dict, layout_to_dict
+from onnx_igpc.planning.candidates import Candidate, best_within, candidate_layouts
+from onnx_igpc.planning.extended_search import two_levels
 
 
 def layer(C: int, F: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
