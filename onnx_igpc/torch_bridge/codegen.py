@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from onnx_igpc.torch_bridge.lowering import Known, Local, Program, Step, Stored, Value
+from onnx_igpc.torch_bridge.program import Known, Local, Program, Step, Stored, Value
 
 _files = Counter[str]()
 

@@ -9,9 +9,9 @@ import onnx_igpc.torch_bridge.operators  # noqa: F401  (registers the operators)
 from onnx_igpc.torch_bridge.codegen import compile_program
 from onnx_igpc.torch_bridge.fusion import fuse
 from onnx_igpc.torch_bridge.graph import Graph, read_graph
-from onnx_igpc.torch_bridge.lowering import lower
 from onnx_igpc.torch_bridge.module import OnnxModule
 from onnx_igpc.torch_bridge.names import torch_names
+from onnx_igpc.torch_bridge.program import lower
 from onnx_igpc.torch_bridge.tensors import HALF_TYPES, compute_type
 from onnx_igpc.torch_bridge.weights import assign_roles
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.nn import functional
 
-from onnx_igpc.torch_bridge.lowering import Local, Program, Step
+from onnx_igpc.torch_bridge.program import Local, Program, Step
 
 
 def fuse(program: Program) -> list[Step]:

@@ -12,7 +12,7 @@ import torch
 
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.torch_bridge import from_torch, to_torch
-from onnx_igpc.torch_bridge.checkpoint import read_tensors, write_tensors
+from onnx_igpc.torch_bridge.tensor_files import read_tensors, write_tensors
 
 STATE_FILE = "weights.safetensors"
 # What torch raises for files that are no archives of tensors, or damaged ones.

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from onnx_igpc.cli import main
 from onnx_igpc.errors import CheckFailedError, ModelError, UsageError
-from onnx_igpc.torch_bridge.checkpoint import checkpoint_path, read_tensors, write_tensors
+from onnx_igpc.torch_bridge.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.finetune import finetune
 from onnx_igpc.torch_bridge.finetune_log import TIMES, Progress
+from onnx_igpc.torch_bridge.tensor_files import read_tensors, write_tensors
 from onnx_igpc.torch_bridge.training import RunInterruptedError
 from tests.torch_bridge.training_cases import classifier, short, smaller, write_data
 
