@@ -30,8 +30,8 @@ import click
 import numpy as np
 import torch
 
-import onnx_igpc.torch_bridge.finetune
 import onnx_igpc.torch_bridge.state_files
+import onnx_igpc.torch_bridge.training.finetune
 from onnx_igpc import compress
 from onnx_igpc.cli import main as onnx_igpc_command
 from onnx_igpc.runtime.session import import_onnxruntime

@@ -30,8 +30,8 @@ import onnx
 
 from onnx_igpc import compress
 from onnx_igpc.graph.model import load_model, open_model, save_model
-from onnx_igpc.torch_bridge.finetune import finetune
-from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.training.finetune import finetune
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 from tests.helpers import pointwise_model
 
 

@@ -19,7 +19,7 @@ from onnx_igpc.cli_support import (
 )
 
 if TYPE_CHECKING:
-    from onnx_igpc.torch_bridge.finetune_log import Progress
+    from onnx_igpc.torch_bridge.training.log import Progress
 
 _PATH = click.Path(path_type=Path)
 
@@ -207,8 +207,8 @@ def finetune(
     _let_threads_sleep()
     # Of the processes of a torchrun, the first one speaks.
     with ProgressLine("fine-tuning", quiet or os.environ.get("RANK", "0") != "0") as line:
-        from onnx_igpc.torch_bridge.finetune import finetune as run
-        from onnx_igpc.torch_bridge.recipe import Recipe
+        from onnx_igpc.torch_bridge.training.finetune import finetune as run
+        from onnx_igpc.torch_bridge.training.recipe import Recipe
 
         result = run(
             compressed,

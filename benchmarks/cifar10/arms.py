@@ -23,7 +23,7 @@ from benchmarks.accuracy import Bench
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import load_model, save_model
 from onnx_igpc.report.digest import read_digest
-from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 METHODS = ("budget", "svd", "v2", "v2-random", "paper")
 MATCHINGS = ("features", "logits")

@@ -13,8 +13,8 @@ import numpy as np
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import DataError
 from onnx_igpc.graph.inputs import InputSpec
-from onnx_igpc.torch_bridge.augment import Augmentation
-from onnx_igpc.torch_bridge.data import open_training_data
+from onnx_igpc.torch_bridge.training.augment import Augmentation
+from onnx_igpc.torch_bridge.training.data import open_training_data
 
 SIDE = 32
 PREPROCESSING = Preprocessing(scale=1 / 127.5, mean=(1.0,))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 from sample_models import build
 
 HERE = Path(__file__).parent

@@ -30,8 +30,8 @@ from benchmarks.cifar10.setups import SETUPS, Setup
 from benchmarks.cifar10.table import curves_svg, markdown, spread
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.report.digest import read_digest
-from onnx_igpc.torch_bridge.finetune_log import Progress
-from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.training.log import Progress
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 from sample_models import build
 from tests.torch_bridge.graphs import run_onnx
 

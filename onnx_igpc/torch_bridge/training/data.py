@@ -28,7 +28,7 @@ from onnx_igpc.data.images import (
 from onnx_igpc.data.preprocessing import CorruptImageError, Preprocessing
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec
-from onnx_igpc.torch_bridge.augment import Augmentation, Draw, cut, flip_and_shift
+from onnx_igpc.torch_bridge.training.augment import Augmentation, Draw, cut, flip_and_shift
 
 _NCHW_AXES, _NHWC_AXES = (1, 2), (0, 1)
 

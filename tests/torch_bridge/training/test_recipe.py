@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from onnx_igpc.errors import UsageError
-from onnx_igpc.torch_bridge.recipe import Recipe
-from onnx_igpc.torch_bridge.schedule import learning_rate
+from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.sampling import learning_rate
 
 
 @pytest.mark.parametrize(

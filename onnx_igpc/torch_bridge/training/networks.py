@@ -15,10 +15,11 @@ from torch import nn
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge import to_torch
-from onnx_igpc.torch_bridge.data import TrainingData
-from onnx_igpc.torch_bridge.distributed import World
-from onnx_igpc.torch_bridge.loader import TensorBatch
-from onnx_igpc.torch_bridge.losses import (
+from onnx_igpc.torch_bridge.module import OnnxModule
+from onnx_igpc.torch_bridge.training.data import TrainingData
+from onnx_igpc.torch_bridge.training.distributed import World
+from onnx_igpc.torch_bridge.training.loader import TensorBatch
+from onnx_igpc.torch_bridge.training.losses import (
     Objective,
     Scores,
     check_pairs,
@@ -26,9 +27,8 @@ from onnx_igpc.torch_bridge.losses import (
     is_bounded,
     scale_of,
 )
-from onnx_igpc.torch_bridge.module import OnnxModule
-from onnx_igpc.torch_bridge.pairing import Pairing, check_teacher, pair_sites, with_outputs
-from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.training.pairing import Pairing, check_teacher, pair_sites, with_outputs
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

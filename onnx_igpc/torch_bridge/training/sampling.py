@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_igpc.errors import UsageError
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,21 @@ class BatchPlan:
         each = self.samples_per_step // self.world
         for start in range(0, len(own), each):
             yield list(own[start : start + each])
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The rate of step ``step``, counted from 0, of a run of ``steps``.
+
+    It rises linearly over the first ``recipe.warmup`` of the run and then falls to zero along half a
+    cosine (Loshchilov and Hutter, SGDR, 2017, without restarts) or a line, or stays.
+    """
+    warm = math.ceil(recipe.warmup * steps)
+    if step < warm:
+        return recipe.learning_rate * (step + 1) / warm
+    # One step beyond the last is zero: the last step, too, learns something.
+    done = (step - warm) / max(steps - warm, 1)
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    if recipe.schedule == "linear":
+        return recipe.learning_rate * (1 - done)
+    return recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -16,20 +16,20 @@ from onnx_igpc.graph.checks import load_checked
 from onnx_igpc.graph.model import PathLike, refuse_same_file
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.torch_bridge.checkpoint import RunState, checkpoint_path, load_checkpoint
-from onnx_igpc.torch_bridge.distributed import World, join
-from onnx_igpc.torch_bridge.finetune_log import Progress, Reporter, RunLog, log_base
-from onnx_igpc.torch_bridge.finetune_output import (
+from onnx_igpc.torch_bridge.training.checkpoint import RunState, checkpoint_path, load_checkpoint
+from onnx_igpc.torch_bridge.training.distributed import World, join
+from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog, log_base
+from onnx_igpc.torch_bridge.training.loop import Trainer
+from onnx_igpc.torch_bridge.training.networks import autocast
+from onnx_igpc.torch_bridge.training.output import (
     check_written,
     fold,
     update_report,
     write,
     written_model,
 )
-from onnx_igpc.torch_bridge.networks import autocast
-from onnx_igpc.torch_bridge.preparation import Job, prepare
-from onnx_igpc.torch_bridge.recipe import Recipe
-from onnx_igpc.torch_bridge.training import Trainer
+from onnx_igpc.torch_bridge.training.preparation import Job, prepare
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 
 @dataclass
@@ -39,7 +39,7 @@ class FinetuneResult:
     Attributes:
         model: The trained model.
         report: Its report; ``report.finetune`` tells the run.
-        history: A row for each epoch (:data:`~onnx_igpc.torch_bridge.finetune_log.COLUMNS`).
+        history: A row for each epoch (:data:`~onnx_igpc.torch_bridge.training.log.COLUMNS`).
         leads: Whether this process is the one of the run that wrote files.
     """
 
@@ -92,7 +92,7 @@ def finetune(
     Args:
         compressed: A ModelProto, which is not changed, or the path of a model file; usually what
             ``compress`` wrote, whose digest names the rewritten sites.
-        data: Training data, as :func:`~onnx_igpc.torch_bridge.data.open_training_data` takes it.
+        data: Training data, as :func:`~onnx_igpc.torch_bridge.training.data.open_training_data` takes it.
         output: The model file to write. Beside it lie the log and, until it is written, a checkpoint.
             None writes nothing.
         teacher: The model that was compressed. With it, no labels are needed.

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from onnx_igpc.torch_bridge.losses import Objective
-from onnx_igpc.torch_bridge.pairing import Pair
+from onnx_igpc.torch_bridge.training.losses import Objective
+from onnx_igpc.torch_bridge.training.pairing import Pair
 
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -15,7 +15,7 @@ PRECISIONS = ("bf16", "fp16")
 BATCH_NORM_MODES = ("train", "frozen")
 
 LEARNING_RATES = {"adamw": 1e-2, "sgd": 5e-2}
-"""First choice of the learning rate. That of AdamW is relative, see :mod:`onnx_igpc.torch_bridge.optimizers`."""
+"""First choice of the learning rate. That of AdamW is relative, see :mod:`onnx_igpc.torch_bridge.training.optimizers`."""
 
 # A run has about so many steps where the number of epochs is left open, within these bounds.
 _STEPS = 500

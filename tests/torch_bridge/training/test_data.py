@@ -15,16 +15,16 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
-from onnx_igpc.torch_bridge.augment import (
+from onnx_igpc.torch_bridge.training.augment import (
     Augmentation,
     Draw,
     EpochDraws,
     flip_and_shift,
     parse_augmentation,
 )
-from onnx_igpc.torch_bridge.data import open_training_data
-from onnx_igpc.torch_bridge.finetune import finetune
-from onnx_igpc.torch_bridge.loader import BatchLoader
+from onnx_igpc.torch_bridge.training.data import open_training_data
+from onnx_igpc.torch_bridge.training.finetune import finetune
+from onnx_igpc.torch_bridge.training.loader import BatchLoader
 from tests.torch_bridge.training_cases import classifier, short, smaller
 
 INPUTS = [InputSpec("x", np.dtype(np.float32), ("n", 3, 6, 6))]

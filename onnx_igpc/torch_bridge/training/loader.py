@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from onnx_igpc.data.preprocessing import CorruptImageError
 from onnx_igpc.data.sources import MAX_CORRUPT
 from onnx_igpc.errors import DataError, IgpcError
-from onnx_igpc.torch_bridge.augment import Augmentation, Draw, EpochDraws
-from onnx_igpc.torch_bridge.data import TrainingData
+from onnx_igpc.torch_bridge.training.augment import Augmentation, Draw, EpochDraws
+from onnx_igpc.torch_bridge.training.data import TrainingData
 
 _Request = list[tuple[int, Draw | None]]
 _PREFETCH = 4

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 
 from onnx_igpc.cli import main
 from onnx_igpc.errors import CheckFailedError, ModelError, UsageError
-from onnx_igpc.torch_bridge.checkpoint import checkpoint_path
-from onnx_igpc.torch_bridge.finetune import finetune
-from onnx_igpc.torch_bridge.finetune_log import TIMES, Progress
 from onnx_igpc.torch_bridge.tensor_files import read_tensors, write_tensors
-from onnx_igpc.torch_bridge.training import RunInterruptedError
+from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
+from onnx_igpc.torch_bridge.training.finetune import finetune
+from onnx_igpc.torch_bridge.training.log import TIMES, Progress
+from onnx_igpc.torch_bridge.training.loop import RunInterruptedError
 from tests.torch_bridge.training_cases import classifier, short, smaller, write_data
 
 
@@ -71,7 +71,7 @@ def stopping(at: tuple[int, int]) -> Callable[[Progress], None]:
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     # Every step is reported, so that a test can stop at any.
-    monkeypatch.setattr("onnx_igpc.torch_bridge.training._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("onnx_igpc.torch_bridge.training.loop._REPORT_SECONDS", 0.0)
     return Case(tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_divergence_leaves_the_checkpoint_of_the_last_good_epoch(
 ) -> None:
     # Small in the first epoch of 5 steps, far too large after it.
     monkeypatch.setattr(
-        "onnx_igpc.torch_bridge.training.learning_rate",
+        "onnx_igpc.torch_bridge.training.loop.learning_rate",
         lambda recipe, step, steps: 1e-3 if step < 5 else 1e30,
     )
     with pytest.raises(CheckFailedError, match=r"epoch 2: .* is from the end of epoch 1") as caught:

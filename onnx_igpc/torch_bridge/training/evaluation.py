@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from onnx_igpc.torch_bridge.distributed import World
-from onnx_igpc.torch_bridge.loader import TensorBatch
-from onnx_igpc.torch_bridge.losses import Losses, Objective
+from onnx_igpc.torch_bridge.training.distributed import World
+from onnx_igpc.torch_bridge.training.loader import TensorBatch
+from onnx_igpc.torch_bridge.training.losses import Losses, Objective
 
 Forward = Callable[[TensorBatch], tuple[list[torch.Tensor], list[torch.Tensor] | None]]
 """From a batch to the student's and the teacher's outputs, each followed by the paired tensors."""

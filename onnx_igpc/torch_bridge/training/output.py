@@ -23,11 +23,11 @@ from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
-from onnx_igpc.torch_bridge.finetune_log import TIMES
-from onnx_igpc.torch_bridge.loader import TensorBatch
-from onnx_igpc.torch_bridge.losses import is_bounded
-from onnx_igpc.torch_bridge.networks import Networks, as_list
-from onnx_igpc.torch_bridge.preparation import Job
+from onnx_igpc.torch_bridge.training.loader import TensorBatch
+from onnx_igpc.torch_bridge.training.log import TIMES
+from onnx_igpc.torch_bridge.training.losses import is_bounded
+from onnx_igpc.torch_bridge.training.networks import Networks, as_list
+from onnx_igpc.torch_bridge.training.preparation import Job
 
 _TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
 # Two computations in float32 differ by about twice the rounding of one.

@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.torch_bridge.pairing import Pair
 from onnx_igpc.torch_bridge.reordering import take
+from onnx_igpc.torch_bridge.training.pairing import Pair
 
 _MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Transpose"})
 
@@ -97,7 +97,7 @@ class Objective:
     """Computes :class:`Losses`.
 
     Attributes:
-        loss: kd, kd+ce, ce or mse; see :class:`~onnx_igpc.torch_bridge.recipe.Recipe`.
+        loss: kd, kd+ce, ce or mse; see :class:`~onnx_igpc.torch_bridge.training.recipe.Recipe`.
         scores: The output with class scores, if there is one.
         values: Places of the other outputs that are matched, by mean squared error.
         pairs: Rewritten sites that are matched; their tensors follow the outputs.

@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from onnx_igpc.errors import UsageError
-from onnx_igpc.torch_bridge.finetune import finetune
-from onnx_igpc.torch_bridge.sampling import BatchPlan
+from onnx_igpc.torch_bridge.training.finetune import finetune
+from onnx_igpc.torch_bridge.training.sampling import BatchPlan
 from tests.torch_bridge.training_cases import arrays_of, classifier, short, smaller, write_data
 
 # BatchNormalization over a part of the batch is something else than over the whole: it is left out.

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 _SGD_MOMENTUM = 0.9
 # Of the gradient of a weight that was divided by its size: at a size of 0.1, which is common, it is the

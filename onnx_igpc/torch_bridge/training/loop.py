@@ -16,16 +16,15 @@ from typing import Any
 import torch
 
 from onnx_igpc.errors import CheckFailedError, IgpcError
-from onnx_igpc.torch_bridge.checkpoint import RunState, save_checkpoint
-from onnx_igpc.torch_bridge.distributed import World
-from onnx_igpc.torch_bridge.evaluation import Tally, evaluate
-from onnx_igpc.torch_bridge.finetune_log import Progress, Reporter, RunLog
-from onnx_igpc.torch_bridge.loader import BatchLoader, TensorBatch
-from onnx_igpc.torch_bridge.networks import Networks
-from onnx_igpc.torch_bridge.preparation import Validation
-from onnx_igpc.torch_bridge.recipe import Recipe
-from onnx_igpc.torch_bridge.sampling import BatchPlan
-from onnx_igpc.torch_bridge.schedule import learning_rate
+from onnx_igpc.torch_bridge.training.checkpoint import RunState, save_checkpoint
+from onnx_igpc.torch_bridge.training.distributed import World
+from onnx_igpc.torch_bridge.training.evaluation import Tally, evaluate
+from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
+from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
+from onnx_igpc.torch_bridge.training.networks import Networks
+from onnx_igpc.torch_bridge.training.preparation import Validation
+from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.sampling import BatchPlan, learning_rate
 
 # On a GPU, looking at the loss means waiting for it: not at every step.
 _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20}

@@ -16,14 +16,14 @@ from onnx_igpc.errors import DataError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.graph.model import PathLike
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.torch_bridge.augment import Augmentation, parse_augmentation
-from onnx_igpc.torch_bridge.data import TrainingData, open_training_data
-from onnx_igpc.torch_bridge.distributed import World
-from onnx_igpc.torch_bridge.loader import BatchLoader, TensorBatch
-from onnx_igpc.torch_bridge.networks import Networks, build_networks, label_problem
-from onnx_igpc.torch_bridge.optimizers import build_optimizer
-from onnx_igpc.torch_bridge.recipe import Recipe
-from onnx_igpc.torch_bridge.sampling import BatchPlan
+from onnx_igpc.torch_bridge.training.augment import Augmentation, parse_augmentation
+from onnx_igpc.torch_bridge.training.data import TrainingData, open_training_data
+from onnx_igpc.torch_bridge.training.distributed import World
+from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
+from onnx_igpc.torch_bridge.training.networks import Networks, build_networks, label_problem
+from onnx_igpc.torch_bridge.training.optimizers import build_optimizer
+from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.sampling import BatchPlan
 
 _MOST_WORKERS = 8
 # Samples that show shapes, scales and which weights the loss reaches.
@@ -87,7 +87,7 @@ def prepare(
 ) -> Job:
     """Open the training and validation data and build the modules.
 
-    Raises as :func:`onnx_igpc.torch_bridge.finetune.finetune`.
+    Raises as :func:`onnx_igpc.torch_bridge.training.finetune.finetune`.
     """
     inputs = model_inputs(model)
     data = _open(sources[0], inputs, preprocessing, digest)

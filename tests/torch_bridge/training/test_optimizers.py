@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
-from onnx_igpc.torch_bridge.optimizers import RelativeAdamW, build_optimizer, sizes
-from onnx_igpc.torch_bridge.recipe import Recipe
+from onnx_igpc.torch_bridge.training.optimizers import RelativeAdamW, build_optimizer, sizes
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 FILTERS, CHANNELS = 4, 3
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.torch_bridge.finetune_output import check_written
-from onnx_igpc.torch_bridge.loader import TensorBatch
+from onnx_igpc.torch_bridge.training.loader import TensorBatch
+from onnx_igpc.torch_bridge.training.output import check_written
 from tests.helpers import GraphBuilder
 
 SIZE = 512
