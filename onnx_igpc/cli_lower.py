@@ -103,7 +103,7 @@ def lower(
 
     MODEL is what compress or finetune wrote. The result is final: go back to MODEL to train further.
     """
-    from onnx_igpc.lowering.run import lower_model
+    from onnx_igpc.lowering.lower import lower_model
     from onnx_igpc.report.console.lowering import show_lowering
     from onnx_igpc.report.console.rewrite import show_checks
 

@@ -18,7 +18,7 @@ from onnx_igpc.evaluation.site_check import check_sites
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel, PathLike, file_bytes, snapshot
-from onnx_igpc.lowering.compressing import LoweringRun
+from onnx_igpc.lowering.auto import LoweringRun
 from onnx_igpc.passes import (
     AbsorbGathers,
     FoldBatchNorm,

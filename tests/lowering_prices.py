@@ -9,7 +9,9 @@ import onnx
 import pytest
 
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.lowering import choose, latency, select
+from onnx_igpc.lowering import latency
+from onnx_igpc.lowering import selection as select
+from onnx_igpc.lowering import site_races as choose
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.runtime.setting import Setting
 

@@ -19,7 +19,11 @@ from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache
-from onnx_igpc.lowering.choose import (
+from onnx_igpc.lowering.cut_out import UnknownShapeError
+from onnx_igpc.lowering.lower import prepare
+from onnx_igpc.lowering.race import race_all, race_models
+from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select
+from onnx_igpc.lowering.site_races import (
     DENSE,
     Progress,
     contenders_of,
@@ -27,10 +31,6 @@ from onnx_igpc.lowering.choose import (
     surroundings_of,
     uniform_choices,
 )
-from onnx_igpc.lowering.context import UnknownShapeError
-from onnx_igpc.lowering.race import race_all, race_models
-from onnx_igpc.lowering.run import prepare
-from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select
 from onnx_igpc.planning.knapsack import Choice, Options, Target, best_within, least_choice
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.runtime.setting import Setting

@@ -18,7 +18,7 @@ from benchmarks.speed import race_network
 from benchmarks.speed_models import ModelFolder, Variant, quantize, write_low_rank
 from benchmarks.speed_rows import VARIANTS, Row, gap, gap_table, overview, read_rows, table
 from onnx_igpc.evaluation.benchmark import benchmark
-from onnx_igpc.lowering.run import lower_model
+from onnx_igpc.lowering.lower import lower_model
 from onnx_igpc.report.digest import read_digest
 from tests.helpers import run, with_following_layers
 

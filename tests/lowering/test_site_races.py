@@ -11,10 +11,11 @@ import pytest
 
 from onnx_igpc.errors import CheckFailedError, UsageError
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.lowering import choose, select
+from onnx_igpc.lowering import selection as select
+from onnx_igpc.lowering import site_races as choose
 from onnx_igpc.lowering.cache import RaceCache
-from onnx_igpc.lowering.choose import SiteRace, lowered, race_whole
 from onnx_igpc.lowering.race import race_models
+from onnx_igpc.lowering.site_races import SiteRace, lowered, race_whole
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
 from onnx_igpc.runtime.setting import Setting, device_name
 from tests.helpers import GraphBuilder

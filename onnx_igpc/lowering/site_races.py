@@ -18,7 +18,7 @@ from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.graph.shape_inference import ShapeTracer
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.catalogue import applicable, lower, site_opset
-from onnx_igpc.lowering.context import Surroundings, UnknownShapeError, cut_out
+from onnx_igpc.lowering.cut_out import Surroundings, UnknownShapeError, cut_out
 from onnx_igpc.lowering.race import race_key, race_models, race_site
 from onnx_igpc.runtime.racing import Interval, speedup
 from onnx_igpc.runtime.setting import Setting
@@ -95,7 +95,7 @@ def contenders_of(
     """The site's cut-out in every lowering that it can take, and why it cannot take the others.
 
     Raises:
-        UnknownShapeError: as :func:`~onnx_igpc.lowering.context.cut_out`.
+        UnknownShapeError: as :func:`~onnx_igpc.lowering.cut_out.cut_out`.
     """
     cut = cut_out(surroundings, site)
     contenders: dict[str, OpenModel] = {}

@@ -16,7 +16,7 @@ from onnx_igpc.errors import CheckFailedError, UsageError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import LOWERINGS
-from onnx_igpc.lowering.run import lower_model
+from onnx_igpc.lowering.lower import lower_model
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.report.tree import lowered_sites

@@ -23,8 +23,8 @@ from onnx_igpc.lowering.catalogue import (
     lower,
     site_opset,
 )
-from onnx_igpc.lowering.choose import LITERAL, Choices, Progress
-from onnx_igpc.lowering.select import select, setting_dict
+from onnx_igpc.lowering.selection import select, setting_dict
+from onnx_igpc.lowering.site_races import LITERAL, Choices, Progress
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.tree import RewriteReport

@@ -11,9 +11,9 @@ import pytest
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import applicable, fold_batch_norms, site_opset
-from onnx_igpc.lowering.choose import contenders_of, surroundings_of
-from onnx_igpc.lowering.context import UnknownShapeError, cut_out
+from onnx_igpc.lowering.cut_out import UnknownShapeError, cut_out
 from onnx_igpc.lowering.race import race_key, structure
+from onnx_igpc.lowering.site_races import contenders_of, surroundings_of
 from onnx_igpc.runtime.session import make_session, run_session, session_inputs
 from onnx_igpc.runtime.setting import Setting
 from tests.helpers import GraphBuilder

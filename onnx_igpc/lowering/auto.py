@@ -12,11 +12,11 @@ from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
-from onnx_igpc.lowering.choose import DENSE, LITERAL, Progress, lowered, race_whole, uniform
 from onnx_igpc.lowering.latency import LatencyBudget, Trial
+from onnx_igpc.lowering.lower import finish, prepare
 from onnx_igpc.lowering.race import structure
-from onnx_igpc.lowering.run import finish, prepare
-from onnx_igpc.lowering.select import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
+from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
+from onnx_igpc.lowering.site_races import DENSE, LITERAL, Progress, lowered, race_whole, uniform
 from onnx_igpc.passes.group_pointwise import GroupPointwise
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.result import CompressResult
@@ -64,7 +64,7 @@ class LoweringRun:
     def plan(self, opened: OpenModel, group: GroupPointwise, trial: Trial) -> None:
         """Choose lowerings for what ``group`` plans, and let it keep dense what is slower.
 
-        Raises as :func:`~onnx_igpc.lowering.select.select`.
+        Raises as :func:`~onnx_igpc.lowering.selection.select`.
         """
         tried = trial(group.plan, snapshot(opened))
         if not tried.report.rewritten:

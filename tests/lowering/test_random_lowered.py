@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnx_igpc import compress
 from onnx_igpc.lowering.catalogue import LOWERINGS
-from onnx_igpc.lowering.run import lower_model
+from onnx_igpc.lowering.lower import lower_model
 from tests.helpers import random_feeds, run
 from tests.random_models import networks
 from tests.test_random_models import SCHEMES, look, runs

@@ -14,7 +14,8 @@ from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
-from onnx_igpc.lowering.choose import (
+from onnx_igpc.lowering.race import structure
+from onnx_igpc.lowering.site_races import (
     DENSE,
     LITERAL,
     Choices,
@@ -27,7 +28,6 @@ from onnx_igpc.lowering.choose import (
     race_whole,
     uniform,
 )
-from onnx_igpc.lowering.race import structure
 from onnx_igpc.runtime.profile import misplaced_message, read_profile
 from onnx_igpc.runtime.racing import Interval
 from onnx_igpc.runtime.session import (
