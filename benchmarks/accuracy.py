@@ -28,8 +28,10 @@ import numpy as np
 import onnx_igpc
 from onnx_igpc.calibration.collect import collect_moments
 from onnx_igpc.calibration.taps import Tap
-from onnx_igpc.calibration_run import CalibrationRun
 from onnx_igpc.cli_support import preprocessing_options, read_preprocessing
+from onnx_igpc.compression.calibration_run import CalibrationRun
+from onnx_igpc.compression.summary import site_reports
+from onnx_igpc.compression.weighing import fit_without_data
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
@@ -44,8 +46,6 @@ from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import PointwiseSite, find_sites
-from onnx_igpc.summary import site_reports
-from onnx_igpc.weighing import fit_without_data
 
 METHODS = ("budget", "extended", "svd", "svd-plain", "v2", "v2-plain", "v2-learned")
 _CHANNELS = tuple(range(2, 257, 2))

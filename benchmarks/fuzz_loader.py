@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import atheris  # type: ignore[import-not-found]
 
 with atheris.instrument_imports(include=["onnx_igpc", "onnx_graphsurgeon"]):
-    import onnx_igpc.pipeline
+    import onnx_igpc.compression.pipeline
     from onnx_igpc.errors import IgpcError
     from onnx_igpc.graph.model import open_model
     from onnx_igpc.report.console.rewrite import show_rewrite
@@ -104,7 +104,7 @@ class Target:
         if report is not None:
             show_rewrite(self._console, report, verbose=True)
         channels = 1 + hashlib.md5(data, usedforsecurity=False).digest()[0] % 8
-        plan = onnx_igpc.pipeline.inspect(self._path, channels_per_group=channels)
+        plan = onnx_igpc.compression.pipeline.inspect(self._path, channels_per_group=channels)
         show_rewrite(self._console, plan, planned=True)
         plan.to_json()
 

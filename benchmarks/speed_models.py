@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import onnx_igpc
+from onnx_igpc.compression.summary import site_reports
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.fitting.fit import random_weights
@@ -29,7 +30,6 @@ from onnx_igpc.passes import FoldBatchNorm, GroupPointwise, RemoveDead
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites.find import PointwiseSite
-from onnx_igpc.summary import site_reports
 from sample_models import build
 
 _CALIBRATION_SAMPLES = 8

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from onnx_igpc._version import __version__
 
 if TYPE_CHECKING:
+    from onnx_igpc.compression.pipeline import compress, inspect
     from onnx_igpc.evaluation.verify import verify
     from onnx_igpc.layout.schemes import plan_layout
-    from onnx_igpc.pipeline import compress, inspect
     from onnx_igpc.report.result import CompressResult
 
 _HOME = {
     "CompressResult": "onnx_igpc.report.result",
-    "compress": "onnx_igpc.pipeline",
-    "inspect": "onnx_igpc.pipeline",
+    "compress": "onnx_igpc.compression.pipeline",
+    "inspect": "onnx_igpc.compression.pipeline",
     "plan_layout": "onnx_igpc.layout.schemes",
     "verify": "onnx_igpc.evaluation.verify",
 }

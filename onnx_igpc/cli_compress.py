@@ -76,7 +76,7 @@ def inspect(
     model: Path, json_file: Path | None, verbose: bool, quiet: bool, **options: Any
 ) -> None:
     """List every pointwise convolution of MODEL and what rewriting it would save."""
-    from onnx_igpc.pipeline import inspect as run
+    from onnx_igpc.compression.pipeline import inspect as run
     from onnx_igpc.report.console.rewrite import show_rewrite
 
     check_output(json_file, model)
@@ -173,7 +173,7 @@ def compress(
     **options: Any,
 ) -> None:
     """Rewrite the pointwise convolutions of MODEL into interleaved grouped ones."""
-    from onnx_igpc.pipeline import compress as run
+    from onnx_igpc.compression.pipeline import compress as run
     from onnx_igpc.report.console.lowering import show_lowering
     from onnx_igpc.report.console.rewrite import show_rewrite
 

@@ -265,8 +265,8 @@ def test_memory_errors_are_one_line(
 ) -> None:
     from click.testing import CliRunner
 
-    from onnx_igpc import pipeline
     from onnx_igpc.cli import main
+    from onnx_igpc.compression import pipeline
 
     def fail(*arguments: object, **options: object) -> None:
         raise error

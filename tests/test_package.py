@@ -40,7 +40,7 @@ def test_passes_is_part_of_the_package() -> None:
 
 def test_public_names_stay_what_they_are_when_modules_of_that_name_are_imported() -> None:
     code = (
-        "import onnx_igpc, onnx_igpc.evaluation.verify, onnx_igpc.pipeline; "
+        "import onnx_igpc, onnx_igpc.evaluation.verify, onnx_igpc.compression.pipeline; "
         "print([type(getattr(onnx_igpc, name)).__name__ for name in ('verify', 'verify')])"
     )
     result = run_python(code)

@@ -13,11 +13,11 @@ from benchmarks.cifar10.average import averaged
 from benchmarks.cifar10.data import subset
 from benchmarks.cifar10.half import packed, unpacked
 from benchmarks.cifar10.setups import Setup
+from onnx_igpc.compression.pipeline import compress
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
-from onnx_igpc.pipeline import compress
 from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress

@@ -49,7 +49,7 @@ class LoweringRun:
         cache: PathLike | bool,
         progress: Progress | None,
     ) -> LoweringRun:
-        """A run with the arguments of :func:`~onnx_igpc.pipeline.compress`.
+        """A run with the arguments of :func:`~onnx_igpc.compression.pipeline.compress`.
 
         Raises:
             UsageError: a batch size that the model does not take.

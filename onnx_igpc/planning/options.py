@@ -18,7 +18,7 @@ GROUPINGS = ("learned", "contiguous")
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """What :func:`~onnx_igpc.pipeline.compress` is asked for; see there."""
+    """What :func:`~onnx_igpc.compression.pipeline.compress` is asked for; see there."""
 
     channels_per_group: int = DEFAULT_CH
     scheme: str = "v2"

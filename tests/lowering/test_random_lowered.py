@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from onnx_igpc import compress
 from onnx_igpc.lowering.catalogue import LOWERINGS
 from onnx_igpc.lowering.lower import lower_model
+from tests.compression.test_random_models import SCHEMES, look, runs
 from tests.helpers import random_feeds, run
 from tests.random_models import networks
-from tests.test_random_models import SCHEMES, look, runs
 
 
 @look(0.25)

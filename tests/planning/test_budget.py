@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 import onnx_igpc
+from onnx_igpc.compression.pipeline import CompressResult
 from onnx_igpc.errors import CheckFailedError, UsageError
-from onnx_igpc.pipeline import CompressResult
 from onnx_igpc.report.digest import read_digest
 from tests.calibration_graphs import images, saved
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_igpc.pipeline import compress
+from onnx_igpc.compression.pipeline import compress
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from tests.helpers import GraphBuilder
 from tests.torch_bridge.graphs import run_onnx

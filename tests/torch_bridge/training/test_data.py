@@ -208,7 +208,7 @@ class TestAugmentation:
 
 
 def test_fine_tuning_on_images_takes_the_preprocessing_of_the_report(tmp_path: Path) -> None:
-    from onnx_igpc.pipeline import compress
+    from onnx_igpc.compression.pipeline import compress
 
     teacher = classifier()
     root = image_folder(tmp_path / "images", 18, mode="L")

@@ -7,14 +7,14 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from onnx_igpc import compress
+from onnx_igpc.compression.pipeline import CompressResult
 from onnx_igpc.data.batches import Data, random_data
 from onnx_igpc.errors import CheckFailedError, DataError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
-from onnx_igpc.pipeline import CompressResult
+from tests.compression.test_random_models import assert_equivalent, look, runs
 from tests.helpers import run
 from tests.random_models import networks
-from tests.test_random_models import assert_equivalent, look, runs
 from tests.untouched import assert_untouched
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import onnx
 
-from onnx_igpc.calibration_run import DEFAULT_SAMPLES, CalibrationRun
+from onnx_igpc.compression.calibration_run import DEFAULT_SAMPLES, CalibrationRun
+from onnx_igpc.compression.plugins import PluginPass, load_plugins, run_plugin
+from onnx_igpc.compression.summary import (
+    NOTHING_WARNING,
+    add_warnings,
+    fill_totals,
+    pointwise_parameters,
+    site_reports,
+)
+from onnx_igpc.compression.weighing import no_weights, published_layout, weigher
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import UsageError
@@ -30,21 +39,12 @@ from onnx_igpc.passes import (
 from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.planning.knapsack import Target
 from onnx_igpc.planning.options import DEFAULT_CH, CompressOptions, chosen_init
-from onnx_igpc.plugins import PluginPass, load_plugins, run_plugin
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.find import SiteFilter
 from onnx_igpc.sites.rewrite import Form, Planner, SiteRewrite, Weigher
-from onnx_igpc.summary import (
-    NOTHING_WARNING,
-    add_warnings,
-    fill_totals,
-    pointwise_parameters,
-    site_reports,
-)
-from onnx_igpc.weighing import no_weights, published_layout, weigher
 
 Progress = Callable[[int, int, str], None]
 
@@ -105,7 +105,7 @@ def compress(
         grouping: ``"learned"`` puts channels that belong together into one group (the default under a
             budget), ``"contiguous"`` leaves them in order.
         sensitivity: a file of measurements to reuse; ``save_sensitivity`` is where to write them.
-        passes: names of passes that installed packages bring (:mod:`onnx_igpc.plugins`), or passes; they
+        passes: names of passes that installed packages bring (:mod:`onnx_igpc.compression.plugins`), or passes; they
             run in this order behind the rewrite.
         lowering: ``"auto"`` measures on this machine: sites that would be slower than dense stay dense,
             and the others are written for speed at the end, which is final.

@@ -9,11 +9,11 @@ import onnx
 import pytest
 
 from onnx_igpc import compress, inspect
+from onnx_igpc.compression.summary import NOTHING_WARNING
 from onnx_igpc.graph.cost import count
 from onnx_igpc.report.digest import read_digest
-from onnx_igpc.summary import NOTHING_WARNING
+from tests.compression.test_pipeline import network, saved
 from tests.helpers import pointwise_model, run
-from tests.test_pipeline import network, saved
 from tests.untouched import assert_untouched
 
 OPTIONS: list[dict[str, Any]] = [

@@ -10,12 +10,12 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc import compress
-from onnx_igpc.calibration_run import CalibrationRun
+from onnx_igpc.compression.calibration_run import CalibrationRun
+from onnx_igpc.compression.pipeline import CompressResult
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.evaluation.damage import UnlabelledData, measure_damage
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.pipeline import CompressResult
 from onnx_igpc.report.digest import read_digest
 from tests.calibration_graphs import ListData, hidden_sites_model, images, residual_model, saved
 from tests.helpers import GraphBuilder, node_named, run, tensor_named

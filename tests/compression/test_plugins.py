@@ -12,15 +12,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 import onnx_igpc
-from onnx_igpc import plugins
 from onnx_igpc.cli import main
+from onnx_igpc.compression import plugins
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import Pass, PassResult
 from onnx_igpc.report.digest import read_digest
 from tests.helpers import GraphBuilder, run
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "pass_plugin"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "pass_plugin"
 
 
 def install(

@@ -11,11 +11,11 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc import compress, inspect
+from onnx_igpc.compression.summary import NO_DATA_WARNING, NOTHING_WARNING, RANDOM_WARNING
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.external_data import external_locations
 from onnx_igpc.graph.model import file_bytes, load_model
-from onnx_igpc.summary import NO_DATA_WARNING, NOTHING_WARNING, RANDOM_WARNING
 from tests.helpers import GraphBuilder, pointwise_model, run
 from tests.passes.graphs import copy_of
 from tests.untouched import assert_untouched

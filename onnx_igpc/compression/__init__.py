@@ -1,0 +1,1 @@
+"""compress and inspect: the phases in order."""
