@@ -28,7 +28,7 @@ import numpy as np
 import onnx_igpc
 from onnx_igpc.calibration.collect import collect_moments
 from onnx_igpc.calibration.taps import Tap
-from onnx_igpc.cli_support import preprocessing_options, read_preprocessing
+from onnx_igpc.cli.options import preprocessing_options, read_preprocessing
 from onnx_igpc.compression.calibration_run import CalibrationRun
 from onnx_igpc.compression.summary import site_reports
 from onnx_igpc.compression.weighing import fit_without_data

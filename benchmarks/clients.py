@@ -34,11 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.client_reference import Reference
 from benchmarks.client_runners import RUNTIMES, TOOLS
-from onnx_igpc.cli_support import (
-    preprocessing_options,
-    read_preprocessing,
-    recorded_preprocessing,
-)
+from onnx_igpc.cli.options import preprocessing_options, read_preprocessing, recorded_preprocessing
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import IgpcError, ModelError
 from onnx_igpc.runtime.session import make_session, run_session, session_inputs

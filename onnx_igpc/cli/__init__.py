@@ -6,9 +6,13 @@ import importlib.metadata
 
 import click
 
-from onnx_igpc import cli_compress, cli_lower, cli_measure, cli_report, cli_train
 from onnx_igpc._version import __version__
-from onnx_igpc.cli_support import IgpcGroup
+from onnx_igpc.cli import compress as cli_compress
+from onnx_igpc.cli import lower as cli_lower
+from onnx_igpc.cli import measure as cli_measure
+from onnx_igpc.cli import report as cli_report
+from onnx_igpc.cli import train as cli_train
+from onnx_igpc.cli.options import IgpcGroup
 
 
 def _show_versions(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from onnx_igpc.cli_progress import ProgressLine
-from onnx_igpc.cli_support import Command, check_output, console, write_text
+from onnx_igpc.cli.options import Command, check_output, console, write_text
+from onnx_igpc.cli.progress import ProgressLine
 
 _FILE = click.Path(path_type=Path)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnx_igpc.cli_support import check_output, console, write_text
+from onnx_igpc.cli.options import check_output, console, write_text
 
 if TYPE_CHECKING:
     from onnx_igpc.graph.model import OpenModel

@@ -17,14 +17,14 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from onnx_igpc import cli_progress
 from onnx_igpc.cli import main
-from onnx_igpc.cli_progress import ProgressLine
-from onnx_igpc.cli_support import IgpcGroup
+from onnx_igpc.cli import progress as cli_progress
+from onnx_igpc.cli.options import IgpcGroup
+from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.errors import did_you_mean
 from tests.torch_bridge.training_cases import classifier, smaller, write_data
 
-DIGITS = Path(__file__).parent.parent / "sample_models" / "digits_net.onnx"
+DIGITS = Path(__file__).parents[2] / "sample_models" / "digits_net.onnx"
 IMAGES = DIGITS.with_name("digits_calibration.npz")
 COMMANDS = sorted(main.commands)
 DOING = {

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from onnx_igpc.cli import main
 from onnx_igpc.report.digest import DIGEST_KEY
 
-DIGITS = Path(__file__).parent.parent / "sample_models" / "digits_net.onnx"
+DIGITS = Path(__file__).parents[2] / "sample_models" / "digits_net.onnx"
 HELD_OUT = DIGITS.with_name("digits_test.npz")
 CALIBRATION = DIGITS.with_name("digits_calibration.npz")
 

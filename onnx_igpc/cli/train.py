@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnx_igpc.cli_progress import ProgressLine
-from onnx_igpc.cli_report import check_report, report_option, write_report
-from onnx_igpc.cli_support import (
+from onnx_igpc.cli.options import (
     check_output,
     console,
     preprocessing_options,
     read_preprocessing,
     write_text,
 )
+from onnx_igpc.cli.progress import ProgressLine
+from onnx_igpc.cli.report import check_report, report_option, write_report
 
 if TYPE_CHECKING:
     from onnx_igpc.torch_bridge.training.log import Progress

@@ -10,7 +10,7 @@ import pytest
 
 from onnx_igpc.report.files import compared_report, subject
 from onnx_igpc.report.tree import RewriteReport
-from tests.test_cli import DIGITS, HELD_OUT, assert_refused, run
+from tests.cli.test_compress import DIGITS, HELD_OUT, assert_refused, run
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,7 @@ from typing import Any
 
 import click
 
-from onnx_igpc.cli_progress import ProgressLine
-from onnx_igpc.cli_report import check_report, report_option, write_report
-from onnx_igpc.cli_support import (
+from onnx_igpc.cli.options import (
     check_output,
     console,
     preprocessing_options,
@@ -18,6 +16,8 @@ from onnx_igpc.cli_support import (
     recorded_preprocessing,
     write_text,
 )
+from onnx_igpc.cli.progress import ProgressLine
+from onnx_igpc.cli.report import check_report, report_option, write_report
 
 _MODEL = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)

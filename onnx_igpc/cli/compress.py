@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from onnx_igpc.cli_lower import read_setting, setting_options
-from onnx_igpc.cli_progress import ProgressLine
-from onnx_igpc.cli_report import check_report, report_option, write_report
-from onnx_igpc.cli_support import (
+from onnx_igpc.cli.lower import read_setting, setting_options
+from onnx_igpc.cli.options import (
     check_output,
     console,
     preprocessing_options,
     read_preprocessing,
     write_text,
 )
+from onnx_igpc.cli.progress import ProgressLine
+from onnx_igpc.cli.report import check_report, report_option, write_report
 
 _MODEL = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
