@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from onnx_igpc.graph.model import OpenModel, PathLike, write_atomically
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.lowering.latency import LatencyBudget
 from onnx_igpc.planning.candidates import SIZES, candidate_layouts
 from onnx_igpc.planning.candidates import Candidate as FittedLayout
 from onnx_igpc.planning.grouping import better_grouping, learned_published
@@ -49,6 +48,23 @@ _UNOBSERVED = "it cannot be observed on the data, so that it stays dense under a
 Progress = Callable[[int, int, str], None]
 
 
+class Pricing(Protocol):
+    """What measures candidates in seconds, for a budget of time; lowering has it."""
+
+    summary: dict[str, Any]
+
+    def priced(self, planned: Sequence[Options], owners: Mapping[str, str]) -> list[Options]:
+        """The sites with those of their candidates that were timed; the first is dense."""
+
+    def choose(
+        self,
+        planned: Sequence[Options],
+        target: Target,
+        layouts: Callable[[Choice], Mapping[str, GroupLayout]],
+    ) -> Choice:
+        """The choice of least damage whose measured time is within the target."""
+
+
 @dataclass
 class BudgetPlan:
     """A layout for every site by name, and what to say of the choice in the report."""
@@ -65,7 +81,7 @@ def plan_budget(
     cost: ModelCost,
     options: CompressOptions,
     progress: Progress | None = None,
-    latency: LatencyBudget | None = None,
+    latency: Pricing | None = None,
 ) -> BudgetPlan:
     """Choose a layout for every site so that the target holds and the predicted damage is least.
 
