@@ -35,7 +35,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 _CHILD = """
 import json, sys, time
 import onnx_igpc
-from onnx_igpc.footprint import peak_memory
+from onnx_igpc.runtime.footprint import peak_memory
 command, source, target, init = sys.argv[1:]
 wall, cpu = time.perf_counter(), time.process_time()
 if command == "inspect":

@@ -38,7 +38,7 @@ from onnx_igpc.graph.model import save_model
 # has ended would include what this one holds.
 _WRAPPED = """\
 import runpy, sys
-from onnx_igpc.footprint import peak_memory
+from onnx_igpc.runtime.footprint import peak_memory
 try:
     runpy.run_module("onnx_igpc", run_name="__main__", alter_sys=True)
 finally:

@@ -21,7 +21,7 @@ SCRIPT = """
 import sys
 from torch.distributed import get_rank, init_process_group
 from onnx_igpc.cli import main
-import onnx_igpc.torch_bridge.finetune as home
+import onnx_igpc.torch_bridge.training.finetune as home
 
 run = home.finetune
 def spy(*arguments, **options):

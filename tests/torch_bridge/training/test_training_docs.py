@@ -17,7 +17,7 @@ from onnx_igpc.cli import main
 from sample_models.digits_data import write
 from tests.torch_bridge.training_cases import SIDE, arrays_of, classifier, smaller
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WRITTEN = ("digits_train.npz", "small.onnx", "tuned.onnx")
 
 
