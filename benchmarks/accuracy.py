@@ -26,12 +26,15 @@ import click
 import numpy as np
 
 import onnx_igpc
+from onnx_igpc import Published
 from onnx_igpc.calibration.collect import collect_moments
+from onnx_igpc.calibration.options import Calibration
+from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.cli.options import preprocessing_options, read_preprocessing
-from onnx_igpc.compression.calibration_run import CalibrationRun
-from onnx_igpc.compression.summary import site_reports
-from onnx_igpc.compression.weighing import fit_without_data
+from onnx_igpc.compression.rewrite import Rewriter
+from onnx_igpc.compression.summary import Original, describe
+from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
@@ -40,12 +43,10 @@ from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.passes import GroupPointwise, RemoveDead
 from onnx_igpc.planning.candidates import best_within, candidate_layouts
 from onnx_igpc.report.digest import write_digest
-from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites.batch_norm import following_batch_norm
-from onnx_igpc.sites.find import PointwiseSite, find_sites
+from onnx_igpc.sites.find import Rewritable, SiteFilter, find_sites
 
 METHODS = ("budget", "extended", "svd", "svd-plain", "v2", "v2-plain", "v2-learned")
 _CHANNELS = tuple(range(2, 257, 2))
@@ -84,18 +85,23 @@ class Bench:
         self.preprocessing = preprocessing
         self.samples = samples
         self.folder = folder
-        sites = [s for s in find_sites(GraphView(open_model(model))) if s.kept_reason is None]
-        self.shapes = {s.name: (s.in_channels or 0, s.out_channels or 0) for s in sites}
+        sites = find_sites(GraphView(open_model(model))).rewritable
+        self.shapes = {s.name: (s.in_channels, s.out_channels) for s in sites}
         self.dense = sum(c * f for c, f in self.shapes.values())
 
-    def compressed(self, **options: Any) -> tuple[Path, dict[str, int]]:
+    def data(self) -> Data:
+        """The calibration data as batches."""
+        given = Calibration(self.calibration, self.preprocessing, self.samples)
+        return given.open(open_model(self.model))
+
+    def compressed(
+        self, plan: Published | onnx_igpc.Budget, *, sequential: bool = True
+    ) -> tuple[Path, dict[str, int]]:
         """What the product's own compress writes, and the weights it leaves in every site."""
         result = onnx_igpc.compress(
             self.model,
-            calibration=self.calibration,
-            preprocessing=self.preprocessing,
-            samples=self.samples,
-            **options,
+            plan,
+            calibration=Calibration(self.calibration, self.preprocessing, self.samples, sequential),
         )
         path = self.folder / "model.onnx"
         result.save(path)
@@ -105,27 +111,27 @@ class Bench:
         return path, weights
 
     def planned(
-        self, plan: Callable[[PointwiseSite], GroupLayout], sequential: bool
+        self, plan: Callable[[Rewritable], GroupLayout], sequential: bool
     ) -> tuple[Path, dict[str, int]]:
         """As :meth:`compressed` with a layout of our own for every site.
 
         The digest in the model names the sites, so that ``finetune`` can match them.
         """
         opened = open_model(self.model)
-        before = count(opened)
-        run = CalibrationRun.open(
-            self.model, opened, self.calibration, self.preprocessing, self.samples, sequential
-        )
-        group = GroupPointwise(plan, fit_without_data)
-        RemoveDead(run.rewrite(opened, group).orphans).run(opened)
-        sites = site_reports(group.rewrites, before, count(opened), {}, None)
-        write_digest(opened.proto, RewriteReport(sites=sites))
+        original, rewriter = Original.of(opened), Rewriter(opened)
+        found = rewriter.find(SiteFilter())
+        layouts = {site.name: plan(site) for site in found.rewritable}
+        wanted = [site for site in found.rewritable if layouts[site.name].kept_reason is None]
+        with SiteCalibrator(opened, wanted, self.data(), sequential=sequential) as fitter:
+            rewriter.rewrite(found, layouts, fitter)
+        rewriter.settle()
+        report = describe(original, rewriter.changes, opened, {"init": "fitted"})
+        write_digest(opened.proto, report)
         path = self.folder / "model.onnx"
         save_model(opened, path)
         weights = {name: c * f for name, (c, f) in self.shapes.items()}
-        for rewrite in group.rewrites:
-            if rewrite.layout is not None:
-                weights[rewrite.site.name] = rewrite.layout.weights
+        for rewrite in rewriter.changes.rewritten:
+            weights[rewrite.site.name] = rewrite.layout.weights
         return path, weights
 
     def row(self, target: float, method: str, run: Callable[[], Any], note: str = "") -> Row:
@@ -146,7 +152,7 @@ class Bench:
             target, method, share, cost.parameters, cost.macs, top1, found.agreement, seconds, note
         )
 
-    def svd(self, weights: dict[str, int], site: PointwiseSite) -> GroupLayout:
+    def svd(self, weights: dict[str, int], site: Rewritable) -> GroupLayout:
         """Low rank with no more weights than the budget left in this site."""
         C, F = self.shapes[site.name]
         rank = weights[site.name] // (C + F)
@@ -158,11 +164,8 @@ class Bench:
         """For every site the member of the extended family that fits best within the share."""
         opened = open_model(self.model)
         view = GraphView(opened)
-        sites = [s for s in find_sites(view) if s.kept_reason is None]
-        run = CalibrationRun.open(
-            self.model, opened, self.calibration, self.preprocessing, self.samples
-        )
-        moments = collect_moments(opened, [Tap.of(site) for site in sites], run.data)
+        sites = find_sites(view).rewritable
+        moments = collect_moments(opened, [Tap.of(site) for site in sites], self.data())
         layouts = {}
         for site in sites:
             C, F = self.shapes[site.name]
@@ -194,7 +197,7 @@ def _published_weights(C: int, F: int, ch: int) -> int:
 def run_target(bench: Bench, target: float, methods: Sequence[str]) -> list[Row]:
     """All methods at one target; the budget first, since SVD takes its weights per layer."""
     spec = f"pointwise-parameters={100 * target:g}%"
-    rows = [bench.row(target, "budget", lambda: bench.compressed(target=spec))]
+    rows = [bench.row(target, "budget", lambda: bench.compressed(onnx_igpc.Budget(spec)))]
     budget = dict(bench.weights)
     ch = bench.channels_for(target)
     note = f"ch {ch}"
@@ -207,9 +210,9 @@ def run_target(bench: Bench, target: float, methods: Sequence[str]) -> list[Row]
         "extended": (uniform, ""),
         "svd": (lambda: bench.planned(lambda s: bench.svd(budget, s), True), ""),
         "svd-plain": (lambda: bench.planned(lambda s: bench.svd(budget, s), False), ""),
-        "v2": (lambda: bench.compressed(channels_per_group=ch), note),
-        "v2-plain": (lambda: bench.compressed(channels_per_group=ch, sequential=False), note),
-        "v2-learned": (lambda: bench.compressed(channels_per_group=ch, grouping="learned"), note),
+        "v2": (lambda: bench.compressed(Published(ch)), note),
+        "v2-plain": (lambda: bench.compressed(Published(ch), sequential=False), note),
+        "v2-learned": (lambda: bench.compressed(Published(ch, grouping="learned")), note),
     }
     for method in methods:
         if method != "budget":

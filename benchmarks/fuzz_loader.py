@@ -41,6 +41,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from rich.console import Console
 
+from onnx_igpc.planning.options import Published
+
 MAX_BYTES = 16384
 SLOW_SECONDS = 3.0
 _RESTARTS_PER_SECOND = 0.2
@@ -262,7 +264,7 @@ def write_seeds(folder: Path) -> None:
     models = [rich_model(4)]
     models += [pointwise_model(6, 6, weights=w) for w in ("initializer", "input", "constant")]
     models += [pointwise_model(6, 4, opset=7, batch_norm=True), pointwise_model(5, 5, head=True)]
-    models += [compress(models[i], channels_per_group=2).model for i in (0, 1, 4)]
+    models += [compress(models[i], Published(2)).model for i in (0, 1, 4)]
     outside = pointwise_model(8, 8)
     for offset, tensor in enumerate(outside.graph.initializer):
         size = len(tensor.raw_data)

@@ -34,6 +34,7 @@ import onnx_igpc.torch_bridge.state_files
 import onnx_igpc.torch_bridge.training.finetune
 from onnx_igpc import compress
 from onnx_igpc.cli import main as onnx_igpc_command
+from onnx_igpc.planning.options import Published
 from onnx_igpc.runtime.session import import_onnxruntime
 from tests.helpers import pointwise_model
 from tests.hostile import complaint, hostile_models
@@ -145,7 +146,7 @@ def try_models(runner: Runner, folder: Path) -> int:
 def try_flips(runner: Runner, folder: Path, count: int) -> int:
     """Models with flipped bits through the commands that need no runtime, and every tenth through all."""
     dense = pointwise_model(12, 12, batch_norm=True)
-    models = [dense, rich_model(8), compress(dense, channels_per_group=3).model]
+    models = [dense, rich_model(8), compress(dense, Published(3)).model]
     good, tried = folder / "good.onnx", 0
     for number, whole in enumerate(models):
         content = whole.SerializeToString()

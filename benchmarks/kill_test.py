@@ -30,6 +30,7 @@ import onnx
 
 from onnx_igpc import compress
 from onnx_igpc.graph.model import load_model, open_model, save_model
+from onnx_igpc.planning.options import Published
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from tests.helpers import pointwise_model
@@ -55,7 +56,7 @@ def kill_compress(folder: Path, kills: int, external: bool) -> Counter[str]:
     source, target = folder / "model.onnx", folder / "out" / "small.onnx"
     target.parent.mkdir()
     models = [pointwise_model(256, 256, seed=seed) for seed in (0, 1)]
-    old, new = (compress(model, channels_per_group=16) for model in models)
+    old, new = (compress(model, Published(16)) for model in models)
     onnx.save(models[1], source, save_as_external_data=external, location="model.data")
     work = functools.partial(_compress, source, target)
     start = time.monotonic()
@@ -83,13 +84,13 @@ def kill_compress(folder: Path, kills: int, external: bool) -> Counter[str]:
 
 
 def _compress(source: Path, target: Path) -> None:
-    compress(source, channels_per_group=16).save(target)
+    compress(source, Published(16)).save(target)
 
 
 def kill_finetune(folder: Path, kills: int) -> Counter[str]:
     """Kill fine-tuning again and again, resuming it each time; what its output was in the end."""
     folder.mkdir()
-    model = compress(pointwise_model(32, 32, batch_norm=True), channels_per_group=8).model
+    model = compress(pointwise_model(32, 32, batch_norm=True), Published(8)).model
     teacher = folder / "teacher.onnx"
     teacher.write_bytes(pointwise_model(32, 32, batch_norm=True).SerializeToString())
     small = folder / "small.onnx"

@@ -28,11 +28,8 @@ def measured(model: Path, ch: int, setting: Setting, cache: Path | bool) -> dict
     try:
         report = onnx_igpc.compress(
             model,
-            channels_per_group=ch,
-            init="random",
-            lowering="auto",
-            setting=setting,
-            cache=cache,
+            onnx_igpc.Published(ch, init="random"),
+            lowering=onnx_igpc.Lowering(setting=setting, cache=cache),
         ).report
     except IgpcError as error:
         return row | {"error": str(error)}

@@ -41,7 +41,7 @@ wall, cpu = time.perf_counter(), time.process_time()
 if command == "inspect":
     onnx_igpc.inspect(source)
 else:
-    onnx_igpc.compress(source, init=init).save(target)
+    onnx_igpc.compress(source, onnx_igpc.Published(init=init)).save(target)
 print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, peak_memory()]))
 """
 

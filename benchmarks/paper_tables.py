@@ -31,6 +31,8 @@ from benchmarks.tensorflow_flops import tensorflow_flops
 from onnx_igpc import compress
 from onnx_igpc.errors import DataError, IgpcError, UsageError
 from onnx_igpc.graph import cost
+from onnx_igpc.planning.options import Published
+from onnx_igpc.sites.find import SiteFilter
 from sample_models import build, paper_excludes
 
 NETWORK_NAMES = {
@@ -164,10 +166,8 @@ def _compressed(
 ) -> onnx.ModelProto:
     return compress(
         model,
-        channels_per_group=build_.channels_per_group,
-        scheme=scheme,
-        form="paper",
-        exclude=paper_excludes(build_.network),
+        Published(build_.channels_per_group, scheme=scheme, form="paper"),
+        sites=SiteFilter(exclude=paper_excludes(build_.network)),
     ).model
 
 

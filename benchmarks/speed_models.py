@@ -16,20 +16,18 @@ from pathlib import Path
 import numpy as np
 
 import onnx_igpc
-from onnx_igpc.compression.summary import site_reports
+from onnx_igpc.calibration.fitters import RandomFitter
+from onnx_igpc.compression.rewrite import Rewriter
+from onnx_igpc.compression.summary import Original, describe
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.fitting.fit import random_weights
-from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.graph.model import open_model, save_model
 from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.passes import FoldBatchNorm, GroupPointwise, RemoveDead
 from onnx_igpc.report.digest import write_digest
-from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Rewritable, SiteFilter
 from sample_models import build
 
 _CALIBRATION_SAMPLES = 8
@@ -92,7 +90,7 @@ class ModelFolder:
             write_low_rank(self.path(network, Variant(DENSE)), path, variant.ch or 0)
         elif variant.method == "compressed":
             dense = self.path(network, Variant(DENSE))
-            onnx_igpc.compress(dense, channels_per_group=variant.ch, init="random").save(path)
+            onnx_igpc.compress(dense, onnx_igpc.Published(variant.ch, init="random")).save(path)
         else:
             self._lower(path, network, variant, batch, threads)
 
@@ -156,8 +154,8 @@ def _sample(specs: list[InputSpec], seed: int) -> dict[str, np.ndarray]:
 def write_low_rank(source: Path, target: Path, ch: int) -> None:
     """Every site as L K x with no more weights than published V2 has at ``ch``; BatchNorm folded."""
 
-    def plan(site: PointwiseSite) -> GroupLayout:
-        C, F = site.in_channels or 0, site.out_channels or 0
+    def plan(site: Rewritable) -> GroupLayout:
+        C, F = site.in_channels, site.out_channels
         published = plan_layout(C, F, ch)
         if published.kept_reason is not None or published.weights >= C * F:
             return dense_layout(C, F, published.kept_reason or "would not be smaller")
@@ -165,14 +163,12 @@ def write_low_rank(source: Path, target: Path, ch: int) -> None:
         return low_rank_layout(C, F, rank) if rank else dense_layout(C, F, "rank below 1")
 
     opened = open_model(source)
-    before = count(opened)
-    fold = FoldBatchNorm(())
-    orphans = fold.run(opened).orphans
-    group = GroupPointwise(
-        plan, lambda site, layout, scale: (random_weights(layout, 0, site.name, False), None)
-    )
-    RemoveDead(orphans | group.run(opened).orphans).run(opened)
-    report = RewriteReport()
-    report.sites = site_reports(group.rewrites, before, count(opened), fold.renamed, None)
+    original, rewriter = Original.of(opened), Rewriter(opened)
+    rewriter.fold_batch_norms()
+    found = rewriter.find(SiteFilter())
+    layouts = {site.name: plan(site) for site in found.rewritable}
+    rewriter.rewrite(found, layouts, RandomFitter())
+    rewriter.settle()
+    report = describe(original, rewriter.changes, opened, {"init": "random"})
     write_digest(opened.proto, report)
     save_model(opened, target)

@@ -1,44 +1,100 @@
-"""onnx-igpc: make the pointwise convolutions of a trained CNN cheap; ONNX in, ONNX out."""
+"""onnx-igpc: make the pointwise convolutions of a trained CNN cheap; ONNX in, ONNX out.
+
+What is public is what this package exports, with :mod:`onnx_igpc.passes` and :mod:`onnx_igpc.errors`.
+"""
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from onnx_igpc._version import __version__
 
 if TYPE_CHECKING:
+    from onnx_igpc.calibration.options import Calibration
     from onnx_igpc.compression.pipeline import compress, inspect
+    from onnx_igpc.data.preprocessing import Preprocessing
+    from onnx_igpc.data.sources import open_data
+    from onnx_igpc.evaluation.benchmark import benchmark
     from onnx_igpc.evaluation.verify import verify
     from onnx_igpc.layout.schemes import plan_layout
+    from onnx_igpc.lowering.lower import lower_model as lower
+    from onnx_igpc.lowering.options import Lowering
+    from onnx_igpc.planning.options import Budget, Published
+    from onnx_igpc.report.benchmark import BenchmarkReport
     from onnx_igpc.report.result import CompressResult
+    from onnx_igpc.report.tree import RewriteReport
+    from onnx_igpc.report.verification import VerifyReport
+    from onnx_igpc.runtime.setting import Setting
+    from onnx_igpc.sites.find import SiteFilter
+    from onnx_igpc.torch_bridge import from_torch, register_operator, to_torch
+    from onnx_igpc.torch_bridge.training.finetune import finetune
+    from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 _HOME = {
-    "CompressResult": "onnx_igpc.report.result",
-    "compress": "onnx_igpc.compression.pipeline",
-    "inspect": "onnx_igpc.compression.pipeline",
-    "plan_layout": "onnx_igpc.layout.schemes",
-    "verify": "onnx_igpc.evaluation.verify",
+    "BenchmarkReport": "report.benchmark",
+    "Budget": "planning.options",
+    "Calibration": "calibration.options",
+    "CompressResult": "report.result",
+    "Lowering": "lowering.options",
+    "Preprocessing": "data.preprocessing",
+    "Published": "planning.options",
+    "Recipe": "torch_bridge.training.recipe",
+    "RewriteReport": "report.tree",
+    "Setting": "runtime.setting",
+    "SiteFilter": "sites.find",
+    "VerifyReport": "report.verification",
+    "benchmark": "evaluation.benchmark",
+    "compress": "compression.pipeline",
+    "finetune": "torch_bridge.training.finetune",
+    "from_torch": "torch_bridge",
+    "inspect": "compression.pipeline",
+    "lower": "lowering.lower",
+    "open_data": "data.sources",
+    "plan_layout": "layout.schemes",
+    "register_operator": "torch_bridge",
+    "to_torch": "torch_bridge",
+    "verify": "evaluation.verify",
 }
+_NAMED_OTHERWISE = {"lower": "lower_model"}
 
-__all__ = ["CompressResult", "__version__", "compress", "inspect", "plan_layout", "verify"]
+__all__ = [
+    "BenchmarkReport",
+    "Budget",
+    "Calibration",
+    "CompressResult",
+    "Lowering",
+    "Preprocessing",
+    "Published",
+    "Recipe",
+    "RewriteReport",
+    "Setting",
+    "SiteFilter",
+    "VerifyReport",
+    "__version__",
+    "benchmark",
+    "compress",
+    "finetune",
+    "from_torch",
+    "inspect",
+    "lower",
+    "open_data",
+    "plan_layout",
+    "register_operator",
+    "to_torch",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for, so that ``import onnx_igpc`` stays fast."""
-    if name in _HOME:
-        from importlib import import_module
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing a submodule binds it under its name; ``verify`` is to stay the function.
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), _NAMED_OTHERWISE.get(name, name))
+    globals()[name] = value
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

@@ -27,8 +27,9 @@ from onnx_igpc.layout.permutations import compose_gathers, invert_permutation, i
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.merge_gathers import channel_gather
 from onnx_igpc.report.tree import Permutation
+from onnx_igpc.sites.find import Kept
 from onnx_igpc.sites.igpc_nodes import StageIo
-from onnx_igpc.sites.rewrite import SiteRewrite
+from onnx_igpc.sites.rewrite import Outcome
 
 
 class AbsorbGathers(Pass):
@@ -81,27 +82,28 @@ class AbsorbGathers(Pass):
             by_order.setdefault(order, {})[name] = former
         return [Permutation(tensors, list(order)) for order, tensors in by_order.items()]
 
-    def updated(self, rewrite: SiteRewrite) -> SiteRewrite:
+    def updated(self, outcome: Outcome) -> Outcome:
         """A site with the names that its tensors have now, without the Gathers that are gone.
 
         ``tensors`` and ``bias`` stay as they were before, when the site was checked.
         """
-        path = rewrite.site.ref.scope.path
-        output = rewrite.output or str(rewrite.site.ref.proto.output[0])
+        path = (outcome if isinstance(outcome, Kept) else outcome.site).ref.scope.path
 
         def now(name: str) -> str:
             return self.renamed.get((path, name), name)
 
+        if isinstance(outcome, Kept):
+            return replace(outcome, output=now(outcome.output))
         return replace(
-            rewrite,
-            input=now(rewrite.input),
-            output=now(output),
-            convolutions=tuple(now(name) for name in rewrite.convolutions),
+            outcome,
+            input=now(outcome.input),
+            output=now(outcome.output),
+            convolutions=tuple(now(name) for name in outcome.convolutions),
             stages={
                 key: StageIo(now(stage.input), now(stage.output))
-                for key, stage in rewrite.stages.items()
+                for key, stage in outcome.stages.items()
             },
-            nodes=tuple(name for name in rewrite.nodes if name not in self.absorbed),
+            nodes=tuple(name for name in outcome.nodes if name not in self.absorbed),
         )
 
     def run(self, model: OpenModel) -> PassResult:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -21,12 +20,42 @@ from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.sites.activations import Activation, match_activation
 from onnx_igpc.sites.batch_norm import BatchNorm, following_batch_norm
-from onnx_igpc.sites.find import PointwiseSite, SiteFilter, find_sites
+from onnx_igpc.sites.find import FoundSites, Kept, Rewritable, SiteFilter, find_sites
 from onnx_igpc.sites.igpc_nodes import IgpcNodes, SiteTensors, add_weights
-from onnx_igpc.sites.rewrite import Form, Planner, Rebiaser, SiteRewrite, Weigher
+from onnx_igpc.sites.rewrite import (
+    Form,
+    Outcome,
+    Planner,
+    Progress,
+    Rebiaser,
+    Rewritten,
+    Weigher,
+)
 
 # By weight and layout: the new tensors and weights, their error and the first site that has them.
 Shared = dict[tuple[object, ...], tuple[SiteTensors, IgpcWeights, float | None, str | None]]
+
+
+@dataclass
+class GroupedSites(PassResult):
+    """``outcomes`` has what became of every pointwise convolution, in the order of the graph."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def rewritten(self) -> list[Rewritten]:
+        return [each for each in self.outcomes if isinstance(each, Rewritten)]
+
+
+@dataclass
+class _Work:
+    """What one run of the pass shares between sites."""
+
+    view: GraphView
+    edit: GraphEdit
+    readers: Counter[int]
+    fixed: list[str]
+    shared: Shared = field(default_factory=dict)
 
 
 class GroupPointwise(Pass):
@@ -36,6 +65,7 @@ class GroupPointwise(Pass):
 
     * ``plan`` gives the layout of a site, ``weigh`` its weights and their relative error, ``rebias``
       a new bias for every site (linear form), those that share a weight included.
+    * The sites are ``found``, in a view of the model as it is, or else looked for with ``site_filter``.
     * A site that :func:`~onnx_igpc.sites.find.find_sites` keeps, or whose layout is kept, stays.
     * Linear form: only the Conv is replaced, by y = K x + L P K x; the bias is added once, on L
       where there is one. A site whose K and L hold no fewer weights than the dense layer stays.
@@ -52,56 +82,48 @@ class GroupPointwise(Pass):
         weigh: Weigher,
         form: Form = "linear",
         site_filter: SiteFilter | None = None,
-        on_site: Callable[[int, int, str], None] | None = None,
+        *,
         rebias: Rebiaser | None = None,
+        found: FoundSites | None = None,
+        on_site: Progress | None = None,
     ) -> None:
         self.plan = plan
         self.weigh = weigh
         self.form = form
         self.site_filter = site_filter or SiteFilter()
-        self.on_site = on_site or (lambda done, total, name: None)
         self.rebias = rebias or (lambda site, layout, weights: None)
-        self.rewrites: list[SiteRewrite] = []
-        self._readers: Counter[int] = Counter()
+        self.found = found
+        self.on_site = on_site or (lambda done, total, name: None)
 
-    def run(self, model: OpenModel) -> PassResult:
-        view, edit, result = GraphView(model), GraphEdit(model), PassResult()
-        shared: Shared = {}
-        fixed = sorted(fixed_tensors(model.proto))
-        sites = find_sites(view, self.site_filter)
-        self._readers = Counter(id(site.weight.root) for site in sites if site.weight is not None)
-        for done, site in enumerate(sites):
-            self.on_site(done, len(sites), site.name)
-            rewrite = self._rewrite(view, edit, site, shared, fixed)
-            self.rewrites.append(rewrite)
-            if rewrite.kept_reason is not None:
-                result.kept[site.name] = rewrite.kept_reason
-                continue
-            result.changed.append(site.name)
-            result.orphans.update(rewrite.orphans)
-        edit.apply()
-        _write_fixed_tensors(model.proto, fixed)
+    def run(self, model: OpenModel) -> GroupedSites:
+        found = self.found or find_sites(GraphView(model), self.site_filter)
+        readers = Counter(id(site.weight.root) for site in found.rewritable)
+        work = _Work(found.view, GraphEdit(model), readers, sorted(fixed_tensors(model.proto)))
+        result = GroupedSites()
+        for done, site in enumerate(found.all):
+            self.on_site(done, len(found.all), site.name)
+            outcome = site if isinstance(site, Kept) else self._rewrite(work, site)
+            result.outcomes.append(outcome)
+            if isinstance(outcome, Kept):
+                result.kept[site.name] = outcome.reason
+            else:
+                result.changed.append(site.name)
+                result.orphans.update(outcome.orphans)
+        work.edit.apply()
+        _write_fixed_tensors(model.proto, work.fixed)
         return result
 
-    def _rewrite(
-        self,
-        view: GraphView,
-        edit: GraphEdit,
-        site: PointwiseSite,
-        shared: Shared,
-        fixed: list[str],
-    ) -> SiteRewrite:
-        if site.kept_reason is not None:
-            return SiteRewrite(site, site.kept_reason)
+    def _rewrite(self, work: _Work, site: Rewritable) -> Outcome:
         layout = self.plan(site)
         if layout.kept_reason is not None:
-            return SiteRewrite(site, layout.kept_reason)
+            return site.kept(layout.kept_reason)
         if self.form == "linear" and layout.weights >= layout.dense_weights:
-            return SiteRewrite(site, "would not be smaller")
+            return site.kept("would not be smaller")
+        view, edit, fixed = work.view, work.edit, work.fixed
         region = _Region.around(view, site, with_unit=self.form == "paper")
-        found = self._weights(edit, site, layout, shared, view)
+        found = self._weights(work, site, layout)
         if found is None:
-            return SiteRewrite(site, f"the weights of K and L would not be finite in {site.dtype}")
+            return site.kept(f"the weights of K and L would not be finite in {site.dtype}")
         tensors, weights, error, first = found
         base = site.ref.proto.name or site.ref.proto.output[0]
         builder = SubgraphBuilder(edit.names, site.ref.proto)
@@ -118,12 +140,12 @@ class GroupPointwise(Pass):
         source = site.ref.proto.input[0]
         nodes.write(source, stored, bias, region.output)
         region.splice(edit, builder.build(opset))
-        return SiteRewrite(
+        return Rewritten(
             site,
-            layout=layout,
+            layout,
+            tensors,
             form=self.form,
             error=error,
-            tensors=tensors,
             stages=nodes.stages,
             bias=bias,
             strides=tuple(site.ref.attribute("strides", ())),
@@ -139,37 +161,30 @@ class GroupPointwise(Pass):
         )
 
     def _weights(
-        self,
-        edit: GraphEdit,
-        site: PointwiseSite,
-        layout: GroupLayout,
-        shared: Shared,
-        view: GraphView,
+        self, work: _Work, site: Rewritable, layout: GroupLayout
     ) -> tuple[SiteTensors, IgpcWeights, float | None, str | None] | None:
         """The tensors and weights of K and L, their error, and the site they were first made for.
 
         ``None`` if the weights are too large for the site's dtype.
         """
-        assert site.weight is not None
-        assert site.dtype is not None
         key = (*_identity(site), layout)
-        if key in shared:
-            return shared[key]
-        norm = following_batch_norm(view, site.ref)
+        if key in work.shared:
+            return work.shared[key]
+        norm = following_batch_norm(work.view, site.ref)
         weights, error = self.weigh(site, layout, norm.factor if norm is not None else None)
         largest = np.finfo(site.dtype).max
         if not all(np.abs(each).max() <= largest for each in (*weights.k, *(weights.l or ()))):
             return None
         tensors = SiteTensors(site.weight.holder)
         base = site.ref.proto.name or site.ref.proto.output[0]
-        add_weights(edit, tensors, base, weights, site.dtype, site.spatial_rank)
+        add_weights(work.edit, tensors, base, weights, site.dtype, site.spatial_rank)
         # The weights of all layers together may not fit into memory: only what is asked for again stays.
-        if self._readers[id(site.weight.root)] > 1:
-            shared[key] = (tensors, weights, error, site.name)
+        if work.readers[id(site.weight.root)] > 1:
+            work.shared[key] = (tensors, weights, error, site.name)
         return tensors, weights, error, None
 
     def _bias(
-        self, site: PointwiseSite, layout: GroupLayout, weights: IgpcWeights
+        self, site: Rewritable, layout: GroupLayout, weights: IgpcWeights
     ) -> tuple[np.ndarray | None, str | None]:
         """What is added once, and the name of the tensor that holds it: empty if it is new."""
         new = self.rebias(site, layout, weights)
@@ -179,9 +194,8 @@ class GroupPointwise(Pass):
         return values, site.ref.proto.input[2] if site.has_bias else None
 
 
-def _identity(site: PointwiseSite) -> tuple[object, ...]:
+def _identity(site: Rewritable) -> tuple[object, ...]:
     """Equal for sites that read one stored weight and see the same values."""
-    assert site.weight is not None
     plain = all(link.op_type in ("Identity", "Constant") for link in site.weight.chain)
     seen = "" if plain else hashlib.sha256(site.weight.values().tobytes()).hexdigest()
     return id(site.weight.root), seen, str(site.dtype), site.spatial_rank
@@ -191,12 +205,12 @@ def _identity(site: PointwiseSite) -> tuple[object, ...]:
 class _Region:
     """The nodes that are replaced together: the Conv, and in the paper's form what follows it."""
 
-    site: PointwiseSite
+    site: Rewritable
     norm: BatchNorm | None
     activation: Activation | None
 
     @classmethod
-    def around(cls, view: GraphView, site: PointwiseSite, with_unit: bool) -> _Region:
+    def around(cls, view: GraphView, site: Rewritable, with_unit: bool) -> _Region:
         if not with_unit:
             return cls(site, None, None)
         norm = following_batch_norm(view, site.ref)

@@ -14,7 +14,7 @@ from onnx_igpc.data.sources import open_data
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.sites.find import PointwiseSite, SiteFilter, find_sites
+from onnx_igpc.sites.find import Rewritable, SiteFilter, find_sites
 from tests.helpers import GraphBuilder
 
 
@@ -55,10 +55,10 @@ class EndlessData:
         return {"source": "random", "samples": self.size, "skipped": []}
 
 
-def sites_of(model: OpenModel, **chosen: bool) -> dict[str, PointwiseSite]:
+def sites_of(model: OpenModel, **chosen: bool) -> dict[str, Rewritable]:
     """The sites that are not kept, by the name of the tensor that they make."""
     found = find_sites(GraphView(model), SiteFilter(**chosen))  # type: ignore[arg-type]
-    return {site.ref.proto.output[0]: site for site in found if not site.kept_reason}
+    return {site.ref.proto.output[0]: site for site in found.rewritable}
 
 
 def saved(folder: Path, **arrays: np.ndarray) -> Path:

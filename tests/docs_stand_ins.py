@@ -22,7 +22,7 @@ def make_files(folder: Path) -> None:
     onnx.save(_network("classifier"), folder / "model.onnx")
     onnx.save(_network("detector"), folder / "detector.onnx")
     onnx.save(_network("segmenter"), folder / "segmenter.onnx")
-    result = onnx_igpc.compress(folder / "model.onnx", channels_per_group=32)
+    result = onnx_igpc.compress(folder / "model.onnx", onnx_igpc.Published(32))
     for name in ("small.onnx", "tuned.onnx"):
         result.save(folder / name)
     for name in ("images", "train", "val", "labelled"):

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnx_igpc import Budget, Calibration, Lowering, Published, SiteFilter
+
 WeightForm = Literal["initializer", "constant", "input"]
 """Where the weights lie: an initializer, a Constant node, an initializer listed as graph input."""
 
@@ -255,3 +257,24 @@ def tensor_named(model: onnx.ModelProto, name: str) -> np.ndarray:
             return numpy_helper.to_array(tensor)
     node = node_named(model, name)
     return numpy_helper.to_array(node.attribute[0].t)
+
+
+_BUDGET = "family grouping sensitivity save_sensitivity"
+_TOGETHER = {
+    "plan": (Published, f"channels_per_group scheme form init seed {_BUDGET}"),
+    "sites": (SiteFilter, "include exclude include_heads"),
+    "calibration": (Calibration, "data preprocessing samples sequential"),
+    "lowering": (Lowering, "setting allow_slower cache"),
+}
+
+
+def options_of(target: str | None = None, **flat: Any) -> dict[str, Any]:
+    """Arguments of compress: options by their own names, put together into the dataclasses they belong to."""
+    given: dict[str, Any] = {}
+    for argument, (kind, names) in _TOGETHER.items():
+        own = {name: flat.pop(name) for name in names.split() if name in flat}
+        if argument == "plan" and target is not None:
+            given["plan"] = Budget(target, **own)
+        elif own:
+            given[argument] = kind(**own)
+    return {**given, **flat}

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_igpc import compress
+from onnx_igpc.planning.options import Published
 from onnx_igpc.report.digest import DIGEST_KEY
 from tests.helpers import GraphBuilder, pointwise_model
 
@@ -276,7 +277,7 @@ def odd_names(name: str) -> onnx.ModelProto:
 def hostile_digests() -> Iterator[tuple[str, str]]:
     """Reports inside a model that this tool did not write."""
     good = pointwise_model(12, 12)
-    written = compress(good, channels_per_group=3).model.metadata_props[0].value
+    written = compress(good, Published(3)).model.metadata_props[0].value
     whole = json.loads(written)
     for name, change in (
         ("other version", {"version": 99}),

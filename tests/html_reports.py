@@ -12,6 +12,7 @@ from onnx_igpc.evaluation.thumbnails import add_thumbnails
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.layout.serialization import layout_to_dict
+from onnx_igpc.planning.options import Published
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport, Totals
 from tests.helpers import pointwise_model
 
@@ -43,7 +44,7 @@ def hostile_report() -> RewriteReport:
     """A compressed model, and everything it could bring along, under a hostile name."""
     model = pointwise_model(40, 24)
     _rename(model)
-    result = compress(model, channels_per_group=8)
+    result = compress(model, Published(8))
     add_thumbnails(result.report, result.opened, OpenModel(model))
     report = result.report
     kept = SiteReport(HOSTILE + "2", 8, 8, "kept", HOSTILE, output=HOSTILE)

@@ -19,7 +19,7 @@ from onnx_igpc.passes import GroupPointwise, RemoveDead
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport, SiteReport
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
-from tests.helpers import GraphBuilder, random_feeds, run
+from tests.helpers import GraphBuilder, options_of, random_feeds, run
 from tests.passes.graphs import copy_of
 
 LAYOUTS = {
@@ -59,8 +59,8 @@ def network(C: int, F: int, *, dims: int = 2, **options: Any) -> onnx.ModelProto
 
 def rewritten(model: onnx.ModelProto, ch: int, scheme: str = "v2", **options: Any) -> OpenModel:
     """The model with its pointwise convolutions rewritten, with random weights."""
-    options = {"init": "random", **options}
-    result = compress(model, channels_per_group=ch, scheme=scheme, **options)
+    options = {"channels_per_group": ch, "scheme": scheme, "init": "random", **options}
+    result = compress(model, **options_of(**options))
     assert result.report.rewritten, "a test of a lowering needs a site"
     return OpenModel(result.model)
 
@@ -91,9 +91,9 @@ def rewritten_as(model: onnx.ModelProto, layout: GroupLayout, weights: IgpcWeigh
     group = GroupPointwise(lambda site: layout, lambda site, *_: (weights, None))
     result = group.run(opened)
     RemoveDead(result.orphans).run(opened)
-    (rewrite,) = group.rewrites
-    if rewrite.layout is None:
+    if not result.rewritten:
         reject()
+    (rewrite,) = result.rewritten
     report = SiteReport("conv_node", layout.in_channels, layout.out_channels, "rewritten")
     report.input, report.output = rewrite.input, rewrite.output
     report.nodes, report.layout = list(rewrite.nodes), layout_to_dict(layout)

@@ -25,6 +25,7 @@ from benchmarks.clients import (
 )
 from onnx_igpc import compress
 from onnx_igpc.graph.model import save_model
+from onnx_igpc.planning.options import Published
 from tests.helpers import GraphBuilder, pointwise_model
 
 DIGITS = Path(__file__).resolve().parents[1] / "sample_models" / "digits_net.onnx"
@@ -64,7 +65,7 @@ def uneven_model() -> GraphBuilder:
 @pytest.mark.parametrize("client", CLIENTS)
 def test_digits_network(client: str, tmp_path: Path) -> None:
     require(client)
-    compress(DIGITS, channels_per_group=16).save(tmp_path / "small.onnx")
+    compress(DIGITS, Published(16)).save(tmp_path / "small.onnx")
     original, small = (
         try_client(client, Reference.make(path, tmp_path), tmp_path)
         for path in (DIGITS, tmp_path / "small.onnx")
@@ -87,7 +88,7 @@ def test_digits_network_calibrated(tmp_path: Path) -> None:
 @pytest.mark.parametrize("client", [each for each in CLIENTS if each not in LOSSY])
 def test_uneven_groups(client: str, tmp_path: Path) -> None:
     require(client)
-    result = compress(uneven_model().model(), channels_per_group=8)
+    result = compress(uneven_model().model(), Published(8))
     assert len(result.report.rewritten) == 3
     result.save(tmp_path / "small.onnx")
     outcome = try_client(client, Reference.make(tmp_path / "small.onnx", tmp_path), tmp_path)
@@ -97,7 +98,7 @@ def test_uneven_groups(client: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("client", ["openvino", "onnxslim", "onnxsim"])
 def test_half_precision(client: str, tmp_path: Path) -> None:
     require(client)
-    result = compress(pointwise_model(48, 48, dtype=np.float16), channels_per_group=16)
+    result = compress(pointwise_model(48, 48, dtype=np.float16), Published(16))
     assert result.report.rewritten
     save_model(result.model, tmp_path / "half.onnx")
     reference = Reference.make(tmp_path / "half.onnx", tmp_path)

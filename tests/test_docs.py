@@ -146,6 +146,6 @@ def test_stand_ins_are_rewritten_at_all(stand_ins: Path) -> None:
     import onnx_igpc
 
     for name in ("model", "detector", "segmenter"):
-        report = onnx_igpc.inspect(stand_ins / f"{name}.onnx", channels_per_group=32)
+        report = onnx_igpc.inspect(stand_ins / f"{name}.onnx", onnx_igpc.Published(32))
         assert [site.name for site in report.rewritten] == ["stem_pw", "block_pw"]
     assert len(list((stand_ins / "labelled").glob("*/*.png"))) == 12

@@ -17,7 +17,10 @@ from benchmarks.large_model import write_external
 from benchmarks.scale import SHAPES, build_model, small_network, write_shards
 from onnx_igpc import compress, inspect
 from onnx_igpc.calibration.activation_store import ActivationStore
+from onnx_igpc.calibration.options import Calibration
 from onnx_igpc.graph.model import save_model
+from onnx_igpc.planning.options import Published
+from onnx_igpc.sites.find import SiteFilter
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = (str(ROOT / "onnx_igpc"), str(ROOT / "passes"))
@@ -66,7 +69,7 @@ def test_work_of_compress_grows_with_the_nodes(shape: str) -> None:
     small, large = build_model(shape, 200, 4), build_model(shape, 800, 4)
 
     def run(model: object) -> Callable[[], object]:
-        return lambda: compress(model, channels_per_group=16, init="random")
+        return lambda: compress(model, Published(16, init="random"))
 
     run(small)()
     assert lines_run(run(large)) < 5 * lines_run(run(small))
@@ -84,7 +87,7 @@ def test_counting_lines_sees_quadratic_work() -> None:
 
 
 def test_five_thousand_nodes() -> None:
-    report = inspect(build_model("chain", 5000, 10), channels_per_group=16)
+    report = inspect(build_model("chain", 5000, 10), Published(16))
     assert len(report.sites) == 10
 
 
@@ -98,7 +101,7 @@ def test_memory_does_not_grow_with_the_layers(tmp_path: Path) -> None:
         path = write_external(folder, layers, channels)
 
         def run(path: Path = path) -> None:
-            compress(path, channels_per_group=ch, init="random").save(path.parent / "small.onnx")
+            compress(path, Published(ch, init="random")).save(path.parent / "small.onnx")
 
         if not peaks:
             run()  # what is loaded once is loaded
@@ -117,7 +120,7 @@ def test_memory_is_that_of_the_largest_weight(
     path = write_external(tmp_path, 2, channels)
 
     def run() -> None:
-        compress(path, channels_per_group=16, init=init, include=include).save(
+        compress(path, Published(16, init=init), sites=SiteFilter(include=include)).save(
             tmp_path / "small.onnx"
         )
 
@@ -143,10 +146,8 @@ def test_memory_of_calibration_does_not_grow_with_the_samples(
         def run(folder: Path = folder, samples: int = samples) -> None:
             compress(
                 tmp_path / "model.onnx",
-                channels_per_group=16,
-                calibration=folder,
-                samples=samples,
-                sequential=sequential,
+                Published(16),
+                calibration=Calibration(folder, samples=samples, sequential=sequential),
             )
 
         if not peaks:

@@ -119,7 +119,7 @@ class Compressor:
     def _make(self, arm: Arm, target: Path) -> None:
         share = arm.share / 100
         if arm.method == "budget":
-            self._compress(target, target=f"pointwise-parameters={arm.share}%")
+            self._compress(target, onnx_igpc.Budget(f"pointwise-parameters={arm.share}%"))
         elif arm.method == "svd":
             budget = left_per_site(self.model(Arm("budget", arm.share, arm.matching)))
             # Bench always writes the same file: a folder of its own lets processes run side by side.
@@ -129,33 +129,25 @@ class Compressor:
             path.rename(target)
             shutil.rmtree(self._bench.folder)
         elif arm.method == "v2":
-            self._compress(target, channels_per_group=self._bench.channels_for(share))
+            self._compress(target, onnx_igpc.Published(self._bench.channels_for(share)))
         elif arm.method == "v2-random":
             result = onnx_igpc.compress(
                 self._baseline,
-                channels_per_group=self._bench.channels_for(share),
-                init="random",
-                seed=arm.seed,
+                onnx_igpc.Published(self._bench.channels_for(share), init="random", seed=arm.seed),
             )
             result.save(target)
         elif arm.method == "paper":
             result = onnx_igpc.compress(
                 self._untrained,
-                channels_per_group=self._bench.channels_for(share),
-                form="paper",
-                seed=arm.seed,
+                onnx_igpc.Published(self._bench.channels_for(share), form="paper", seed=arm.seed),
             )
             result.save(target)
         else:
             raise UsageError(f"unknown method {arm.method!r}: choose from {', '.join(METHODS)}")
 
-    def _compress(self, path: Path, **options: object) -> None:
-        result = onnx_igpc.compress(
-            self._baseline,
-            calibration=self._calibration,
-            samples=SAMPLES,
-            **options,  # type: ignore[arg-type]
-        )
+    def _compress(self, path: Path, plan: onnx_igpc.Published | onnx_igpc.Budget) -> None:
+        calibration = onnx_igpc.Calibration(self._calibration, samples=SAMPLES)
+        result = onnx_igpc.compress(self._baseline, plan, calibration=calibration)
         save_model(result.opened, path)
 
 

@@ -18,6 +18,7 @@ from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
+from onnx_igpc.planning.options import Published
 from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress
@@ -188,7 +189,7 @@ def run_published(
     for folder in (models, trained):
         folder.mkdir(exist_ok=True)
     untrained, tuned = models / f"{name}.onnx", trained / f"{name}.onnx"
-    compress(setup.published(), channels_per_group=channels, form="paper").save(untrained)
+    compress(setup.published(), Published(channels, form="paper")).save(untrained)
     before = _measured(untrained, place)
     facts = train_stages(untrained, tuned, place, recipes, say)
     after = _measured(tuned, place)

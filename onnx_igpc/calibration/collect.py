@@ -18,7 +18,7 @@ from onnx_igpc.fitting.moments import Moments, MomentsAccumulator
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import all_names
 from onnx_igpc.runtime.session import make_session, run_session
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Rewritable
 
 TAP_BYTES = 1 << 30
 """Activations that a pass over the data holds at once, in bytes, unless it is said otherwise."""
@@ -26,7 +26,7 @@ TAP_BYTES = 1 << 30
 Progress = Callable[[int, int], None]
 
 
-def untapped_reason(site: PointwiseSite) -> str | None:
+def untapped_reason(site: Rewritable) -> str | None:
     """Why the input of ``site`` cannot be observed while the model runs; ``None`` where it can."""
     scope = site.ref.scope
     if scope.in_function:

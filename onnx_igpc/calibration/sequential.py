@@ -24,7 +24,7 @@ from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime.session import Session, make_session, run_session
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Rewritable
 
 Versions = dict[str, TensorType]
 _ORIGINAL, _REWRITTEN = "original", "rewritten"
@@ -52,7 +52,7 @@ class SequentialCalibration:
     def __init__(
         self,
         model: OpenModel,
-        sites: Sequence[PointwiseSite],
+        sites: Sequence[Rewritable],
         data: Data,
         *,
         memory_bytes: int = MEMORY_BYTES,
@@ -95,7 +95,7 @@ class SequentialCalibration:
         """The most bytes that lay in temporary files at once."""
         return self._store.peak_spilled_bytes
 
-    def statistics(self, site: PointwiseSite) -> SiteStatistics | None:
+    def statistics(self, site: Rewritable) -> SiteStatistics | None:
         """Of the input of ``site`` in the original and in the rewrite so far.
 
         ``None`` where its input cannot be tapped, or holds nothing on any batch.
@@ -119,10 +119,9 @@ class SequentialCalibration:
             self._known[tap] = self._measure(tap)
         return self._known[tap]
 
-    def advance(self, site: PointwiseSite, matrix: np.ndarray, bias: np.ndarray | None) -> None:
+    def advance(self, site: Rewritable, matrix: np.ndarray, bias: np.ndarray | None) -> None:
         """From now on ``site`` computes x -> M x + b in the rewrite, M being (F, C) and b (F,)."""
         if site.ref.index in self._taps:
-            assert site.dtype is not None
             self._replaced[site.ref.index] = DenseWeight(
                 matrix.astype(site.dtype),
                 None if bias is None else bias.astype(site.dtype),

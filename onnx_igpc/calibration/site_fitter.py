@@ -19,7 +19,7 @@ from onnx_igpc.fitting.moments import Moments, SiteStatistics
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Rewritable
 
 
 class SiteCalibrator:
@@ -41,7 +41,7 @@ class SiteCalibrator:
     def __init__(
         self,
         model: OpenModel,
-        sites: Sequence[PointwiseSite],
+        sites: Sequence[Rewritable],
         data: Data,
         *,
         sequential: bool = True,
@@ -73,7 +73,7 @@ class SiteCalibrator:
         if self._sequence is not None:
             self._sequence.close()
 
-    def statistics(self, site: PointwiseSite) -> SiteStatistics | None:
+    def statistics(self, site: Rewritable) -> SiteStatistics | None:
         """Of the input of ``site``; ``None`` where it cannot be observed.
 
         Raises:
@@ -84,7 +84,7 @@ class SiteCalibrator:
             return self._sequence.statistics(site)
         return self._from_moments(site)
 
-    def shared_statistics(self, site: PointwiseSite) -> SiteStatistics | None:
+    def shared_statistics(self, site: Rewritable) -> SiteStatistics | None:
         """As :meth:`statistics`, over ``site`` and all sites after it that have the same weight."""
         sharing = self._sharing.get(_key(site), [])
         others = [self._from_moments(each) for each in sharing if _key(each) != _key(site)]
@@ -92,14 +92,14 @@ class SiteCalibrator:
         known = [part for part in parts if part is not None]
         return SiteStatistics.pooled(known) if known else None
 
-    def _from_moments(self, site: PointwiseSite) -> SiteStatistics | None:
+    def _from_moments(self, site: Rewritable) -> SiteStatistics | None:
         if untapped_reason(site) is not None:
             return None
         moments = self._moments.get(Tap.of(site))
         return SiteStatistics.unchanged(moments) if moments else None
 
     def weigh(
-        self, site: PointwiseSite, layout: GroupLayout, scale: np.ndarray | None
+        self, site: Rewritable, layout: GroupLayout, scale: np.ndarray | None
     ) -> tuple[IgpcWeights, float]:
         """Weights of K and L and their relative error; without data where there are no statistics.
 
@@ -115,7 +115,7 @@ class SiteCalibrator:
         return fit.weights, fit.error
 
     def rebias(
-        self, site: PointwiseSite, layout: GroupLayout, weights: IgpcWeights
+        self, site: Rewritable, layout: GroupLayout, weights: IgpcWeights
     ) -> np.ndarray | None:
         """The bias with which the mean output of ``site`` is exact, shape (F,), float64.
 
@@ -150,16 +150,16 @@ class SiteCalibrator:
         return values
 
 
-def _key(site: PointwiseSite) -> tuple[str, int]:
+def _key(site: Rewritable) -> tuple[str, int]:
     """What tells a node of the model from others, whichever view it was found in."""
     return site.ref.scope.path, site.ref.index
 
 
 def _sites_by_weight(
-    sites: Sequence[PointwiseSite],
-) -> dict[tuple[str, int], list[PointwiseSite]]:
+    sites: Sequence[Rewritable],
+) -> dict[tuple[str, int], list[Rewritable]]:
     """For each site that shares its weight: all that do, in order."""
-    groups: dict[tuple[int, bytes], list[PointwiseSite]] = {}
+    groups: dict[tuple[int, bytes], list[Rewritable]] = {}
     for site in sites:
         if site.weight is not None:
             # A view of the stored tensor, through Transpose say, can hold other values than it.
@@ -168,7 +168,7 @@ def _sites_by_weight(
     return {_key(site): group for group in groups.values() if len(group) > 1 for site in group}
 
 
-def _rounded(weights: IgpcWeights, site: PointwiseSite) -> IgpcWeights:
+def _rounded(weights: IgpcWeights, site: Rewritable) -> IgpcWeights:
     """The weights as they are stored in the site's dtype."""
 
     def stored(values: np.ndarray) -> np.ndarray:

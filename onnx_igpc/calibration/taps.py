@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_igpc.errors import DataError
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Rewritable
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Tap:
     pads: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, site: PointwiseSite) -> Tap:
+    def of(cls, site: Rewritable) -> Tap:
         """Where ``site`` reads. With ``auto_pad`` a kernel of 1 is never padded."""
         strides = tuple(int(each) for each in site.ref.attribute("strides", ()))
         pads = tuple(int(each) for each in site.ref.attribute("pads", ()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnx_igpc.cli.lower import read_setting, setting_options
+from onnx_igpc.cli.lower import read_lowering, setting_options
 from onnx_igpc.cli.options import (
     check_output,
     console,
@@ -17,6 +17,12 @@ from onnx_igpc.cli.options import (
 )
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import check_report, report_option, write_report
+from onnx_igpc.errors import UsageError
+
+if TYPE_CHECKING:
+    from onnx_igpc.calibration.options import Calibration
+    from onnx_igpc.planning.options import Budget, Published
+    from onnx_igpc.sites.find import SiteFilter
 
 _MODEL = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
@@ -80,7 +86,8 @@ def inspect(
     from onnx_igpc.report.console.rewrite import show_rewrite
 
     check_output(json_file, model)
-    report = run(model, **options)
+    sites = _read_sites(options)
+    report = run(model, _read_published(options), sites=sites)
     if json_file is not None:
         write_text(json_file, report.to_json())
     show_rewrite(console(quiet or str(json_file) == "-"), report, planned=True, verbose=verbose)
@@ -174,6 +181,7 @@ def compress(
 ) -> None:
     """Rewrite the pointwise convolutions of MODEL into interleaved grouped ones."""
     from onnx_igpc.compression.pipeline import compress as run
+    from onnx_igpc.planning.options import Budget
     from onnx_igpc.report.console.lowering import show_lowering
     from onnx_igpc.report.console.rewrite import show_rewrite
 
@@ -182,10 +190,22 @@ def compress(
     check_output(output, model)
     check_report(report_file, model)
     check_output(json_file, model)
-    options["preprocessing"] = read_preprocessing(options)
-    options |= read_setting(options)
+    sites, calibration = _read_sites(options), _read_calibration(options)
+    speed, lowering = read_lowering(options), options.pop("lowering")
+    fold, passes = options.pop("fold_batch_norm"), options.pop("passes")
+    plan = _read_plan(options, calibrated=calibration is not None)
+    measured = lowering == "auto" or (isinstance(plan, Budget) and plan.quantity.is_latency)
     with ProgressLine("compressing", quiet, undisturbed=True) as line:
-        result = run(model, progress=line.update, **options)
+        result = run(
+            model,
+            plan,
+            sites=sites,
+            calibration=calibration,
+            lowering=speed if measured else None,
+            fold_batch_norm=fold,
+            passes=passes,
+            progress=line.update,
+        )
     if not dry_run and output is not None:
         result.save(output)
     if json_file is not None:
@@ -198,3 +218,61 @@ def compress(
         click.echo("warning: nothing to rewrite", err=True)
     if not dry_run:
         out.print(f"wrote {output}", markup=False)
+
+
+def _read_sites(values: dict[str, Any]) -> SiteFilter:
+    from onnx_igpc.sites.find import SiteFilter
+
+    include, exclude = values.pop("include"), values.pop("exclude")
+    return SiteFilter(include, exclude, values.pop("include_heads"))
+
+
+def _read_calibration(values: dict[str, Any]) -> Calibration | None:
+    """Take what belongs to calibration out of ``values``; ``None`` if there is no data.
+
+    Raises:
+        UsageError: preprocessing without data.
+    """
+    from onnx_igpc.calibration.options import Calibration
+
+    preprocessing, data = read_preprocessing(values), values.pop("calibration")
+    samples, sequential = values.pop("samples"), values.pop("sequential")
+    if data is not None:
+        return Calibration(data, preprocessing, samples, sequential)
+    if preprocessing is not None:
+        raise UsageError("preprocessing is for calibration images: give --calibration as well")
+    return None
+
+
+def _read_published(values: dict[str, Any]) -> Published:
+    """What is left in ``values`` as a published plan."""
+    from onnx_igpc.planning.options import Published
+
+    return Published(**{name: value for name, value in values.items() if value is not None})
+
+
+def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget:
+    """What is left in ``values`` as a plan.
+
+    Raises:
+        UsageError: options of a budget without one, or the other way round.
+    """
+    from onnx_igpc.planning.options import Budget
+
+    target = values.pop("target")
+    budget = {name: values.pop(name) for name in ("family", "sensitivity", "save_sensitivity")}
+    if target is None:
+        if budget["family"] == "extended":
+            raise UsageError("--family extended is chosen from by a budget: give --target")
+        if budget["sensitivity"] or budget["save_sensitivity"]:
+            raise UsageError("--sensitivity belongs to a budget: give --target")
+        return _read_published(values)
+    if values["channels_per_group"] is not None:
+        raise UsageError("--ch and --target both say how small: give one of them")
+    published = _read_published(values)
+    if published.random and calibrated:
+        raise UsageError("random weights are not fitted to data: leave out --calibration")
+    given = {name: value for name, value in budget.items() if value is not None}
+    if values["grouping"] is not None:
+        given["grouping"] = values["grouping"]
+    return Budget(target, **given)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnx_igpc.cli.options import Command, check_output, console, write_text
 from onnx_igpc.cli.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from onnx_igpc.lowering.options import Lowering
 
 _FILE = click.Path(path_type=Path)
 
@@ -57,13 +60,14 @@ def setting_options(command: Command) -> Command:
     return command
 
 
-def read_setting(values: dict[str, Any]) -> dict[str, Any]:
+def read_lowering(values: dict[str, Any], kind: str = "auto") -> Lowering:
     """Take the options of :func:`setting_options` out of ``values``, as the API takes them.
 
     Raises:
         UsageError: a value that cannot be used.
     """
     from onnx_igpc.graph.inputs import parse_shapes
+    from onnx_igpc.lowering.options import Lowering
     from onnx_igpc.runtime.setting import Setting
 
     folder, without = values.pop("cache_folder"), values.pop("no_cache")
@@ -71,9 +75,8 @@ def read_setting(values: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("--cache and --no-cache exclude each other")
     given = {name: values.pop(name) for name in ("provider", "threads", "batch")}
     setting = Setting(**given, shapes=parse_shapes(values.pop("shapes")))
-    allow_slower = values.pop("allow_slower")
     cache = False if without else folder or True
-    return {"setting": setting, "allow_slower": allow_slower, "cache": cache}
+    return Lowering(kind, setting, values.pop("allow_slower"), cache)
 
 
 @click.command(epilog="Example: onnx-igpc lower tuned.onnx -o fast.onnx --threads 1")
@@ -109,9 +112,9 @@ def lower(
 
     check_output(output, model)
     check_output(json_file, model)
-    setting = read_setting(options)
+    chosen = read_lowering(options, lowering)
     with ProgressLine("lowering:", quiet, undisturbed=True) as line:
-        result = lower_model(model, lowering=lowering, progress=line.update, **setting)
+        result = lower_model(model, lowering=chosen, progress=line.update)
     result.save(output)
     if json_file is not None:
         write_text(json_file, result.report.to_json())

@@ -1,333 +1,292 @@
-"""compress and inspect: the passes in order, and the report of what they did."""
+"""compress and inspect: the phases in order.
+
+Find the sites, plan a layout for each, keep dense what would be slower, rewrite, describe. Then the
+written graph is checked, and the report goes into it as its digest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
-from onnx_igpc.compression.calibration_run import DEFAULT_SAMPLES, CalibrationRun
-from onnx_igpc.compression.plugins import PluginPass, load_plugins, run_plugin
-from onnx_igpc.compression.summary import (
-    NOTHING_WARNING,
-    add_warnings,
-    fill_totals,
-    pointwise_parameters,
-    site_reports,
-)
-from onnx_igpc.compression.weighing import no_weights, published_layout, weigher
+from onnx_igpc.calibration.fitters import DataFreeFitter, RandomFitter, ZeroFitter
+from onnx_igpc.calibration.options import Calibration
+from onnx_igpc.calibration.site_fitter import SiteCalibrator
+from onnx_igpc.compression.plugins import PluginPass, load_plugins
+from onnx_igpc.compression.rewrite import Rewriter
+from onnx_igpc.compression.summary import NOTHING_WARNING, Measured, Original, describe
 from onnx_igpc.data.batches import Data
-from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import UsageError
-from onnx_igpc.evaluation.equivalence import check_reordered
-from onnx_igpc.evaluation.site_check import check_sites
-from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
+from onnx_igpc.evaluation.damage import measure_damage
+from onnx_igpc.graph.checks import check_graph, check_original
 from onnx_igpc.graph.cost import count
-from onnx_igpc.graph.model import OpenModel, PathLike, file_bytes, snapshot
+from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
+from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.auto import LoweringRun
-from onnx_igpc.passes import (
-    AbsorbGathers,
-    FoldBatchNorm,
-    GroupPointwise,
-    MergeGathers,
-    Pass,
-    RemoveDead,
-)
-from onnx_igpc.passes.remove_dead import unread_values
-from onnx_igpc.planning.knapsack import Target
-from onnx_igpc.planning.options import DEFAULT_CH, CompressOptions, chosen_init
-from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
+from onnx_igpc.lowering.options import Lowering
+from onnx_igpc.passes import Pass
+from onnx_igpc.planning.budget import Plan
+from onnx_igpc.planning.options import Budget, Published
+from onnx_igpc.planning.planners import plan_published, plan_sites
+from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.runtime.setting import Setting
-from onnx_igpc.sites.find import SiteFilter
-from onnx_igpc.sites.rewrite import Form, Planner, SiteRewrite, Weigher
-
-Progress = Callable[[int, int, str], None]
+from onnx_igpc.runtime.session_source import AnyModel
+from onnx_igpc.sites.find import FoundSites, SiteFilter
+from onnx_igpc.sites.rewrite import Fitter, Progress
+from onnx_igpc.sites.subgraph import RewrittenModel
 
 
 def compress(
     model: onnx.ModelProto | PathLike,
+    plan: Published | Budget | None = None,
     *,
-    channels_per_group: int | None = None,
-    scheme: str = "v2",
-    form: Form = "linear",
-    init: str | None = None,
-    seed: int = 0,
+    sites: SiteFilter | None = None,
+    calibration: Calibration | PathLike | Data | None = None,
+    lowering: Lowering | None = None,
     fold_batch_norm: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    include_heads: bool = False,
-    calibration: PathLike | Data | None = None,
-    preprocessing: Preprocessing | None = None,
-    samples: int = DEFAULT_SAMPLES,
-    sequential: bool = True,
-    target: str | None = None,
-    family: str | None = None,
-    grouping: str | None = None,
-    sensitivity: PathLike | None = None,
-    save_sensitivity: PathLike | None = None,
     passes: Sequence[str | Pass] = (),
-    lowering: str = "literal",
-    setting: Setting | None = None,
-    allow_slower: bool = False,
-    cache: PathLike | bool = True,
     progress: Progress | None = None,
 ) -> CompressResult:
     """Rewrite the pointwise convolutions of a model into interleaved grouped ones.
 
     Args:
         model: a ModelProto, which is not changed, or the path of a model file.
-        channels_per_group: the schemes' hyper-parameter ``ch``, 16 if ``None``.
-        scheme: ``"v2"`` (without divisibility constraints) or ``"v1"`` (with).
-        form: ``"linear"`` replaces only the convolution and can be fitted to its weight;
-            ``"paper"`` has BatchNorm and activation after K and after L, for training from scratch.
-        init: ``"fitted"`` or ``"random"``; fitted in the linear form if ``None``, random in the
-            paper's, which cannot be fitted.
-        seed: for random weights.
+        plan: a published scheme throughout (V2 with 16 channels per group if ``None``), or a budget
+            from which every site gets its layout.
+        sites: which sites may be rewritten.
+        calibration: data to fit the weights to, and to measure the damage on; a plain source is
+            calibrated on in sequence, with at most 512 samples.
+        lowering: measures on this machine: sites that would be slower than dense stay dense, and the
+            others are written for speed at the end, which is final. A budget of latency lowers as well.
         fold_batch_norm: fold BatchNormalization into the convolutions first.
-        include: only sites whose name matches one of these globs.
-        exclude: no site whose name matches one of these globs.
-        include_heads: rewrite heads too: convolutions that make a model output.
-        calibration: unlabelled data to fit the weights to, and to measure the damage on: a folder of
-            images, tar shards, arrays (see :func:`~onnx_igpc.data.sources.open_data`), or opened data.
-        preprocessing: how images become inputs of the model.
-        samples: at most so many of a data source that is not opened already.
-        sequential: fit each site on what the rewritten sites before it make of the data, towards what
-            the original computes; ``False`` fits all on the original's activations.
-        target: a budget in place of ``channels_per_group``, as ``"pointwise-parameters=40%"``: every
-            site gets the layout with which the predicted damage of the whole is least. ``"latency=60%"``
-            is measured at ``setting``, and lowers the model as ``lowering="auto"`` does.
-        family: what a budget chooses from: ``"extended"`` (the default there) or ``"published"``.
-        grouping: ``"learned"`` puts channels that belong together into one group (the default under a
-            budget), ``"contiguous"`` leaves them in order.
-        sensitivity: a file of measurements to reuse; ``save_sensitivity`` is where to write them.
-        passes: names of passes that installed packages bring (:mod:`onnx_igpc.compression.plugins`), or passes; they
-            run in this order behind the rewrite.
-        lowering: ``"auto"`` measures on this machine: sites that would be slower than dense stay dense,
-            and the others are written for speed at the end, which is final.
-        setting: where and how the model will run, for what is measured.
-        allow_slower: rewrite what is slower than dense, too.
-        cache: a folder for what was measured, ``True`` for the user's, ``False`` for none.
+        passes: names of passes that installed packages bring (:mod:`onnx_igpc.compression.plugins`), or
+            passes; they run in this order behind the rewrite.
         progress: called with (sites done, sites in all, name of the next).
 
     Raises:
         DataError: calibration data that cannot be used, or activations that are not finite.
-        UsageError: an option that cannot be used as given, or a glob that matches nothing.
+        UsageError: options that cannot be used together, or a glob that matches nothing.
         ModelError: the model cannot be read or is not valid ONNX.
-        CheckFailedError: the target cannot be reached, or the written graph does not do what it
+        CheckFailedError: the budget cannot be reached, or the written graph does not do what it
             should, which is a defect of this tool or of one of the ``passes``.
     """
-    if target is not None and channels_per_group is not None:
-        raise UsageError("--ch and --target both say how small: give one of them")
     plugins = load_plugins(passes)
-    wanted = Target.parse(target) if target is not None else None
-    options = CompressOptions(
-        DEFAULT_CH if channels_per_group is None else channels_per_group,
-        scheme,
-        form,
-        chosen_init(form, init),
-        seed,
-        fold_batch_norm,
-        tuple(include),
-        tuple(exclude),
-        include_heads,
-        wanted,
-        family or ("extended" if target else "published"),
-        grouping or ("learned" if target else "contiguous"),
-        Path(sensitivity) if sensitivity is not None else None,
-        Path(save_sensitivity) if save_sensitivity is not None else None,
-        tuple(plugin.label for plugin in plugins),
-        "auto" if wanted is not None and wanted.is_latency else lowering,
-    )
-    options.check(calibrated=calibration is not None)
-    if calibration is None and preprocessing is not None:
-        raise UsageError("preprocessing is for calibration images: give --calibration as well")
+    job = _Job.of(plan, sites, calibration, lowering, fold_batch_norm)
     opened = open_copy(model)
     check_original(opened)
-    run = None
-    if calibration is not None:
-        run = CalibrationRun.open(model, opened, calibration, preprocessing, samples, sequential)
-    if options.lowering == "literal":
-        return _compress(opened, options, weigher(options), progress, True, run, plugins)
-    speed = LoweringRun.open(opened, setting, allow_slower, cache, progress)
-    result = _compress(opened, options, weigher(options), progress, True, run, plugins, speed)
-    return speed.finish(result)
+    data = job.calibration.open(opened) if job.calibration else None
+    if job.lowering is None:
+        return _compress(model, opened, job, data, plugins, progress)
+    speed = LoweringRun.open(opened, job.lowering, progress)
+    return speed.finish(_compress(model, opened, job, data, plugins, progress, speed))
 
 
 def inspect(
     model: onnx.ModelProto | PathLike,
+    plan: Published | None = None,
     *,
-    channels_per_group: int | None = None,
-    scheme: str = "v2",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    include_heads: bool = False,
+    sites: SiteFilter | None = None,
 ) -> RewriteReport:
     """The report that :func:`compress` would give, without fitting or writing anything.
 
     The counts are those of a rewritten graph whose weights are all zero. Raises as compress does.
     """
-    options = CompressOptions(
-        DEFAULT_CH if channels_per_group is None else channels_per_group,
-        scheme,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        include_heads=include_heads,
-    )
-    options.check(calibrated=False)
+    job = _Job.of(plan, sites)
     opened = open_copy(model)
     check_original(opened)
-    report = _compress(opened, options, no_weights, None, checked=False).report
+    original = Original.of(opened, checked=False)
+    rewriter = Rewriter(opened, original.digest)
+    found = rewriter.find(job.sites)
+    layouts = plan_published(opened, found, job.published).layouts
+    rewriter.rewrite(found, layouts, ZeroFitter(), job.published.form)
+    rewriter.settle(checked=False)
+    report = describe(original, rewriter.changes, opened, job.describe())
+    report.totals.file_bytes.after = opened.total_bytes() if rewriter.changes.any else original.size
     report.warnings = [text for text in report.warnings if text == NOTHING_WARNING]
     report.notes.append("a plan: nothing was fitted or written")
     return report
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What compress is asked for, checked before any work is done."""
+
+    plan: Published | Budget
+    sites: SiteFilter
+    calibration: Calibration | None = None
+    lowering: Lowering | None = None
+    fold_batch_norm: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        plan: Published | Budget | None,
+        sites: SiteFilter | None,
+        calibration: Calibration | PathLike | Data | None = None,
+        lowering: Lowering | None = None,
+        fold_batch_norm: bool = False,
+    ) -> _Job:
+        plan = plan or Published()
+        if calibration is not None and not isinstance(calibration, Calibration):
+            calibration = Calibration(calibration)
+        if isinstance(plan, Budget) and plan.quantity.is_latency:
+            lowering = lowering or Lowering()
+        job = cls(plan, sites or SiteFilter(), calibration, lowering, fold_batch_norm)
+        job._check()
+        return job
+
+    def _check(self) -> None:
+        if isinstance(self.plan, Published):
+            if self.plan.form == "paper" and self.lowering is not None:
+                raise UsageError(
+                    "the paper's form is for training: train it, then use onnx-igpc lower"
+                )
+            if self.calibration is not None and self.plan.random:
+                raise UsageError("random weights are not fitted to data: leave out --calibration")
+        needs_data = {
+            "--target": isinstance(self.plan, Budget),
+            "--grouping learned": self.plan.grouping == "learned",
+        }
+        for option, given in needs_data.items():
+            if given and self.calibration is None:
+                raise UsageError(f"{option} needs data to choose by: give --calibration")
+
+    @property
+    def published(self) -> Published:
+        """The form and the weights that the plan asks for; a budget's are linear and fitted."""
+        return self.plan if isinstance(self.plan, Published) else Published()
+
+    def describe(self) -> dict[str, Any]:
+        """For the report: everything that decides what is written."""
+        published = self.published
+        options: dict[str, Any] = {
+            "form": published.form,
+            "init": "random" if published.random else "fitted",
+            "fold_batch_norm": self.fold_batch_norm,
+            "include": list(self.sites.include),
+            "exclude": list(self.sites.exclude),
+            "include_heads": self.sites.include_heads,
+            "grouping": self.plan.grouping,
+        }
+        if isinstance(self.plan, Published):
+            options |= {"ch": self.plan.channels_per_group, "scheme": self.plan.scheme}
+        else:
+            options |= {"target": str(self.plan.quantity), "family": self.plan.family}
+        if published.random:
+            options["seed"] = published.seed
+        if self.lowering is not None:
+            options["lowering"] = self.lowering.kind
+        return options
+
+
 def _compress(
+    model: AnyModel,
     opened: OpenModel,
-    options: CompressOptions,
-    weigh: Weigher,
-    progress: Progress | None,
-    checked: bool,
-    calibration: CalibrationRun | None = None,
-    plugins: Sequence[PluginPass] = (),
-    lowering: LoweringRun | None = None,
-    plan: Planner | None = None,
-) -> CompressResult:
-    before = count(opened)
-    interface = _interface(opened.proto)
-    doubt = shape_doubt(opened) if checked else None
-    size = file_bytes(opened.path, opened.proto) if opened.path else opened.proto.ByteSize()
-    digest = read_digest(opened.proto)
-    refuse_lowered(digest, opened.name, "compress")
-    taken = {name: site.name for site in digest.rewritten for name in site.nodes} if digest else {}
-    report = RewriteReport(options=options.as_dict(), notes=list(before.notes))
-    report.input_shapes = {name: list(shape) for name, shape in before.input_shapes.items()}
-    cleaner = _Cleaner(opened, report)
-    orphans: set[str] = set()
-    fold = FoldBatchNorm(taken)
-    if options.fold_batch_norm:
-        folded = fold.run(opened)
-        report.folded = folded.changed
-        orphans |= folded.orphans
-    group = GroupPointwise(
-        plan or (lambda site: published_layout(site, options)),
-        weigh,
-        options.form,
-        SiteFilter(options.include, options.exclude, options.include_heads, taken),
-        progress,
-    )
-    if calibration is not None:
-        latency = None
-        if lowering is not None and options.target is not None and options.target.is_latency:
-            latency = lowering.latency(opened, partial(_trial, options))
-        calibration.plan(opened, group, options, report, progress, latency)
-    if lowering is not None:
-        lowering.plan(opened, group, partial(_trial, options))
-    grouped = calibration.rewrite(opened, group) if calibration else group.run(opened)
-    orphans |= grouped.orphans
-    cleaner.clean(orphans)
-    if checked:
-        report.checks["sites"] = check_sites(opened, group.rewrites)
-    inserted = {name for rewrite in group.rewrites for name in rewrite.nodes}
-    merged = MergeGathers(inserted).run(opened)
-    report.merged = merged.changed
-    cleaner.clean(merged.orphans)
-    rewrites = group.rewrites
-    if options.grouping == "learned":
-        rewrites = _absorb(opened, rewrites, report, taken, digest, cleaner)
-    _run_plugins(opened, plugins, rewrites, report, cleaner)
-    after = count(opened)
-    changed = any(rewrite.layout is not None for rewrite in rewrites) or bool(report.folded)
-    changed = changed or any(report.passes.values())
-    report.sites = site_reports(rewrites, before, after, fold.renamed, digest)
-    fill_totals(report, before, after, size)
-    report.totals.pointwise_parameters = pointwise_parameters(
-        rewrites, before, after, fold.renamed, digest
-    )
-    if calibration and changed:
-        calibration.fill(report, opened)
-    add_warnings(report, options, changed, digest)
-    if digest is not None:
-        report.inherit(digest)
-    if checked and changed:
-        report.checks = {**check_graph(interface, opened, doubt), **report.checks}
-    if changed:
-        write_digest(opened.proto, report)
-    report.totals.file_bytes.after = opened.total_bytes() if changed else size
-    return CompressResult(opened, report, changed)
-
-
-def _trial(options: CompressOptions, plan: Planner, opened: OpenModel) -> CompressResult:
-    """The rewrite of ``opened`` with random weights, as fast as with any others."""
-    anything = weigher(replace(options, init="random"))
-    return _compress(opened, options, anything, None, checked=False, plan=plan)
-
-
-def _absorb(
-    opened: OpenModel,
-    rewrites: Sequence[SiteRewrite],
-    report: RewriteReport,
-    taken: Mapping[str, str],
-    digest: RewriteReport | None,
-    cleaner: _Cleaner,
-) -> list[SiteRewrite]:
-    """Let producers take over the order of channels that learned groups read; checked as a whole."""
-    inserted = {name for rewrite in rewrites for name in rewrite.nodes}
-    absorb = AbsorbGathers(inserted, taken, digest.permutations if digest else ())
-    before = snapshot(opened)
-    done = absorb.run(opened)
-    if not done:
-        return list(rewrites)
-    cleaner.clean(done.orphans)
-    report.permuted = absorb.permuted
-    report.permutations = absorb.permutations
-    report.checks["order"] = check_reordered(before, opened)
-    if digest is not None:
-        for site in digest.sites:
-            site.input = absorb.renamed.get(("", site.input), site.input)
-            site.output = absorb.renamed.get(("", site.output), site.output)
-    return [absorb.updated(rewrite) for rewrite in rewrites]
-
-
-def _run_plugins(
-    opened: OpenModel,
+    job: _Job,
+    data: Data | None,
     plugins: Sequence[PluginPass],
-    rewrites: Sequence[SiteRewrite],
-    report: RewriteReport,
-    cleaner: _Cleaner,
-) -> None:
-    inserted = [name for rewrite in rewrites for name in rewrite.nodes]
-    for plugin in plugins:
-        done = run_plugin(plugin, opened, inserted)
-        report.passes[plugin.label] = done.changed
-        cleaner.clean(done.orphans)
+    progress: Progress | None,
+    speed: LoweringRun | None = None,
+) -> CompressResult:
+    """The phases; ``model`` is the original, ``opened`` the copy that is edited."""
+    original = Original.of(opened)
+    rewriter = Rewriter(opened, original.digest)
+    if job.fold_batch_norm:
+        rewriter.fold_batch_norms()
+    found = rewriter.find(job.sites)
+    planned = _plan(found, opened, job, data, original, progress, speed)
+    used = _rewrite(rewriter, found, planned, job, data, progress)
+    if job.plan.grouping == "learned":
+        rewriter.absorb()
+    rewriter.run_plugins(plugins)
+    changes = rewriter.changes
+    measured = None
+    if data is not None and used is not None and changes.any:
+        measured = Measured(
+            used,
+            data.preprocessing.to_dict() if data.preprocessing is not None else None,
+            measure_damage(model, opened, data),
+        )
+    options = job.describe()
+    if plugins:
+        options["passes"] = [plugin.label for plugin in plugins]
+    report = describe(original, changes, opened, options, measured)
+    report.selection = planned.summary or None
+    if changes.any:
+        checks = check_graph(original.interface, opened, original.doubt)
+        report.checks = {**checks, **report.checks}
+        write_digest(opened.proto, report)
+    report.totals.file_bytes.after = opened.total_bytes() if changes.any else original.size
+    return CompressResult(opened, report, changes.any)
 
 
-def _interface(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A model with the inputs, outputs and names of initializers of ``proto``, without its data."""
-    kept = onnx.ModelProto()
-    kept.graph.input.extend(proto.graph.input)
-    kept.graph.output.extend(proto.graph.output)
-    kept.graph.initializer.extend(
-        onnx.TensorProto(name=tensor.name) for tensor in proto.graph.initializer
+def _plan(
+    found: FoundSites,
+    opened: OpenModel,
+    job: _Job,
+    data: Data | None,
+    original: Original,
+    progress: Progress | None,
+    speed: LoweringRun | None,
+) -> Plan:
+    """A layout for every site; where speed counts, what would be slower than dense is kept."""
+
+    def trial(layouts: Mapping[str, GroupLayout]) -> RewrittenModel:
+        return _trial(opened, job, original.digest, layouts)
+
+    pricing = None
+    if speed is not None and isinstance(job.plan, Budget) and job.plan.quantity.is_latency:
+        pricing = speed.pricing(found, trial)
+    planned = plan_sites(opened, found, job.plan, data, count(opened), pricing, progress)
+    if speed is not None:
+        planned.layouts = speed.keep_dense(found, planned.layouts, trial)
+    return planned
+
+
+def _trial(
+    opened: OpenModel, job: _Job, digest: RewriteReport | None, layouts: Mapping[str, GroupLayout]
+) -> RewrittenModel:
+    """A copy of the model rewritten with random weights, as fast as with any others."""
+    rewriter = Rewriter(snapshot(opened), digest)
+    published = job.published
+    rewriter.rewrite(
+        rewriter.find(job.sites),
+        layouts,
+        RandomFitter(published.seed, published.form == "paper"),
+        published.form,
     )
-    return kept
+    rewriter.settle(checked=False)
+    if job.plan.grouping == "learned":
+        rewriter.absorb(checked=False)
+    return rewriter.result()
 
 
-class _Cleaner:
-    """Removes what passes leave without a reader, and lists it; what had none before stays."""
-
-    def __init__(self, opened: OpenModel, report: RewriteReport) -> None:
-        self._opened = opened
-        self._report = report
-        self._unread = unread_values(opened.proto)
-
-    def clean(self, orphans: set[str]) -> None:
-        dead = RemoveDead(orphans, self._unread)
-        self._report.removed += dead.run(self._opened).changed
-        self._report.inputs_removed += dead.inputs_removed
+def _rewrite(
+    rewriter: Rewriter,
+    found: FoundSites,
+    planned: Plan,
+    job: _Job,
+    data: Data | None,
+    progress: Progress | None,
+) -> dict[str, Any] | None:
+    """Rewrite with the weights that the job asks for; how the data was used, where there is any."""
+    published, layouts = job.published, planned.layouts
+    if data is None or job.calibration is None:
+        paper = published.form == "paper"
+        fitter: Fitter = (
+            RandomFitter(published.seed, paper) if published.random else DataFreeFitter()
+        )
+        rewriter.rewrite(found, layouts, fitter, published.form, progress)
+        rewriter.settle()
+        return None
+    wanted = [site for site in found.rewritable if layouts[site.name].kept_reason is None]
+    sequential = job.calibration.sequential
+    with SiteCalibrator(rewriter.model, wanted, data, sequential=sequential) as calibrator:
+        rewriter.rewrite(found, layouts, calibrator, published.form, progress)
+        used = calibrator.summary()
+    rewriter.settle()
+    return used

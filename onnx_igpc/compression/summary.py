@@ -1,12 +1,19 @@
-"""Filling a report: every site, the totals, and what the user must be told."""
+"""The report of a rewrite: every site, the totals, and what the user must be told."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from onnx_igpc.graph.cost import ModelCost
+import onnx
+
+from onnx_igpc.compression.rewrite import GraphChanges
+from onnx_igpc.graph.checks import shape_doubt
+from onnx_igpc.graph.cost import ModelCost, NodeCost, count
+from onnx_igpc.graph.model import OpenModel, file_bytes
 from onnx_igpc.layout.serialization import layout_to_dict
-from onnx_igpc.planning.options import CompressOptions
+from onnx_igpc.report.digest import read_digest, refuse_lowered
 from onnx_igpc.report.tree import (
     Change,
     RewriteReport,
@@ -14,56 +21,166 @@ from onnx_igpc.report.tree import (
     StageReport,
     describe_interleave,
 )
-from onnx_igpc.sites.rewrite import SiteRewrite
+from onnx_igpc.sites.find import Kept
+from onnx_igpc.sites.rewrite import Outcome, Rewritten
 
 NO_DATA_WARNING = "the weights were fitted without data: expect to fine-tune before use"
 RANDOM_WARNING = "the weights are random: train the model before use"
 NOTHING_WARNING = "nothing to rewrite: the output is the input, byte for byte"
 
 
-def site_reports(
-    rewrites: Sequence[SiteRewrite],
-    before: ModelCost,
-    after: ModelCost,
-    renamed: Mapping[tuple[str, str], str],
-    digest: RewriteReport | None,
-) -> list[SiteReport]:
+@dataclass(frozen=True)
+class Original:
+    """What a report says of the model before: counted, and what an earlier run said of it.
+
+    ``interface`` has its inputs, outputs and names of initializers, ``size`` the bytes of its file,
+    ``doubt`` why onnx would not infer its shapes.
+    """
+
+    cost: ModelCost
+    interface: onnx.ModelProto
+    size: int
+    doubt: str | None
+    digest: RewriteReport | None
+
+    @classmethod
+    def of(cls, model: OpenModel, checked: bool = True) -> Original:
+        """Of a model that is not edited yet.
+
+        Raises:
+            UsageError: the model was lowered, which is final.
+            ModelError: its digest cannot be read.
+        """
+        digest = read_digest(model.proto)
+        refuse_lowered(digest, model.name, "compress")
+        size = file_bytes(model.path, model.proto) if model.path else model.proto.ByteSize()
+        doubt = shape_doubt(model) if checked else None
+        return cls(count(model), _interface(model.proto), size, doubt, digest)
+
+
+def _interface(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with the inputs, outputs and names of initializers of ``proto``, without its data."""
+    kept = onnx.ModelProto()
+    kept.graph.input.extend(proto.graph.input)
+    kept.graph.output.extend(proto.graph.output)
+    kept.graph.initializer.extend(
+        onnx.TensorProto(name=tensor.name) for tensor in proto.graph.initializer
+    )
+    return kept
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a rewrite on data has to say: how the data was used, and the damage measured on it."""
+
+    calibration: dict[str, Any]
+    preprocessing: dict[str, Any] | None
+    damage: dict[str, Any]
+
+    def put_into(self, report: RewriteReport) -> None:
+        """Into the sections of a report."""
+        report.calibration = self.calibration
+        report.preprocessing = self.preprocessing
+        report.damage = self.damage
+        report.notes.append("the damage was measured on the data that the weights were fitted to")
+        if without := self.calibration["without_data"]:
+            names = ", ".join(without)
+            report.warnings.append(f"{len(without)} sites were fitted without data: {names}")
+
+
+def describe(
+    original: Original,
+    changes: GraphChanges,
+    written: OpenModel,
+    options: dict[str, Any],
+    measured: Measured | None = None,
+) -> RewriteReport:
+    """The report of what was done, counted on the graph that was written.
+
+    Args:
+        original: the model before.
+        changes: what was done to it.
+        written: the model now.
+        options: what was asked for.
+        measured: on calibration data, where there was any.
+    """
+    before, after, digest = original.cost, count(written), original.digest
+    report = RewriteReport(options=options, notes=list(before.notes))
+    report.input_shapes = {name: list(shape) for name, shape in before.input_shapes.items()}
+    report.checks = dict(changes.checks)
+    for name in ("folded", "merged", "removed", "inputs_removed", "permuted", "permutations"):
+        setattr(report, name, list(getattr(changes, name)))
+    report.passes = dict(changes.passes)
+    report.sites = _site_reports(original, changes, after)
+    totals = report.totals
+    totals.parameters = Change(before.parameters, after.parameters)
+    totals.macs = Change(before.macs, after.macs)
+    totals.pointwise_parameters = _pointwise_parameters(original, changes, after)
+    totals.file_bytes.before = original.size
+    if before.unknown:
+        report.notes.append(
+            f"MACs do not include {len(before.unknown)} nodes whose shapes are not known"
+        )
+    if measured is not None:
+        measured.put_into(report)
+    _add_warnings(report, changes.any, digest)
+    if digest is not None:
+        report.inherit(digest)
+    return report
+
+
+def _site_reports(original: Original, changes: GraphChanges, after: ModelCost) -> list[SiteReport]:
     """The sites of this run, and those that an earlier run rewrote in the place of their parts."""
-    reports: list[SiteReport] = []
-    earlier = {site.name: site for site in digest.rewritten} if digest else {}
-    for rewrite in rewrites:
-        if _is_part(rewrite):
-            continue
-        reports.append(_site_report(rewrite, before, after, renamed))
+    earlier = {site.name: site for site in original.digest.rewritten} if original.digest else {}
+    for site in earlier.values():
+        site.input = changes.renamed.get(("", site.input), site.input)
+        site.output = changes.renamed.get(("", site.output), site.output)
     names = {name for site in earlier.values() for name in site.nodes}
-    reports = [site for site in reports if site.name not in names]
-    return [*earlier.values(), *reports]
+    reports = [
+        _site_report(outcome, original.cost, after, changes)
+        for outcome in changes.outcomes
+        if not _is_part(outcome)
+    ]
+    return [*earlier.values(), *(site for site in reports if site.name not in names)]
 
 
-def _is_part(rewrite: SiteRewrite) -> bool:
+def _is_part(outcome: Outcome) -> bool:
     """Whether this convolution is the K or L of a site that an earlier run rewrote."""
-    return (rewrite.kept_reason or "").startswith("part of the already rewritten")
+    return isinstance(outcome, Kept) and outcome.part_of is not None
+
+
+def _dense_output(outcome: Outcome, changes: GraphChanges) -> tuple[str, str]:
+    """(scope, output) of the dense convolution in the model before."""
+    ref = (outcome if isinstance(outcome, Kept) else outcome.site).ref
+    path, output = ref.scope.path, str(ref.proto.output[0])
+    return path, changes.folded_outputs.get((path, output), output)
 
 
 def _site_report(
-    rewrite: SiteRewrite,
-    before: ModelCost,
-    after: ModelCost,
-    renamed: Mapping[tuple[str, str], str],
+    outcome: Outcome, before: ModelCost, after: ModelCost, changes: GraphChanges
 ) -> SiteReport:
-    site, layout = rewrite.site, rewrite.layout
-    path, output = site.ref.scope.path, site.ref.proto.output[0]
-    dense = before.node(path, renamed.get((path, output), output))
-    report = SiteReport(site.name, site.in_channels, site.out_channels, "kept", rewrite.kept_reason)
-    report.output = rewrite.output or output
+    path, dense_output = _dense_output(outcome, changes)
+    dense = before.node(path, dense_output)
+    site = outcome if isinstance(outcome, Kept) else outcome.site
+    report = SiteReport(site.name, site.in_channels, site.out_channels, "kept")
+    report.output = outcome.output
     if dense is not None:
         report.parameters = Change(dense.weights, dense.weights)
         report.macs = Change(dense.macs, dense.macs)
-    if layout is None:
+    if isinstance(outcome, Kept):
+        report.reason = outcome.reason
         return report
-    parts = [part for name in rewrite.convolutions if (part := after.node(path, name))]
+    _describe_rewritten(report, outcome, [after.node(path, each) for each in outcome.convolutions])
+    return report
+
+
+def _describe_rewritten(
+    report: SiteReport, rewrite: Rewritten, costs: Sequence[NodeCost | None]
+) -> None:
+    layout = rewrite.layout
+    parts = [part for part in costs if part is not None]
     macs = [part.macs for part in parts]
-    report.status, report.reason = "rewritten", None
+    report.status = "rewritten"
     report.scheme = layout.scheme
     report.channels_per_group = layout.channels_per_group
     report.k, report.l = StageReport.of(layout.k), StageReport.of(layout.l)
@@ -78,51 +195,27 @@ def _site_report(
     report.nodes = list(rewrite.nodes)
     report.replaced = list(rewrite.replaced)
     report.layout = layout_to_dict(layout)
-    return report
 
 
-def pointwise_parameters(
-    rewrites: Sequence[SiteRewrite],
-    before: ModelCost,
-    after: ModelCost,
-    renamed: Mapping[tuple[str, str], str],
-    digest: RewriteReport | None,
-) -> Change:
+def _pointwise_parameters(original: Original, changes: GraphChanges, after: ModelCost) -> Change:
     """Parameters of all pointwise convolutions, those that several of them share counted once."""
     dense, written = [], []
-    for rewrite in rewrites:
-        path = rewrite.site.ref.scope.path
-        output = str(rewrite.site.ref.proto.output[0])
-        made = rewrite.convolutions or (rewrite.output or output,)
+    for outcome in changes.outcomes:
+        path, dense_output = _dense_output(outcome, changes)
+        made = (outcome.output,) if isinstance(outcome, Kept) else outcome.convolutions
         written += [(path, name) for name in made]
-        if not _is_part(rewrite):
-            dense.append((path, renamed.get((path, output), output)))
-    earlier = [site for site in digest.rewritten if not site.shares_weight_with] if digest else []
-    return Change(
-        before.parameters_of(dense) + sum(site.parameters.before or 0 for site in earlier),
-        after.parameters_of(written),
-    )
+        if not _is_part(outcome):
+            dense.append((path, dense_output))
+    earlier = original.digest.rewritten if original.digest else []
+    known = sum(site.parameters.before or 0 for site in earlier if not site.shares_weight_with)
+    return Change(original.cost.parameters_of(dense) + known, after.parameters_of(written))
 
 
-def fill_totals(report: RewriteReport, before: ModelCost, after: ModelCost, size: int) -> None:
-    """The counts of both graphs, and the input's size in bytes."""
-    totals = report.totals
-    totals.parameters = Change(before.parameters, after.parameters)
-    totals.macs = Change(before.macs, after.macs)
-    totals.file_bytes.before = size
-    if before.unknown:
-        report.notes.append(
-            f"MACs do not include {len(before.unknown)} nodes whose shapes are not known"
-        )
-
-
-def add_warnings(
-    report: RewriteReport, options: CompressOptions, changed: bool, digest: RewriteReport | None
-) -> None:
+def _add_warnings(report: RewriteReport, changed: bool, digest: RewriteReport | None) -> None:
     """What the user must know before using the model, and what else was noticed."""
     if not changed:
         report.warnings.append(NOTHING_WARNING)
-    elif options.init == "random":
+    elif report.options["init"] == "random":
         report.warnings.append(RANDOM_WARNING)
     elif report.calibration is None:
         report.warnings.append(NO_DATA_WARNING)

@@ -18,7 +18,7 @@ from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.runtime.session import import_onnxruntime, make_session, run_session
-from onnx_igpc.sites.rewrite import SiteRewrite
+from onnx_igpc.sites.rewrite import Rewritten
 
 # Largest deviation from the predicted output, relative to its largest value (fp16: the largest term in it).
 TOLERANCE = {np.dtype(np.float16): 5e-3}
@@ -28,7 +28,7 @@ _SPATIAL = 5
 _MOST_PADDING = 3
 
 
-def check_sites(model: OpenModel, rewrites: Sequence[SiteRewrite]) -> str:
+def check_sites(model: OpenModel, rewritten: Sequence[Rewritten]) -> str:
     """Run each rewritten site alone in onnxruntime against the matrix of its weights.
 
     In the linear form a site computes x -> M x + b; in the paper's form BatchNorm and activation
@@ -38,7 +38,6 @@ def check_sites(model: OpenModel, rewrites: Sequence[SiteRewrite]) -> str:
         CheckFailedError: a site deviates by more than 1e-4 of its largest value (fp16: 5e-3 of the
             largest term in it).
     """
-    rewritten = [rewrite for rewrite in rewrites if rewrite.layout is not None]
     if not rewritten:
         return "nothing was rewritten"
     try:
@@ -55,7 +54,6 @@ def check_sites(model: OpenModel, rewrites: Sequence[SiteRewrite]) -> str:
                 f"site {rewrite.site.name!r} cannot be run as its weights say "
                 f"({_first_line(problem)}): please report this"
             ) from problem
-        assert rewrite.site.dtype is not None
         if not error <= TOLERANCE.get(rewrite.site.dtype, DEFAULT_TOLERANCE):
             raise CheckFailedError(
                 f"site {rewrite.site.name!r} deviates by {error:.1e} from what its weights say: "
@@ -120,11 +118,9 @@ class _WrittenGraph:
         found = self.view.constant(tensor, ref.scope)
         return found.values() if found else None
 
-    def parts(self, rewrite: SiteRewrite) -> list[_LinearPart]:
+    def parts(self, rewrite: Rewritten) -> list[_LinearPart]:
         """The whole site in the linear form, K and L apart in the paper's."""
         layout, tensors = rewrite.layout, rewrite.tensors
-        assert layout is not None
-        assert tensors is not None
         path = rewrite.site.ref.scope.path
         weights = IgpcWeights(
             tuple(self._matrix(path, name) for name in tensors.k),
@@ -149,11 +145,10 @@ class _WrittenGraph:
         assert kernel is not None
         return kernel.astype(np.float64).reshape(kernel.shape[:2])
 
-    def deviation(self, rewrite: SiteRewrite, part: _LinearPart) -> float:
+    def deviation(self, rewrite: Rewritten, part: _LinearPart) -> float:
         """max |computed - predicted| on random input, relative to max |predicted|, or in half precision to the
         largest term of it."""
         rank, dtype = rewrite.site.spatial_rank, rewrite.site.dtype
-        assert dtype is not None
         # onnxruntime has no convolution of float64 on the CPU; of float32 shows the same graph.
         dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
         generator = np.random.default_rng(zlib.crc32(rewrite.site.name.encode()))
@@ -176,7 +171,7 @@ class _WrittenGraph:
         scale = scale or 1.0
         return float(np.abs(y - expected).max()) / scale
 
-    def _extract(self, rewrite: SiteRewrite, part: _LinearPart, x: np.ndarray) -> onnx.ModelProto:
+    def _extract(self, rewrite: Rewritten, part: _LinearPart, x: np.ndarray) -> onnx.ModelProto:
         """The nodes between the part's source and target as a model of their own."""
         path = rewrite.site.ref.scope.path
         nodes: dict[str, onnx.NodeProto] = {}
@@ -265,7 +260,7 @@ def _with_little_padding(node: onnx.NodeProto) -> onnx.NodeProto:
     return copy
 
 
-def _strided(x: np.ndarray, rewrite: SiteRewrite) -> np.ndarray:
+def _strided(x: np.ndarray, rewrite: Rewritten) -> np.ndarray:
     """What a kernel of 1 reads: the input with its padding, at every stride."""
     rank = rewrite.site.spatial_rank
     pads = rewrite.pads or (0,) * (2 * rank)

@@ -8,7 +8,7 @@ from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.report.pictures import SIDE, _encoded
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.sites.find import find_sites
+from onnx_igpc.sites.find import SiteFilter, find_sites
 from onnx_igpc.sites.site_matrix import SiteMatrices
 
 
@@ -54,11 +54,10 @@ def pooled(matrix: np.ndarray) -> np.ndarray:
 
 
 def _dense_matrices(model: OpenModel) -> dict[str, np.ndarray]:
-    """W of every site of the original whose weight is stored in the file."""
+    """W of every site of the original that could have been rewritten."""
     return {
         site.name: site.weight_matrix().astype(np.float64)
-        for site in find_sites(GraphView(model))
-        if site.weight is not None and site.in_channels
+        for site in find_sites(GraphView(model), SiteFilter(include_heads=True)).rewritable
     }
 
 

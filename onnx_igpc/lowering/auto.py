@@ -6,22 +6,24 @@ slower than dense then keep their own weights, so that nothing is lost where not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
+from onnx_igpc.errors import UsageError
+from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
 from onnx_igpc.lowering.latency import LatencyBudget, Trial
 from onnx_igpc.lowering.lower import finish, prepare
+from onnx_igpc.lowering.options import AUTO, Lowering
 from onnx_igpc.lowering.race import structure
 from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
 from onnx_igpc.lowering.site_races import DENSE, LITERAL, Progress, lowered, race_whole, uniform
-from onnx_igpc.passes.group_pointwise import GroupPointwise
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.runtime.setting import Setting
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import FoundSites
 from onnx_igpc.sites.subgraph import find_subgraphs
 
 NOT_LOWERED = (
@@ -41,55 +43,52 @@ class LoweringRun:
     trial: OpenModel | None = None
 
     @classmethod
-    def open(
-        cls,
-        model: OpenModel,
-        setting: Setting | None,
-        allow_slower: bool,
-        cache: PathLike | bool,
-        progress: Progress | None,
-    ) -> LoweringRun:
-        """A run with the arguments of :func:`~onnx_igpc.compression.pipeline.compress`.
+    def open(cls, model: OpenModel, lowering: Lowering, progress: Progress | None) -> LoweringRun:
+        """A run for the model as the options say.
 
         Raises:
-            UsageError: a batch size that the model does not take.
+            UsageError: a batch size that the model does not take, or a lowering that is not chosen by
+                measurement.
         """
-        fitted = (setting or Setting()).fitted(model.proto)
-        return cls(fitted, allow_slower, RaceCache(cache_folder(cache)), progress)
+        if lowering.kind != AUTO:
+            raise UsageError(
+                f"compress lowers by measurement only, not to {lowering.kind!r}: use onnx-igpc lower"
+            )
+        fitted = (lowering.setting or Setting()).fitted(model.proto)
+        cache = RaceCache(cache_folder(lowering.cache))
+        return cls(fitted, lowering.allow_slower, cache, progress)
 
-    def latency(self, opened: OpenModel, trial: Trial) -> LatencyBudget:
+    def pricing(self, found: FoundSites, trial: Trial) -> LatencyBudget:
         """What a budget of time is measured with."""
-        return LatencyBudget(opened, self.setting, self.cache, trial, self.progress)
+        return LatencyBudget(found, self.setting, self.cache, trial, self.progress)
 
-    def plan(self, opened: OpenModel, group: GroupPointwise, trial: Trial) -> None:
-        """Choose lowerings for what ``group`` plans, and let it keep dense what is slower.
+    def keep_dense(
+        self, found: FoundSites, layouts: Mapping[str, GroupLayout], trial: Trial
+    ) -> dict[str, GroupLayout]:
+        """The planned layouts, dense where those would be slower; lowerings are chosen for the others.
 
         Raises as :func:`~onnx_igpc.lowering.selection.select`.
         """
-        tried = trial(group.plan, snapshot(opened))
-        if not tried.report.rewritten:
-            return
-        prepare(tried.opened, tried.report)
-        self.trial = tried.opened
+        tried = trial(layouts)
+        if not tried.records:
+            return dict(layouts)
+        prepare(tried)
+        self.trial = tried
         self.selection = select(
-            tried.opened,
+            tried,
             self.setting,
             self.cache,
             allow_slower=self.allow_slower,
             progress=self.progress,
         )
         slower = {name for name, label in self.selection.choices.items() if label == DENSE}
-        planned = group.plan
-
-        def plan(site: PointwiseSite) -> GroupLayout:
-            if site.name not in slower:
-                return planned(site)
-            assert site.in_channels is not None
-            assert site.out_channels is not None
-            reason = slower_reason(self.setting)
-            return dense_layout(site.in_channels, site.out_channels, reason)
-
-        group.plan = plan
+        reason = slower_reason(self.setting)
+        return {
+            site.name: dense_layout(site.in_channels, site.out_channels, reason)
+            if site.name in slower
+            else layouts[site.name]
+            for site in found.rewritable
+        }
 
     def finish(self, result: CompressResult) -> CompressResult:
         """Write the rewritten model as chosen, and say so in its report.
@@ -103,7 +102,7 @@ class LoweringRun:
                 result.report.warnings.append(NOT_LOWERED)
             return result
         before = snapshot(result.opened)
-        removed = prepare(result.opened, result.report)
+        removed = prepare(result.opened).put_into(result.report)
         present = [site.name for site in find_subgraphs(result.opened)[0]]
         choices = {name: selection.choices.get(name, LITERAL) for name in present}
         self._race_again(lowered(result.opened, choices))

@@ -22,9 +22,7 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.shape_inference import Trace
 from onnx_igpc.graph.shape_values import Value
 from onnx_igpc.graph.traversal import live_nodes
-from onnx_igpc.report.digest import read_digest, write_digest
-from onnx_igpc.report.tree import RewriteReport, SiteReport
-from onnx_igpc.sites.subgraph import IgpcSubgraph
+from onnx_igpc.sites.subgraph import IgpcSubgraph, RewrittenModel, SiteRecord, records_of
 
 _IMAGE_RANK = 4
 _IR_WITH_FREE_INITIALIZERS = 4
@@ -73,7 +71,7 @@ class Surroundings:
     values: Mapping[str, Value]
     stored: Mapping[str, TensorProto]
     site_outputs: frozenset[str]
-    digest: RewriteReport
+    records: Mapping[str, SiteRecord]
 
     @classmethod
     def of(cls, opened: OpenModel, trace: Trace, subgraphs: list[IgpcSubgraph]) -> Surroundings:
@@ -101,7 +99,7 @@ class Surroundings:
             values,
             {tensor.name: tensor for tensor in graph.initializer},
             frozenset(inner),
-            read_digest(opened.proto) or RewriteReport(),
+            {record.name: record for record in records_of(opened)},
         )
 
     def constant(self, name: str) -> bool:
@@ -143,8 +141,8 @@ class UnknownShapeError(Exception):
     """A tensor at the edge of the cut-out whose shape is not known."""
 
 
-def cut_out(surroundings: Surroundings, subgraph: IgpcSubgraph) -> OpenModel:
-    """The site and its surroundings as a model whose digest lists this site alone.
+def cut_out(surroundings: Surroundings, subgraph: IgpcSubgraph) -> RewrittenModel:
+    """The site and its surroundings as a model that has the record of this site alone.
 
     The site's nodes and tensors keep their names. Inputs have the shapes of the trace.
 
@@ -169,7 +167,7 @@ class _Cut:
     outputs: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     constants: list[TensorProto] = field(default_factory=list)
 
-    def model(self) -> OpenModel:
+    def model(self) -> RewrittenModel:
         self.names = Names(self.around.opened.proto)
         self.generator = np.random.default_rng(0)
         self.boundary: set[str] = set()
@@ -322,7 +320,7 @@ class _Cut:
             kernel_shape=[1, 1],
         )
 
-    def _build(self) -> OpenModel:
+    def _build(self) -> RewrittenModel:
         proto = self.around.opened.proto
         order = {node.output[0]: index for index, node in enumerate(proto.graph.node)}
         needed = {**self.taken}
@@ -351,18 +349,14 @@ class _Cut:
             opset_imports=[each for each in proto.opset_import if each.domain in ("", "ai.onnx")],
             ir_version=max(_IR_WITH_FREE_INITIALIZERS, int(proto.ir_version)),
         )
-        return OpenModel(self._with_digest(model))
+        return RewrittenModel(model, records=(self._record(),))
 
     def _copied(self, name: str) -> TensorProto:
         tensor = self.around.stored[name]
         return numpy_helper.from_array(self.around.opened.array(tensor), name)
 
-    def _with_digest(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Without it the site would not be found."""
+    def _record(self) -> SiteRecord:
         site, layout = self.site, self.site.layout
-        own = SiteReport(site.name, layout.in_channels, layout.out_channels, "rewritten")
-        own.nodes = list(site.nodes)
-        stated = {each.name: each.layout for each in self.around.digest.sites}
-        own.layout = stated.get(site.name)
-        write_digest(model, RewriteReport(sites=[own]))
-        return model
+        channels = layout.in_channels, layout.out_channels
+        known = self.around.records.get(site.name)
+        return SiteRecord(site.name, *channels, "", site.nodes, known.layout if known else None)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.graph.model import OpenModel, snapshot
+from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache
@@ -32,10 +32,9 @@ from onnx_igpc.lowering.site_races import (
     uniform_choices,
 )
 from onnx_igpc.planning.knapsack import Choice, Options, Target, best_within, least_choice
-from onnx_igpc.report.result import CompressResult
 from onnx_igpc.runtime.setting import Setting
-from onnx_igpc.sites.find import PointwiseSite
-from onnx_igpc.sites.rewrite import Planner
+from onnx_igpc.sites.find import FoundSites, Rewritable
+from onnx_igpc.sites.subgraph import RewrittenModel
 
 # Candidates of a site that are timed, from few weights to many.
 _TIMED = 6
@@ -43,8 +42,8 @@ _CHECKS = 4
 # Below this part of the target there is room for less damage.
 _ROOM = 0.95
 
-# Given layouts and a copy of the model, rewrites it with random weights.
-Trial = Callable[[Planner, OpenModel], CompressResult]
+# Given a layout for every site, a copy of the model rewritten so, with random weights.
+Trial = Callable[[Mapping[str, GroupLayout]], RewrittenModel]
 
 
 @dataclass
@@ -54,7 +53,7 @@ class LatencyBudget:
     ``summary`` is what the report says of it.
     """
 
-    model: OpenModel
+    found: FoundSites
     setting: Setting
     cache: RaceCache
     trial: Trial
@@ -155,15 +154,13 @@ class LatencyBudget:
     ) -> None:
         """Add the cut-outs of every site's candidate ``index`` to those of the site."""
 
-        def plan(site: PointwiseSite) -> GroupLayout:
+        def layout(site: Rewritable) -> GroupLayout:
             own = layouts.get(owners.get(site.name, site.name))
             if own:
                 return own[min(index, len(own) - 1)]
-            assert site.in_channels is not None
-            assert site.out_channels is not None
             return dense_layout(site.in_channels, site.out_channels, "not a candidate")
 
-        model = self._prepared(plan)
+        model = self._prepared({site.name: layout(site) for site in self.found.rewritable})
         if model is None:
             return
         surroundings, sites = surroundings_of(model, self.setting)
@@ -184,17 +181,17 @@ class LatencyBudget:
             known.setdefault(f"0:{DENSE}", dense)
             known.update((f"{index}:{label}", cut) for label, cut in contenders.items())
 
-    def _prepared(self, plan: Planner) -> OpenModel | None:
+    def _prepared(self, layouts: Mapping[str, GroupLayout]) -> RewrittenModel | None:
         """The model rewritten with random weights, BatchNormalization folded."""
-        tried = self.trial(plan, snapshot(self.model))
-        if not tried.report.rewritten:
+        tried = self.trial(layouts)
+        if not tried.records:
             return None
-        prepare(tried.opened, tried.report)
-        return tried.opened
+        prepare(tried)
+        return tried
 
     def _measured(self, layouts: Mapping[str, GroupLayout]) -> float:
         """The time of the whole model with these layouts, as a share of the dense model's."""
-        model = self._prepared(lambda site: layouts[site.name])
+        model = self._prepared(layouts)
         if model is None:
             return 1.0
         selection: Selection = select(model, self.setting, self.cache, progress=self.progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
@@ -23,6 +23,7 @@ from onnx_igpc.lowering.catalogue import (
     lower,
     site_opset,
 )
+from onnx_igpc.lowering.options import AUTO, Lowering
 from onnx_igpc.lowering.selection import select, setting_dict
 from onnx_igpc.lowering.site_races import LITERAL, Choices, Progress
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
@@ -31,7 +32,6 @@ from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.subgraph import find_subgraphs
 
-AUTO = "auto"
 # What the model's digest has of the lowering: no times, and nothing of the machine.
 _IN_DIGEST = ("mode", "provider", "threads", "batch", "shapes")
 
@@ -41,10 +41,7 @@ _IR_WITH_FREE_INITIALIZERS = 4
 def lower_model(
     model: onnx.ModelProto | PathLike,
     *,
-    lowering: str = AUTO,
-    setting: Setting | None = None,
-    allow_slower: bool = False,
-    cache: PathLike | bool = True,
+    lowering: Lowering | None = None,
     progress: Progress | None = None,
 ) -> CompressResult:
     """Write a rewritten model down for a runtime; what it computes stays the same.
@@ -54,11 +51,7 @@ def lower_model(
 
     Args:
         model: a ModelProto, which is not changed, or the path of a file that compress wrote.
-        lowering: ``"auto"`` measures on this machine and takes the fastest for each site; a name of
-            :data:`~onnx_igpc.lowering.catalogue.LOWERINGS` takes that one wherever it applies.
-        setting: where and how the model will run: what is measured.
-        allow_slower: never fold a site back to dense, though that be faster.
-        cache: a folder for what was measured, ``True`` for the user's, ``False`` for none.
+        lowering: what is chosen and where it is measured; the fastest for each site if ``None``.
         progress: called with (done, in all or 0, what is being done).
 
     Raises:
@@ -67,21 +60,24 @@ def lower_model(
         ModelError: the model cannot be read or run.
         CheckFailedError: the provider is missing or fell back, or the lowered model deviates.
     """
-    if lowering != AUTO and lowering not in LOWERINGS:
+    lowering = lowering or Lowering()
+    if lowering.kind != AUTO and lowering.kind not in LOWERINGS:
         known = ", ".join([AUTO, *LOWERINGS])
-        raise UsageError(f"unknown lowering {lowering!r}: choose from {known}")
+        raise UsageError(f"unknown lowering {lowering.kind!r}: choose from {known}")
     opened = open_copy(model)
     check_original(opened)
-    setting = (setting or Setting()).fitted(opened.proto)
+    setting = (lowering.setting or Setting()).fitted(opened.proto)
     report = lowerable_digest(opened)
     before = snapshot(opened)
-    removed = prepare(opened, report)
-    races = RaceCache(cache_folder(cache))
-    if lowering == AUTO:
-        selection = select(opened, setting, races, allow_slower=allow_slower, progress=progress)
+    removed = prepare(opened).put_into(report)
+    races = RaceCache(cache_folder(lowering.cache))
+    if lowering.kind == AUTO:
+        selection = select(
+            opened, setting, races, allow_slower=lowering.allow_slower, progress=progress
+        )
         choices, said = selection.choices, selection.to_dict(races)
     else:
-        choices, said = fixed_choices(opened, lowering, setting)
+        choices, said = fixed_choices(opened, lowering.kind, setting)
     return finish(before, opened, report, removed, choices, said)
 
 
@@ -101,8 +97,23 @@ def lowerable_digest(opened: OpenModel) -> RewriteReport:
     return digest
 
 
-def prepare(opened: OpenModel, report: RewriteReport) -> list[str]:
-    """Fold BatchNormalization and make listed weights constant; the names of those inputs."""
+@dataclass(frozen=True)
+class Preparation:
+    """What :func:`prepare` did: inputs that are constants now, and BatchNormalizations folded or not."""
+
+    inputs_removed: list[str]
+    folded: list[str]
+    kept: dict[str, str]
+
+    def put_into(self, report: RewriteReport) -> list[str]:
+        """Say in the report what was folded; the inputs that are gone."""
+        report.folded += [name for name in self.folded if name not in report.folded]
+        report.notes += [f"{name} was not folded: {why}" for name, why in self.kept.items()]
+        return self.inputs_removed
+
+
+def prepare(opened: OpenModel) -> Preparation:
+    """Fold BatchNormalization and make listed weights constant."""
     graph = opened.proto.graph
     stored = {tensor.name for tensor in graph.initializer}
     # Up to version 3 of the format all weights must be listed, and none of them can be fed.
@@ -114,9 +125,7 @@ def prepare(opened: OpenModel, report: RewriteReport) -> list[str]:
         del graph.input[:]
         graph.input.extend(kept)
     folded = fold_batch_norms(opened)
-    report.folded += [name for name in folded.changed if name not in report.folded]
-    report.notes += [f"{name} was not folded: {why}" for name, why in folded.kept.items()]
-    return listed
+    return Preparation(listed, folded.changed, folded.kept)
 
 
 def fixed_choices(

@@ -35,17 +35,16 @@ from onnx_igpc.planning.knapsack import (
     interpolate_damage,
     trade_off,
 )
-from onnx_igpc.planning.options import CompressOptions
+from onnx_igpc.planning.options import Budget
 from onnx_igpc.planning.sensitivity import DamageProbe
 from onnx_igpc.sites.batch_norm import following_batch_norm
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import FoundSites, Rewritable
+from onnx_igpc.sites.rewrite import Progress
 
 SENSITIVITY_VERSION = 1
 # Candidates of a site whose damage is measured; that of the others lies between.
 _MEASURED = 4
 _UNOBSERVED = "it cannot be observed on the data, so that it stays dense under a budget"
-
-Progress = Callable[[int, int, str], None]
 
 
 class Pricing(Protocol):
@@ -66,8 +65,8 @@ class Pricing(Protocol):
 
 
 @dataclass
-class BudgetPlan:
-    """A layout for every site by name, and what to say of the choice in the report."""
+class Plan:
+    """A layout for every site by name, and what the report says of how it was chosen."""
 
     layouts: dict[str, GroupLayout]
     summary: dict[str, Any] = field(default_factory=dict)
@@ -75,23 +74,21 @@ class BudgetPlan:
 
 def plan_budget(
     model: OpenModel,
-    view: GraphView,
-    sites: Sequence[PointwiseSite],
+    found: FoundSites,
     data: Data,
     cost: ModelCost,
-    options: CompressOptions,
+    budget: Budget,
     progress: Progress | None = None,
     latency: Pricing | None = None,
-) -> BudgetPlan:
+) -> Plan:
     """Choose a layout for every site so that the target holds and the predicted damage is least.
 
     Args:
         model: the model before the rewrite, which is not changed.
-        view: the view in which the sites were found.
-        sites: the sites that may be rewritten.
+        found: the sites of the model.
         data: calibration data.
         cost: of the model as it is.
-        options: target, family, grouping.
+        budget: target, family, grouping.
         progress: called with (sites done, sites in all, name of the next).
         latency: what measures times, for a target of latency.
 
@@ -100,26 +97,25 @@ def plan_budget(
         UsageError: measurements to reuse that belong to another model.
         DataError: data that cannot be used.
     """
-    assert options.target is not None
+    sites, target = found.rewritable, budget.quantity
     seen = [site for site in sites if untapped_reason(site) is None]
     owners = _owners(seen)
     first = [site for site in seen if owners[site.name] == site.name]
-    known = _load(options.sensitivity) if options.sensitivity else {}
+    known = _load(budget.sensitivity) if budget.sensitivity else {}
     moments = collect_moments(model, [Tap.of(site) for site in first], data)
-    probe = None if options.sensitivity else DamageProbe(model, first, data)
+    probe = None if budget.sensitivity else DamageProbe(model, first, data)
     planned: list[Options] = []
     measured: dict[str, Any] = {}
     for number, site in enumerate(first):
         if progress is not None:
             progress(number, len(first), site.name)
-        fitted = _candidates(view, site, moments[Tap.of(site)], options)
+        fitted = _candidates(found.view, site, moments[Tap.of(site)], budget)
         entry = known.get(site.name) if probe is None else None
         points = _points(site, fitted, moments[Tap.of(site)], probe, entry)
         measured[site.name] = {"weight": _digest(site), "points": points}
         planned.append(_options(site, fitted, points, cost))
-    if options.save_sensitivity is not None and probe is not None:
-        _save(options.save_sensitivity, probe, measured)
-    target = options.target
+    if budget.save_sensitivity is not None and probe is not None:
+        _save(Path(budget.save_sensitivity), probe, measured)
 
     def layouts(choice: Choice) -> dict[str, GroupLayout]:
         chosen = {
@@ -135,9 +131,9 @@ def plan_budget(
     else:
         choice = best_within(planned, target, _fixed(planned, seen, cost, target))
     summary = {
-        "target": str(options.target),
-        "family": options.family,
-        "grouping": options.grouping,
+        "target": str(target),
+        "family": budget.family,
+        "grouping": budget.grouping,
         "measure": probe.measure if probe else "read from a file",
         "samples": probe.samples if probe else None,
         "predicted_damage": choice.damage,
@@ -150,15 +146,14 @@ def plan_budget(
     }
     if latency is not None:
         summary["latency"] = latency.summary
-    return BudgetPlan(layouts(choice), summary)
+    return Plan(layouts(choice), summary)
 
 
 def learned_layouts(
     model: OpenModel,
-    view: GraphView,
-    sites: Sequence[PointwiseSite],
+    found: FoundSites,
     data: Data,
-    plan: Callable[[PointwiseSite], GroupLayout],
+    layouts: Mapping[str, GroupLayout],
 ) -> dict[str, GroupLayout]:
     """The planned layouts by site, their groups made of channels that belong together where that fits
     better; as planned where the site cannot be observed.
@@ -166,10 +161,10 @@ def learned_layouts(
     Raises:
         DataError: data that cannot be used.
     """
-    layouts = {site.name: plan(site) for site in sites}
+    layouts = dict(layouts)
     seen = [
         site
-        for site in sites
+        for site in found.rewritable
         if untapped_reason(site) is None and layouts[site.name].kept_reason is None
     ]
     owners = _owners(seen)
@@ -177,7 +172,7 @@ def learned_layouts(
     moments = collect_moments(model, [Tap.of(site) for site in first], data)
     for site in first:
         planned = layouts[site.name]
-        norm = following_batch_norm(view, site.ref)
+        norm = following_batch_norm(found.view, site.ref)
         scale = norm.factor if norm is not None else None
         weight = site.weight_matrix().astype(np.float64)
         second = moments[Tap.of(site)].second
@@ -189,7 +184,7 @@ def learned_layouts(
 
 
 def _candidates(
-    view: GraphView, site: PointwiseSite, moments: Moments, options: CompressOptions
+    view: GraphView, site: Rewritable, moments: Moments, budget: Budget
 ) -> list[FittedLayout]:
     """Everything but dense, fitted; only what no other beats in weights and error."""
     norm = following_batch_norm(view, site.ref)
@@ -197,14 +192,14 @@ def _candidates(
         site.weight_matrix().astype(np.float64),
         moments.second,
         norm.factor if norm is not None else None,
-        SIZES if options.family == "extended" else (),
-        grouping="learned" if options.grouping == "learned" else "contiguous",
+        SIZES if budget.family == "extended" else (),
+        grouping=budget.grouping,
     )
     return [each for each in found if each.layout.kept_reason is None]
 
 
 def _points(
-    site: PointwiseSite,
+    site: Rewritable,
     fitted: Sequence[FittedLayout],
     moments: Moments,
     probe: DamageProbe | None,
@@ -234,7 +229,7 @@ def _points(
     return points
 
 
-def _stated_points(site: PointwiseSite, stated: object) -> list[list[float]]:
+def _stated_points(site: Rewritable, stated: object) -> list[list[float]]:
     """The pairs of a file of measurements, which must be finite numbers, at least one."""
     try:
         points = np.asarray(stated, dtype=np.float64)
@@ -248,7 +243,7 @@ def _stated_points(site: PointwiseSite, stated: object) -> list[list[float]]:
 
 
 def _options(
-    site: PointwiseSite,
+    site: Rewritable,
     fitted: Sequence[FittedLayout],
     points: Sequence[Sequence[float]],
     cost: ModelCost,
@@ -271,9 +266,7 @@ def _options(
     return Options(site.name, positions, (dense, *candidates))
 
 
-def _dense(site: PointwiseSite, reason: str) -> GroupLayout:
-    assert site.in_channels is not None
-    assert site.out_channels is not None
+def _dense(site: Rewritable, reason: str) -> GroupLayout:
     return dense_layout(site.in_channels, site.out_channels, reason)
 
 
@@ -282,7 +275,7 @@ def _dense_cost(planned: Sequence[Options], target: Target) -> float:
 
 
 def _fixed(
-    planned: Sequence[Options], sites: Sequence[PointwiseSite], cost: ModelCost, target: Target
+    planned: Sequence[Options], sites: Sequence[Rewritable], cost: ModelCost, target: Target
 ) -> float:
     """What the model costs apart from the candidates; a bias that a rewrite may add counts."""
     if not target.whole_model:
@@ -294,17 +287,16 @@ def _fixed(
     return max(whole + added - _dense_cost(planned, target), 0)
 
 
-def _owners(sites: Sequence[PointwiseSite]) -> dict[str, str]:
+def _owners(sites: Sequence[Rewritable]) -> dict[str, str]:
     """The first site with the same weight, by name: sites that share a weight share the layout."""
     first: dict[tuple[int, str], str] = {}
     owners = {}
     for site in sites:
-        assert site.weight is not None
         owners[site.name] = first.setdefault((id(site.weight.root), _digest(site)), site.name)
     return owners
 
 
-def _digest(site: PointwiseSite) -> str:
+def _digest(site: Rewritable) -> str:
     return hashlib.sha256(np.ascontiguousarray(site.weight_matrix()).tobytes()).hexdigest()[:16]
 
 

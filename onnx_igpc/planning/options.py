@@ -1,110 +1,101 @@
-"""What compress is asked for: one frozen record, checked before any work is done."""
+"""How small: a published scheme throughout, or a budget from which every site gets its layout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from onnx_igpc.errors import UsageError
-from onnx_igpc.layout.schemes import SCHEMES
+from onnx_igpc.graph.model import PathLike
+from onnx_igpc.layout.schemes import SCHEMES, Scheme
+from onnx_igpc.planning.grouping import Grouping
 from onnx_igpc.planning.knapsack import Target
 from onnx_igpc.sites.rewrite import Form
 
 DEFAULT_CH = 16
-FAMILIES = ("published", "extended")
-GROUPINGS = ("learned", "contiguous")
+Family = Literal["published", "extended"]
+Init = Literal["fitted", "random"]
 
 
 @dataclass(frozen=True)
-class CompressOptions:
-    """What :func:`~onnx_igpc.compression.pipeline.compress` is asked for; see there."""
+class Published:
+    """The published layout for every site.
 
-    channels_per_group: int = DEFAULT_CH
-    scheme: str = "v2"
-    form: Form = "linear"
-    init: str = "fitted"
-    seed: int = 0
-    fold_batch_norm: bool = False
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    include_heads: bool = False
-    target: Target | None = None
-    family: str = "published"
-    grouping: str = "contiguous"
-    sensitivity: Path | None = None
-    save_sensitivity: Path | None = None
-    passes: tuple[str, ...] = ()
-    lowering: str = "literal"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the report: everything that decides what is written."""
-        options: dict[str, Any] = {
-            "form": self.form,
-            "init": self.init,
-            "fold_batch_norm": self.fold_batch_norm,
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-            "include_heads": self.include_heads,
-            "grouping": self.grouping,
-        }
-        if self.target is None:
-            options |= {"ch": self.channels_per_group, "scheme": self.scheme}
-        else:
-            options |= {"target": str(self.target), "family": self.family}
-        if self.init == "random":
-            options["seed"] = self.seed
-        if self.lowering != "literal":
-            options["lowering"] = self.lowering
-        if self.passes:
-            options["passes"] = list(self.passes)
-        return options
-
-    def check(self, calibrated: bool) -> None:
-        """Refuse what cannot be used, or not together.
-
-        Raises:
-            UsageError: one line that names the option.
-        """
-        if self.channels_per_group < 1:
-            raise UsageError(f"--ch must be at least 1, not {self.channels_per_group}")
-        for option, value, known in (
-            ("--scheme", self.scheme, SCHEMES),
-            ("--form", self.form, ("linear", "paper")),
-            ("--init", self.init, ("fitted", "random")),
-            ("--family", self.family, FAMILIES),
-            ("--grouping", self.grouping, GROUPINGS),
-            ("--lowering", self.lowering, ("literal", "auto")),
-        ):
-            if value not in known:
-                raise UsageError(f"{option} must be one of {', '.join(known)}, not {value!r}")
-        if self.form == "paper" and self.lowering != "literal":
-            raise UsageError("the paper's form is for training: train it, then use onnx-igpc lower")
-        if calibrated and self.init == "random":
-            raise UsageError("random weights are not fitted to data: leave out --calibration")
-        needs_data = {
-            "--target": self.target is not None,
-            "--grouping learned": self.grouping == "learned",
-        }
-        for option, given in needs_data.items():
-            if given and not calibrated:
-                raise UsageError(f"{option} needs data to choose by: give --calibration")
-        if self.target is None:
-            if self.family == "extended":
-                raise UsageError("--family extended is chosen from by a budget: give --target")
-            if self.sensitivity or self.save_sensitivity:
-                raise UsageError("--sensitivity belongs to a budget: give --target")
-
-
-def chosen_init(form: str, init: str | None) -> str:
-    """``init``, or what suits the form.
+    Args:
+        channels_per_group: the schemes' hyper-parameter ``ch``.
+        scheme: ``"v2"`` (without divisibility constraints) or ``"v1"`` (with).
+        form: ``"linear"`` replaces only the convolution and can be fitted to its weight;
+            ``"paper"`` has BatchNorm and activation after K and after L, for training from scratch.
+        init: ``"fitted"`` or ``"random"``; fitted in the linear form if ``None``, random in the
+            paper's, which cannot be fitted.
+        seed: for random weights.
+        grouping: ``"learned"`` puts channels that belong together into one group, where that fits
+            better on calibration data; ``"contiguous"`` leaves them in order.
 
     Raises:
-        UsageError: fitted weights for the paper's form.
+        UsageError: a value that cannot be used, or fitted weights in the paper's form.
     """
-    if form == "paper" and init == "fitted":
-        raise UsageError(
-            "the paper's form cannot be fitted to the dense weights: "
-            "use the linear form, or leave out --init fitted"
-        )
-    return init or ("random" if form == "paper" else "fitted")
+
+    channels_per_group: int = DEFAULT_CH
+    scheme: Scheme = "v2"
+    form: Form = "linear"
+    init: Init | None = None
+    seed: int = 0
+    grouping: Grouping = "contiguous"
+
+    def __post_init__(self) -> None:
+        if self.channels_per_group < 1:
+            raise UsageError(f"--ch must be at least 1, not {self.channels_per_group}")
+        _one_of("--scheme", self.scheme, SCHEMES)
+        _one_of("--form", self.form, ("linear", "paper"))
+        _one_of("--init", self.init, ("fitted", "random", None))
+        _one_of("--grouping", self.grouping, ("learned", "contiguous"))
+        if self.form == "paper" and self.init == "fitted":
+            raise UsageError(
+                "the paper's form cannot be fitted to the dense weights: "
+                "use the linear form, or leave out --init fitted"
+            )
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are random."""
+        return self.init == "random" or self.form == "paper"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The layout for every site with which the predicted damage of the whole is least.
+
+    Args:
+        target: as ``"pointwise-parameters=40%"``; see :data:`~onnx_igpc.planning.knapsack.TARGETS`.
+            ``"latency=60%"`` is measured where the model will run.
+        family: what it chooses from: ``"extended"`` or ``"published"``.
+        grouping: as in :class:`Published`.
+        sensitivity: a file of measurements to reuse.
+        save_sensitivity: where to write the measurements.
+
+    Raises:
+        UsageError: a value that cannot be used.
+    """
+
+    target: str
+    family: Family = "extended"
+    grouping: Grouping = "learned"
+    sensitivity: PathLike | None = None
+    save_sensitivity: PathLike | None = None
+
+    def __post_init__(self) -> None:
+        Target.parse(self.target)
+        _one_of("--family", self.family, ("published", "extended"))
+        _one_of("--grouping", self.grouping, ("learned", "contiguous"))
+
+    @property
+    def quantity(self) -> Target:
+        """The target, read."""
+        return Target.parse(self.target)
+
+
+def _one_of(option: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        names = ", ".join(str(each) for each in known if each is not None)
+        raise UsageError(f"{option} must be one of {names}, not {value!r}")

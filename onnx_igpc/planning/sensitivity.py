@@ -19,7 +19,7 @@ from onnx_igpc.evaluation.differences import class_scores
 from onnx_igpc.graph.edit import Names
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime.session import make_session, run_session
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Rewritable
 
 DEFAULT_SAMPLES = 64
 _TINY = 1e-12
@@ -46,7 +46,7 @@ class DamageProbe:
     def __init__(
         self,
         model: OpenModel,
-        sites: Sequence[PointwiseSite],
+        sites: Sequence[Rewritable],
         data: Data,
         samples: int = DEFAULT_SAMPLES,
         threads: int | None = None,
@@ -76,7 +76,7 @@ class DamageProbe:
         """What a damage is, in words."""
         return "KL divergence, nats" if self._scores else "relative squared error"
 
-    def damage(self, site: PointwiseSite, matrix: np.ndarray, bias: np.ndarray | None) -> float:
+    def damage(self, site: Rewritable, matrix: np.ndarray, bias: np.ndarray | None) -> float:
         """The damage of ``site`` computing ``matrix @ x + bias``; shapes (F, C) and (F,)."""
         weight_name, bias_name = self._names[site.name]
         dense = self._dense[weight_name]
@@ -90,15 +90,12 @@ class DamageProbe:
             weight += count
         return total / weight
 
-    def _with_weights_as_inputs(
-        self, model: OpenModel, sites: Sequence[PointwiseSite]
-    ) -> OpenModel:
+    def _with_weights_as_inputs(self, model: OpenModel, sites: Sequence[Rewritable]) -> OpenModel:
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
         unique = Names(proto).unique
         for number, site in enumerate(sites):
             node = proto.graph.node[site.ref.index]
-            assert site.weight is not None
             weight = site.weight.values()
             bias = np.zeros(len(weight), weight.dtype) if site.bias is None else site.bias.values()
             names = (unique(f"probe_{number}_weight"), unique(f"probe_{number}_bias"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -41,19 +41,39 @@ _SUPPORTED_DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.flo
 class SiteFilter:
     """Which sites may be rewritten: globs on the node's name, and whether heads are included.
 
-    A node without a name goes by the name of its first output. ``taken`` maps names of nodes that
-    an earlier run inserted to the site they belong to.
+    A node without a name goes by the name of its first output. A single glob can be a plain string.
     """
 
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: str | Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
     include_heads: bool = False
-    taken: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            globs: str | Sequence[str] = getattr(self, name)
+            object.__setattr__(self, name, (globs,) if isinstance(globs, str) else tuple(globs))
 
 
 @dataclass(frozen=True, eq=False)
-class PointwiseSite:
-    """A pointwise convolution; ``kept_reason`` says why it cannot or must not be rewritten.
+class Kept:
+    """A pointwise convolution that stays as it is, and the reason.
+
+    ``part_of`` names the site that an earlier run rewrote and that this convolution is a part of.
+    ``output`` is the tensor that it makes.
+    """
+
+    name: str
+    ref: NodeRef
+    output: str
+    reason: str
+    in_channels: int | None = None
+    out_channels: int | None = None
+    part_of: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritable:
+    """A pointwise convolution that can be rewritten.
 
     The weight has shape (F, C, 1, ...) with ``spatial_rank`` ones and the given dtype, the bias
     (F,). Weight and bias can be read until the model is edited.
@@ -61,17 +81,12 @@ class PointwiseSite:
 
     name: str
     ref: NodeRef
-    in_channels: int | None
-    out_channels: int | None
-    weight: ConstantRef | None
+    in_channels: int
+    out_channels: int
+    weight: ConstantRef
     bias: ConstantRef | None
-    dtype: np.dtype | None = None
+    dtype: np.dtype
     spatial_rank: int = 2
-    kept_reason: str | None = None
-
-    @property
-    def input_tensor(self) -> gs.Tensor:
-        return self.ref.node.inputs[0]
 
     @property
     def output_tensor(self) -> gs.Tensor:
@@ -79,23 +94,44 @@ class PointwiseSite:
 
     @property
     def has_bias(self) -> bool:
-        return len(self.ref.node.inputs) > 2 and bool(self.ref.node.inputs[2].name)
+        return _has_bias(self.ref)
 
     def weight_matrix(self) -> np.ndarray:
         """The dense weight W, shape (F, C), in its own dtype."""
-        assert self.weight is not None
-        assert self.in_channels is not None
         return self.weight.values().reshape(-1, self.in_channels)
 
+    def kept(self, reason: str) -> Kept:
+        """The site as one that stays."""
+        output = str(self.ref.proto.output[0])
+        return Kept(self.name, self.ref, output, reason, self.in_channels, self.out_channels)
 
-def find_sites(view: GraphView, site_filter: SiteFilter | None = None) -> list[PointwiseSite]:
+
+@dataclass(frozen=True, eq=False)
+class FoundSites:
+    """The pointwise convolutions of a model in the order of the graph, and the view they lie in."""
+
+    view: GraphView
+    all: tuple[Rewritable | Kept, ...]
+
+    @property
+    def rewritable(self) -> list[Rewritable]:
+        return [site for site in self.all if isinstance(site, Rewritable)]
+
+
+def find_sites(
+    view: GraphView,
+    site_filter: SiteFilter | None = None,
+    taken: Mapping[str, str] | None = None,
+) -> FoundSites:
     """Every convolution with a kernel of 1 in the order of the graph, function bodies last.
+
+    ``taken`` maps names of nodes that an earlier run inserted to the site they belong to.
 
     Raises:
         UsageError: an include or exclude glob matches no pointwise convolution.
         ModelError: a convolution lacks its weight, or a constant cannot be evaluated.
     """
-    chosen = site_filter or SiteFilter()
+    chosen, taken = site_filter or SiteFilter(), taken or {}
     convolutions = [
         (ref, _shape(view, ref)) for ref in view.nodes if ref.op_type == "Conv" and ref.is_standard
     ]
@@ -104,13 +140,14 @@ def find_sites(view: GraphView, site_filter: SiteFilter | None = None) -> list[P
     # Nodes that share a name are matched by it as well as by the one that tells them apart.
     # Sites of an earlier run are no convolutions any more, but may be asked for as before.
     own = [_own_name(ref) for ref, _ in pointwise]
-    known = list(dict.fromkeys([*names, *own, *chosen.taken.values()]))
+    known = list(dict.fromkeys([*names, *own, *taken.values()]))
     _require_matches(chosen.include, known, "--include")
     _require_matches(chosen.exclude, known, "--exclude")
-    return [
-        _describe(view, ref, shape, name, chosen)
+    found = [
+        _describe(view, ref, shape, name, chosen, taken)
         for (ref, shape), name in zip(pointwise, names, strict=True)
     ]
+    return FoundSites(view, tuple(found))
 
 
 def _shape(view: GraphView, ref: NodeRef) -> tuple[int, ...] | None:
@@ -190,56 +227,56 @@ def _describe(
     shape: tuple[int, ...] | None,
     name: str,
     chosen: SiteFilter,
-) -> PointwiseSite:
+    taken: Mapping[str, str],
+) -> Rewritable | Kept:
     inputs = ref.node.inputs
     weight = view.constant(inputs[1], ref.scope)
-    bias = view.constant(inputs[2], ref.scope) if len(inputs) > 2 and inputs[2].name else None
+    bias = view.constant(inputs[2], ref.scope) if _has_bias(ref) else None
     flaw = malformed(ref, shape, _constant_shape(bias) if bias else None)
     shape = None if flaw else shape
     groups = 1 if flaw else ref.attribute("group", 1)
-    site = PointwiseSite(
+    kept = Kept(
         name,
         ref,
-        in_channels=shape[1] * groups if shape else None,
-        out_channels=shape[0] if shape else None,
-        weight=weight,
-        bias=bias,
-        dtype=_dtype(weight) if weight else None,
-        spatial_rank=len(shape) - 2 if shape else len(ref.attribute("kernel_shape", [1, 1])),
+        str(ref.proto.output[0]),
+        flaw or "",
+        shape[1] * groups if shape else None,
+        shape[0] if shape else None,
+        taken.get(ref.proto.name),
     )
-    checks: tuple[Callable[[], str | None], ...] = (
-        lambda: _reason_taken(ref, chosen),
-        lambda: flaw,
-        lambda: f"already a grouped convolution ({groups} groups)" if groups > 1 else None,
-        lambda: "attributes are parameters of the function" if ref.is_parametrized else None,
-        lambda: _reason_weight(view, site),
-        lambda: _reason_globs({name, _own_name(ref)}, chosen),
-        lambda: None if chosen.include_heads else _reason_head(view, site.output_tensor),
-        lambda: _reason_values(site),
-    )
-    reason = next((found for check in checks if (found := check())), None)
-    return replace(site, kept_reason=reason)
+    if kept.part_of:
+        return replace(kept, reason=f"part of the already rewritten {kept.part_of}")
+    if flaw:
+        return kept
+    if groups > 1:
+        return replace(kept, reason=f"already a grouped convolution ({groups} groups)")
+    if ref.is_parametrized:
+        return replace(kept, reason="attributes are parameters of the function")
+    if weight is None or shape is None:
+        return replace(kept, reason=_reason_no_weight(view, ref))
+    if _has_bias(ref) and bias is None:
+        return replace(kept, reason="bias is computed at run time")
+    dtype = _dtype(weight)
+    if dtype not in _SUPPORTED_DTYPES:
+        return replace(kept, reason=f"{dtype} weights are not supported")
+    site = Rewritable(name, ref, shape[1], shape[0], weight, bias, dtype, len(shape) - 2)
+    reason = _reason_globs({name, _own_name(ref)}, chosen)
+    if reason is None and not chosen.include_heads:
+        reason = _reason_head(view, site.output_tensor)
+    reason = reason or _reason_values(site)
+    return site.kept(reason) if reason else site
 
 
-def _reason_taken(ref: NodeRef, chosen: SiteFilter) -> str | None:
-    owner = chosen.taken.get(ref.proto.name)
-    return f"part of the already rewritten {owner}" if owner else None
+def _has_bias(ref: NodeRef) -> bool:
+    return len(ref.node.inputs) > 2 and bool(ref.node.inputs[2].name)
 
 
-def _reason_weight(view: GraphView, site: PointwiseSite) -> str | None:
-    ref = site.ref
-    if site.weight is None:
-        producer = view.producer(ref.node.inputs[1])
-        if _is_dequantized(view, ref.node.inputs[1]):
-            return "weight is quantized (behind DequantizeLinear)"
-        if ref.scope.in_function and producer is None:
-            return f"weight is a parameter of the {ref.scope.path.split('/')[0]}"
-        return "weight is computed at run time"
-    if site.has_bias and site.bias is None:
-        return "bias is computed at run time"
-    if site.dtype not in _SUPPORTED_DTYPES:
-        return f"{site.dtype} weights are not supported"
-    return None
+def _reason_no_weight(view: GraphView, ref: NodeRef) -> str:
+    if _is_dequantized(view, ref.node.inputs[1]):
+        return "weight is quantized (behind DequantizeLinear)"
+    if ref.scope.in_function and view.producer(ref.node.inputs[1]) is None:
+        return f"weight is a parameter of the {ref.scope.path.split('/')[0]}"
+    return "weight is computed at run time"
 
 
 def _dtype(constant: ConstantRef) -> np.dtype:
@@ -279,8 +316,7 @@ def _reason_head(view: GraphView, output: gs.Tensor) -> str | None:
     return None
 
 
-def _reason_values(site: PointwiseSite) -> str | None:
-    assert site.weight is not None
+def _reason_values(site: Rewritable) -> str | None:
     constants = [("weight", site.weight)] + ([("bias", site.bias)] if site.bias else [])
     for label, constant in constants:
         values = constant.values()

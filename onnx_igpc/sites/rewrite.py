@@ -4,34 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Kept, Rewritable
 from onnx_igpc.sites.igpc_nodes import SiteTensors, StageIo
 
 Form = Literal["linear", "paper"]
-
-
-Planner = Callable[[PointwiseSite], GroupLayout]
-
-
+# Called with (done, in all, what is next).
+Progress = Callable[[int, int, str], None]
+Planner = Callable[[Rewritable], GroupLayout]
 # Given the site, its layout and the scale that a following BatchNorm gives each filter.
-Weigher = Callable[
-    [PointwiseSite, GroupLayout, np.ndarray | None], tuple[IgpcWeights, float | None]
-]
-
-
+Weigher = Callable[[Rewritable, GroupLayout, np.ndarray | None], tuple[IgpcWeights, float | None]]
 # Given the site, its layout and new weights: the bias that goes with them, None for the one it has.
-Rebiaser = Callable[[PointwiseSite, GroupLayout, IgpcWeights], np.ndarray | None]
+Rebiaser = Callable[[Rewritable, GroupLayout, IgpcWeights], np.ndarray | None]
 
 
 @dataclass(frozen=True, eq=False)
-class SiteRewrite:
-    """What became of one site: kept with a reason, or rewritten, and then where everything is.
+class Rewritten:
+    """A site that was rewritten, and where everything is.
 
     ``nodes`` were inserted where the ``replaced``
     ones were. ``stages`` has what K and L read and make; ``input`` and ``output`` are the tensors that the
@@ -39,12 +33,11 @@ class SiteRewrite:
     ``bias`` the values that are added once (linear form), shape (F,).
     """
 
-    site: PointwiseSite
-    kept_reason: str | None = None
-    layout: GroupLayout | None = None
+    site: Rewritable
+    layout: GroupLayout
+    tensors: SiteTensors
     form: Form = "linear"
     error: float | None = None
-    tensors: SiteTensors | None = None
     stages: dict[str, StageIo] = field(default_factory=dict)
     bias: np.ndarray | None = None
     strides: tuple[int, ...] = ()
@@ -57,3 +50,23 @@ class SiteRewrite:
     shares_weight_with: str | None = None
     activation: str | None = None
     orphans: tuple[str, ...] = ()
+
+
+# What became of a pointwise convolution.
+Outcome = Rewritten | Kept
+
+
+class Fitter(Protocol):
+    """Gives sites their weights, in graph order: for each site ``weigh`` where its weight is new, then
+    ``rebias``."""
+
+    def weigh(
+        self, site: Rewritable, layout: GroupLayout, scale: np.ndarray | None
+    ) -> tuple[IgpcWeights, float | None]:
+        """Weights of K and L and their relative error; ``scale``, (F,), is what a following BatchNorm
+        multiplies each filter with."""
+
+    def rebias(
+        self, site: Rewritable, layout: GroupLayout, weights: IgpcWeights
+    ) -> np.ndarray | None:
+        """The bias, (F,), that goes with the weights; ``None`` for the one the site has."""

@@ -1,13 +1,13 @@
 """Finding the interleaved grouped convolutions of a model that compress wrote.
 
-A site is found by the digest in the model, which names its nodes, and is believed only where those
-nodes are what the digest says: their structure and weights are read from the graph as it is now,
-after any fine-tuning, folding, merging and reordering.
+A site is found by a record that names its nodes, from the digest in the model or from the rewrite that
+was just made, and is believed only where those nodes are what the record says: their structure and
+weights are read from the graph as it is now, after any fine-tuning, folding, merging and reordering.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,59 @@ from onnx_igpc.layout.serialization import layout_from_dict
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.tree import SiteReport
 from onnx_igpc.sites.recognition import LINEAR, NotRecognisedError, read_structure
+from onnx_igpc.sites.rewrite import Rewritten
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """What is known of a rewritten site: its nodes by name, what it reads, its layout as planned."""
+
+    name: str
+    in_channels: int | None
+    out_channels: int | None
+    input: str
+    nodes: tuple[str, ...]
+    layout: GroupLayout | None
+
+    @classmethod
+    def of(cls, site: SiteReport) -> SiteRecord:
+        """As the report, or the digest, has it; a damaged layout is as good as none."""
+        try:
+            layout = layout_from_dict(site.layout) if site.layout is not None else None
+        except ValueError:
+            layout = None
+        channels = site.in_channels, site.out_channels
+        return cls(site.name, *channels, site.input, tuple(site.nodes), layout)
+
+    @classmethod
+    def of_rewritten(cls, done: Rewritten) -> SiteRecord:
+        """As a rewrite has just made it."""
+        site = done.site
+        channels = site.in_channels, site.out_channels
+        return cls(site.name, *channels, done.input, done.nodes, done.layout)
+
+
+@dataclass
+class RewrittenModel(OpenModel):
+    """A model with the records of its rewritten sites, which need no digest then."""
+
+    records: tuple[SiteRecord, ...] = ()
+
+    @classmethod
+    def of(cls, model: OpenModel, records: Iterable[SiteRecord]) -> RewrittenModel:
+        return cls(model.proto, model.data, model.path, tuple(records))
+
+
+def records_of(model: OpenModel) -> tuple[SiteRecord, ...]:
+    """The records that the model holds, or else those of its digest.
+
+    Raises:
+        ModelError: the digest cannot be read.
+    """
+    if isinstance(model, RewrittenModel):
+        return model.records
+    digest = read_digest(model.proto)
+    return tuple(SiteRecord.of(site) for site in digest.rewritten) if digest else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +132,9 @@ class IgpcSubgraph:
 
 
 def find_subgraphs(opened: OpenModel) -> tuple[list[IgpcSubgraph], list[tuple[str, str]]]:
-    """The sites of the model's digest: those that are recognised, and the others with the reason.
+    """The sites that the model's records name: those that are recognised, and the others with the reason.
 
-    A model without a digest has none. Sites that are not recognised work as they are; they only
+    A model without records has none. Sites that are not recognised work as they are; they only
     cannot be written in another way.
 
     Raises:
@@ -92,15 +145,15 @@ def find_subgraphs(opened: OpenModel) -> tuple[list[IgpcSubgraph], list[tuple[st
 
 def subgraphs_in(view: GraphView) -> tuple[list[IgpcSubgraph], list[tuple[str, str]]]:
     """As :func:`find_subgraphs`, in a view of the model."""
-    digest = read_digest(view.model.proto)
-    if digest is None or not digest.rewritten:
+    records = records_of(view.model)
+    if not records:
         return [], []
     by_name: dict[str, list[NodeRef]] = {}
     for ref in view.nodes:
         by_name.setdefault(ref.proto.name, []).append(ref)
     found: list[IgpcSubgraph] = []
     unknown: list[tuple[str, str]] = []
-    for site in digest.rewritten:
+    for site in records:
         try:
             found += _site(view, site, by_name)
         except NotRecognisedError as reason:
@@ -109,7 +162,7 @@ def subgraphs_in(view: GraphView) -> tuple[list[IgpcSubgraph], list[tuple[str, s
 
 
 def _site(
-    view: GraphView, site: SiteReport, by_name: dict[str, list[NodeRef]]
+    view: GraphView, site: SiteRecord, by_name: dict[str, list[NodeRef]]
 ) -> list[IgpcSubgraph]:
     refs: list[NodeRef] = []
     for name in site.nodes:
@@ -128,7 +181,7 @@ def _site(
     return _stages(view, site, refs)
 
 
-def _stages(view: GraphView, site: SiteReport, refs: list[NodeRef]) -> list[IgpcSubgraph]:
+def _stages(view: GraphView, site: SiteRecord, refs: list[NodeRef]) -> list[IgpcSubgraph]:
     """K and L of the paper's form, each by itself: what lies between is not linear."""
     linear = [ref for ref in refs if ref.op_type in LINEAR and ref.op_type != "Add"]
     parts = [part for part in _connected(linear) if any(ref.op_type == "Conv" for ref in part)]
@@ -163,13 +216,13 @@ def _connected(refs: list[NodeRef]) -> list[list[NodeRef]]:
 
 def _subgraph(
     view: GraphView,
-    site: SiteReport,
+    site: SiteRecord,
     name: str,
     refs: Sequence[NodeRef],
     stated: tuple[str, int | None],
 ) -> IgpcSubgraph:
     structure = read_structure(view, list(refs), stated)
-    layout = _as_in_digest(structure.layout, site) or structure.layout
+    layout = _as_recorded(structure.layout, site) or structure.layout
     if name == site.name and layout.out_channels != site.out_channels:
         raise NotRecognisedError(
             f"it makes {layout.out_channels} filters, where the digest says {site.out_channels}"
@@ -193,13 +246,10 @@ def _subgraph(
     )
 
 
-def _as_in_digest(found: GroupLayout, site: SiteReport) -> GroupLayout | None:
-    """The digest's layout, if what was found in the graph is just that."""
-    if site.layout is None:
-        return None
-    try:
-        stated = layout_from_dict(site.layout)
-    except ValueError:
+def _as_recorded(found: GroupLayout, site: SiteRecord) -> GroupLayout | None:
+    """The layout on record, if what was found in the graph is just that."""
+    stated = site.layout
+    if stated is None:
         return None
     return stated if _signature(stated) == _signature(found) else None
 

@@ -19,6 +19,7 @@ from benchmarks.speed_models import ModelFolder, Variant, quantize, write_low_ra
 from benchmarks.speed_rows import VARIANTS, Row, gap, gap_table, overview, read_rows, table
 from onnx_igpc.evaluation.benchmark import benchmark
 from onnx_igpc.lowering.lower import lower_model
+from onnx_igpc.lowering.options import Lowering
 from onnx_igpc.report.digest import read_digest
 from tests.helpers import run, with_following_layers
 
@@ -80,10 +81,10 @@ def test_static_int8_quantization_applies_and_its_result_runs(kind: str, tmp_pat
     elif kind == "dense":
         onnx.save(two_sites(), plain)
     else:
-        result = onnx_igpc.compress(tmp_path / "dense.onnx", channels_per_group=16)
+        result = onnx_igpc.compress(tmp_path / "dense.onnx", onnx_igpc.Published(16))
         assert len(result.report.rewritten) == 2
         if kind != "compressed":
-            result = lower_model(result.model, lowering=kind)
+            result = lower_model(result.model, lowering=Lowering(kind))
         result.save(plain)
     quantize(plain, int8)
     model = onnx.load(int8)
@@ -104,7 +105,7 @@ def test_low_rank_has_no_more_weights_than_the_published_layout(tmp_path: Path) 
     write_low_rank(dense, target, 16)
     digest = read_digest(onnx.load(target))
     assert digest is not None
-    published = onnx_igpc.compress(dense, channels_per_group=16).report
+    published = onnx_igpc.compress(dense, onnx_igpc.Published(16)).report
     assert len(digest.rewritten) == len(published.rewritten) == 2
     for low, igpc in zip(digest.rewritten, published.rewritten, strict=True):
         assert low.k is not None

@@ -18,15 +18,16 @@ from onnx_igpc.errors import DataError
 from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.planning.options import Published
 from onnx_igpc.runtime.session import make_session, run_session
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Rewritable
 from tests.calibration_graphs import EndlessData, ListData, images, residual_model, sites_of
 from tests.helpers import GraphBuilder, node_named
 
 Arrays = dict[str, np.ndarray]
 
 
-def _damaged(site: PointwiseSite) -> tuple[np.ndarray, np.ndarray]:
+def _damaged(site: Rewritable) -> tuple[np.ndarray, np.ndarray]:
     """A matrix and a bias that are not the site's own."""
     generator = np.random.default_rng(site.ref.index)
     W = site.weight_matrix().astype(np.float64)
@@ -34,7 +35,7 @@ def _damaged(site: PointwiseSite) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_weight(
-    proto: onnx.ModelProto, site: PointwiseSite, matrix: np.ndarray, bias: np.ndarray
+    proto: onnx.ModelProto, site: Rewritable, matrix: np.ndarray, bias: np.ndarray
 ) -> onnx.ModelProto:
     """The model with a weight and bias of its own at one site."""
     changed = onnx.ModelProto()
@@ -276,5 +277,5 @@ def test_convolutions_of_other_ranks_that_do_not_state_their_kernel(dims: int) -
     builder.output("last", [2, 12, *[3] * dims])
     model = builder.model()
     data = random_data(model_inputs(model), samples=40)
-    report = compress(model, channels_per_group=3, calibration=data).report
+    report = compress(model, Published(3), calibration=data).report
     assert [site.name for site in report.rewritten] == ["first_node", "second_node"]

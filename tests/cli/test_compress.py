@@ -287,3 +287,23 @@ def test_compressed_model_runs_on_any_batch(small: Path) -> None:
     for batch in (1, 4):
         outputs = run_session(session, {name: np.zeros((batch, 1, 8, 8), np.float32)})
         assert next(iter(outputs.values())).shape == (batch, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--family", "extended"), "is chosen from by a budget: give --target"),
+        (("--sensitivity", "x.json"), "--sensitivity belongs to a budget: give --target"),
+        (("--target", "macs=40%", "--ch", 8), "--ch and --target both say how small"),
+        (("--target", "macs=40%"), "--target needs data to choose by: give --calibration"),
+        (("--scale", 0.5), "preprocessing is for calibration images: give --calibration as well"),
+    ],
+)
+def test_options_of_compress_that_do_not_go_together(
+    tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    result = run("compress", DIGITS, "-o", tmp_path / "small.onnx", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "small.onnx").exists()

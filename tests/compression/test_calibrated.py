@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,15 +11,16 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_igpc import compress
-from onnx_igpc.compression.calibration_run import CalibrationRun
+from onnx_igpc.calibration.options import Calibration
 from onnx_igpc.compression.pipeline import CompressResult
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.evaluation.damage import UnlabelledData, measure_damage
 from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.planning.options import Published
 from onnx_igpc.report.digest import read_digest
 from tests.calibration_graphs import ListData, hidden_sites_model, images, residual_model, saved
-from tests.helpers import GraphBuilder, node_named, run, tensor_named
+from tests.helpers import GraphBuilder, node_named, options_of, run, tensor_named
 
 SIDES = ("sequential", "plain")
 
@@ -27,7 +29,7 @@ def _compressed(
     proto: onnx.ModelProto, x: np.ndarray, sequential: bool = True, ch: int = 4
 ) -> CompressResult:
     data = ListData(proto, {"x": x})
-    return compress(proto, channels_per_group=ch, calibration=data, sequential=sequential)
+    return compress(proto, Published(ch), calibration=Calibration(data, sequential=sequential))
 
 
 def _channel_means(proto: onnx.ModelProto, name: str, x: np.ndarray) -> np.ndarray:
@@ -51,7 +53,7 @@ def test_mean_output_of_every_site_is_exact_in_the_written_model() -> None:
 @pytest.mark.parametrize("sequential", [True, False], ids=SIDES)
 def test_data_make_the_damage_smaller(sequential: bool) -> None:
     proto, x = residual_model(16, blocks=3), images(40, 16)
-    blind = compress(proto, channels_per_group=4)
+    blind = compress(proto, Published(4))
     fitted = _compressed(proto, x, sequential)
     expected = run(proto, {"x": x})["y"]
     distances = [
@@ -77,7 +79,7 @@ def test_in_sequence_the_output_is_nearer_to_the_original() -> None:
 def test_the_report_and_the_digest_say_what_was_done(tmp_path: Path) -> None:
     proto = residual_model(16)
     path = saved(tmp_path, x=images(12, 16))
-    result = compress(proto, channels_per_group=4, calibration=path, samples=9)
+    result = compress(proto, Published(4), calibration=Calibration(path, samples=9))
     report = result.report
     assert report.calibration is not None
     assert report.calibration["source"] == str(path)
@@ -114,7 +116,7 @@ def test_images_and_their_preprocessing(tmp_path: Path) -> None:
     graph.output("y")
     chosen = Preprocessing(scale=1 / 127.5, mean=(1.0,))
     result = compress(
-        graph.model(), channels_per_group=4, calibration=tmp_path, preprocessing=chosen
+        graph.model(), Published(4), calibration=Calibration(tmp_path, preprocessing=chosen)
     )
     assert result.report.preprocessing is not None
     assert Preprocessing.from_dict(result.report.preprocessing).crop == 6
@@ -215,7 +217,7 @@ def test_folded_batch_norm_and_files_give_the_same_as_models(tmp_path: Path) -> 
     onnx.save(proto, path)
     data = ListData(proto, {"x": x})
     results = [
-        compress(source, channels_per_group=4, calibration=data, fold_batch_norm=True)
+        compress(source, Published(4), calibration=data, fold_batch_norm=True)
         for source in (proto, path)
     ]
     assert results[0].model.graph == results[1].model.graph
@@ -236,16 +238,15 @@ def test_nothing_to_rewrite_needs_no_data() -> None:
     [
         ({"init": "random"}, "random weights are not fitted to data"),
         ({"form": "paper"}, "random weights are not fitted to data"),
-        ({"calibration": None, "preprocessing": Preprocessing()}, "give --calibration as well"),
         ({"samples": 0}, "samples must be at least 1"),
     ],
 )
 def test_options_that_do_not_go_together(
-    tmp_path: Path, options: dict[str, object], message: str
+    tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    given = {"calibration": saved(tmp_path, x=images(2)), **options}
+    given = {"channels_per_group": 4, "data": saved(tmp_path, x=images(2)), **options}
     with pytest.raises(UsageError, match=message):
-        compress(residual_model(), channels_per_group=4, **given)  # type: ignore[arg-type]
+        compress(residual_model(), **options_of(**given))
 
 
 def test_data_that_cannot_be_used() -> None:
@@ -266,4 +267,4 @@ def test_unlabelled_data_describes_itself() -> None:
     hidden = UnlabelledData(data)
     assert hidden.describe()["labelled"] is False
     opened = OpenModel(proto)
-    assert CalibrationRun.open(proto, opened, data).data is data
+    assert Calibration(data).open(opened) is data

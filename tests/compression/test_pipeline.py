@@ -16,7 +16,8 @@ from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.external_data import external_locations
 from onnx_igpc.graph.model import file_bytes, load_model
-from tests.helpers import GraphBuilder, pointwise_model, run
+from onnx_igpc.planning.options import Published
+from tests.helpers import GraphBuilder, options_of, pointwise_model, run
 from tests.passes.graphs import copy_of
 from tests.untouched import assert_untouched
 
@@ -50,7 +51,7 @@ def saved(model: onnx.ModelProto, folder: Path, *, external: bool = False) -> Pa
 
 def test_the_report_counts_what_was_written(tmp_path: Path) -> None:
     before = network()
-    result = compress(saved(before, tmp_path), channels_per_group=8)
+    result = compress(saved(before, tmp_path), Published(8))
     result.save(tmp_path / "small.onnx")
     written = load_model(tmp_path / "small.onnx")
     totals = result.report.totals
@@ -72,7 +73,7 @@ def test_the_report_counts_what_was_written(tmp_path: Path) -> None:
 
 def test_every_pointwise_convolution_is_listed_with_its_numbers() -> None:
     before = network()
-    result = compress(before, channels_per_group=8)
+    result = compress(before, Published(8))
     sites = {site.name: site for site in result.report.sites}
     assert list(sites) == ["a_node", "b_node", "c_node", "head_node"]
     assert [sites[name].reason for name in sites] == [
@@ -103,7 +104,8 @@ def test_every_pointwise_convolution_is_listed_with_its_numbers() -> None:
 @pytest.mark.parametrize("scheme", ["v1", "v2"])
 def test_inspect_says_what_compress_does(scheme: str) -> None:
     options: dict[str, Any] = {"channels_per_group": 8, "scheme": scheme, "include_heads": True}
-    plan, done = inspect(network(), **options), compress(network(), **options).report
+    plan = inspect(network(), **options_of(**options))
+    done = compress(network(), **options_of(**options)).report
     assert plan.totals.parameters == done.totals.parameters
     assert plan.totals.macs == done.totals.macs
     assert plan.totals.pointwise_parameters == done.totals.pointwise_parameters
@@ -117,19 +119,19 @@ def test_inspect_says_what_compress_does(scheme: str) -> None:
 def test_the_argument_is_not_changed() -> None:
     model = network()
     copy = copy_of(model)
-    assert compress(model, channels_per_group=8, fold_batch_norm=True).changed
-    inspect(model, channels_per_group=8)
+    assert compress(model, Published(8), fold_batch_norm=True).changed
+    inspect(model, Published(8))
     assert model == copy
-    assert compress(model, channels_per_group=100).model is not model
+    assert compress(model, Published(100)).model is not model
 
 
 def test_equal_options_give_equal_bytes(tmp_path: Path) -> None:
     path = saved(network(), tmp_path)
     for name in ("one", "two"):
-        compress(path, channels_per_group=8).save(tmp_path / f"{name}.onnx")
+        compress(path, Published(8)).save(tmp_path / f"{name}.onnx")
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
     seeds = [
-        compress(path, channels_per_group=8, init="random", seed=seed).model.SerializeToString()
+        compress(path, Published(8, init="random", seed=seed)).model.SerializeToString()
         for seed in (1, 1, 2)
     ]
     assert seeds[0] == seeds[1] != seeds[2]
@@ -138,7 +140,7 @@ def test_equal_options_give_equal_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("external", [False, True])
 def test_nothing_to_rewrite_is_a_copy(tmp_path: Path, external: bool) -> None:
     path = saved(network(), tmp_path, external=external)
-    result = compress(path, channels_per_group=64)
+    result = compress(path, Published(64))
     target = tmp_path / "out"
     target.mkdir()
     result.save(target / "small.onnx")
@@ -163,7 +165,7 @@ def test_a_model_without_pointwise_convolutions() -> None:
 def test_external_data_in_and_out(tmp_path: Path) -> None:
     before = network()
     path = saved(before, tmp_path, external=True)
-    result = compress(path, channels_per_group=8)
+    result = compress(path, Published(8))
     target = tmp_path / "out"
     target.mkdir()
     result.save(target / "small.onnx")
@@ -174,7 +176,7 @@ def test_external_data_in_and_out(tmp_path: Path) -> None:
     assert len(data) == 1
     onnx.checker.check_model(str(target / "small.onnx"), full_check=True)
     written = load_model(target / "small.onnx")
-    whole = compress(before, channels_per_group=8).model
+    whole = compress(before, Published(8)).model
     for model in (written, whole):
         del model.metadata_props[:]  # the digests differ in the size of the input
         for tensor in model.graph.initializer:
@@ -185,7 +187,7 @@ def test_external_data_in_and_out(tmp_path: Path) -> None:
 
 def test_include_and_exclude() -> None:
     def statuses(**options: Any) -> list[bool]:
-        report = compress(network(), channels_per_group=8, **options).report
+        report = compress(network(), **options_of(channels_per_group=8, **options)).report
         return [site.rewritten for site in report.sites]
 
     assert statuses(include=["a_*", "c_node"]) == [True, False, True, False]
@@ -209,13 +211,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_options_that_are_refused(case: str) -> None:
     options, message = REFUSED[case]
     with pytest.raises(UsageError, match=message):
-        compress(network(), **options)
+        compress(network(), **options_of(**options))
 
 
 def test_the_output_is_never_the_input(tmp_path: Path) -> None:
     path = saved(network(), tmp_path)
     content = path.read_bytes()
-    for result in (compress(path, channels_per_group=8), compress(path, channels_per_group=64)):
+    for result in (compress(path, Published(8)), compress(path, Published(64))):
         with pytest.raises(UsageError, match="is the input itself"):
             result.save(path)
     assert path.read_bytes() == content
@@ -224,12 +226,10 @@ def test_the_output_is_never_the_input(tmp_path: Path) -> None:
 
 
 def test_warnings_say_how_the_weights_were_made() -> None:
-    assert compress(network(), channels_per_group=8).report.warnings == [NO_DATA_WARNING]
-    random = compress(network(), channels_per_group=8, init="random").report
+    assert compress(network(), Published(8)).report.warnings == [NO_DATA_WARNING]
+    random = compress(network(), Published(8, init="random")).report
     assert random.warnings == [RANDOM_WARNING]
-    assert compress(network(), channels_per_group=8, form="paper").report.warnings == [
-        RANDOM_WARNING
-    ]
+    assert compress(network(), Published(8, form="paper")).report.warnings == [RANDOM_WARNING]
 
 
 @pytest.mark.parametrize(("value", "reason"), [(np.nan, "NaN"), (np.inf, "infinite values")])
@@ -238,7 +238,7 @@ def test_weights_that_are_not_finite_are_kept(value: float, reason: str) -> None
     kernel = numpy_helper.to_array(before.graph.initializer[0]).copy()
     kernel[3, 4] = value
     before.graph.initializer[0].raw_data = kernel.tobytes()
-    result = compress(before, channels_per_group=8)
+    result = compress(before, Published(8))
     assert result.report.sites[0].reason == f"weight holds {reason}"
     assert result.model == before
 
@@ -252,7 +252,7 @@ def test_quantized_weights_are_kept() -> None:
     builder.add("Relu", [builder.add("Conv", ["x", "w"], "conv")], "y")
     builder.output("y", [1, 24, 5, 5])
     before = builder.model()
-    result = compress(before, channels_per_group=8)
+    result = compress(before, Published(8))
     assert result.report.sites[0].reason == "weight is quantized (behind DequantizeLinear)"
     assert result.model == before
     assert result.report.sites[0].parameters.before == 24 * 40
@@ -260,7 +260,7 @@ def test_quantized_weights_are_kept() -> None:
 
 def test_weights_that_were_graph_inputs_lose_their_entry() -> None:
     before = pointwise_model(40, 24, weights="input")
-    result = compress(before, channels_per_group=8)
+    result = compress(before, Published(8))
     assert result.report.inputs_removed == ["conv_w"]
     assert any("were listed as graph inputs" in note for note in result.report.notes)
     names = [entry.name for entry in result.model.graph.input]
@@ -273,6 +273,6 @@ def test_weights_that_would_overflow_are_kept() -> None:
     kernel = numpy_helper.to_array(before.graph.initializer[0])
     large = 6e4 * np.sign(kernel.astype(np.float32))
     before.graph.initializer[0].raw_data = large.astype(np.float16).tobytes()
-    result = compress(before, channels_per_group=8)
+    result = compress(before, Published(8))
     assert result.report.sites[0].reason == "the weights of K and L would not be finite in float16"
     assert result.model == before

@@ -11,9 +11,11 @@ import pytest
 from onnx_igpc import compress, inspect
 from onnx_igpc.compression.summary import NOTHING_WARNING
 from onnx_igpc.graph.cost import count
+from onnx_igpc.planning.options import Published
 from onnx_igpc.report.digest import read_digest
+from onnx_igpc.sites.find import SiteFilter
 from tests.compression.test_pipeline import network, saved
-from tests.helpers import pointwise_model, run
+from tests.helpers import options_of, pointwise_model, run
 from tests.untouched import assert_untouched
 
 OPTIONS: list[dict[str, Any]] = [
@@ -38,8 +40,9 @@ def test_equal_options_change_nothing(
     once, twice = tmp_path / "once", tmp_path / "twice"
     for folder in (once, twice):
         folder.mkdir()
-    compress(path, channels_per_group=8, **options).save(once / "m.onnx")
-    again = compress(once / "m.onnx", channels_per_group=8, **options)
+    given = options_of(**{"channels_per_group": 8, **options})
+    compress(path, **given).save(once / "m.onnx")
+    again = compress(once / "m.onnx", **given)
     again.save(twice / "m.onnx")
     for file in once.iterdir():
         assert file.read_bytes() == (twice / file.name).read_bytes()
@@ -49,9 +52,9 @@ def test_equal_options_change_nothing(
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_other_options_leave_rewritten_sites_alone(options: dict[str, Any]) -> None:
-    first = compress(network(), channels_per_group=8, exclude=["c_node"])
+    first = compress(network(), Published(8), sites=SiteFilter(exclude=("c_node",)))
     once = first.model
-    second = compress(once, **{"channels_per_group": 4, **options})
+    second = compress(once, **options_of(**{"channels_per_group": 4, **options}))
     mine = {name for site in first.report.rewritten for name in site.nodes}
     before = {node.name: node for node in once.graph.node if node.name in mine}
     after = {node.name: node for node in second.model.graph.node if node.name in mine}
@@ -64,8 +67,8 @@ def test_other_options_leave_rewritten_sites_alone(options: dict[str, Any]) -> N
 
 
 def test_reports_are_merged() -> None:
-    first = compress(network(), channels_per_group=8, exclude=["c_node"])
-    second = compress(first.model, channels_per_group=4)
+    first = compress(network(), Published(8), sites=SiteFilter(exclude=("c_node",)))
+    second = compress(first.model, Published(4))
     sites = {site.name: site for site in second.report.sites}
     assert (sites["a_node"].channels_per_group, sites["c_node"].channels_per_group) == (8, 4)
     assert any("2 sites were rewritten by an earlier run" in note for note in second.report.notes)
@@ -82,8 +85,12 @@ def test_reports_are_merged() -> None:
 
 def test_folding_later_leaves_what_belongs_to_a_site() -> None:
     """In the paper's form the BatchNorms after K and L are the site's."""
-    once = compress(network(), channels_per_group=8, form="paper", exclude=["c_node"]).model
-    second = compress(once, channels_per_group=8, fold_batch_norm=True, exclude=["c_node"])
+    once = compress(
+        network(), Published(8, form="paper"), sites=SiteFilter(exclude=("c_node",))
+    ).model
+    second = compress(
+        once, Published(8), sites=SiteFilter(exclude=("c_node",)), fold_batch_norm=True
+    )
     assert second.report.folded == ["c_bn_node"]
     left = [node.name for node in second.model.graph.node if node.op_type == "BatchNormalization"]
     assert len(left) == 3, "K without L, and K and L"
@@ -91,8 +98,8 @@ def test_folding_later_leaves_what_belongs_to_a_site() -> None:
 
 
 def test_inspect_of_a_compressed_model() -> None:
-    once = compress(network(), channels_per_group=8)
-    plan = inspect(once.model, channels_per_group=8)
+    once = compress(network(), Published(8))
+    plan = inspect(once.model, Published(8))
     assert plan.sites == once.report.sites
     assert plan.warnings == [NOTHING_WARNING]
 
@@ -104,5 +111,5 @@ def test_the_digest_tells_other_tools_apart() -> None:
     node.attribute.append(onnx.helper.make_attribute("group", 2))
     kernel = onnx.numpy_helper.to_array(model.graph.initializer[0])[:, :20].copy()
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(kernel, "conv_w"))
-    report = compress(model, channels_per_group=8).report
+    report = compress(model, Published(8)).report
     assert [site.reason for site in report.sites] == ["already a grouped convolution (2 groups)"]

@@ -80,7 +80,7 @@ def test_the_example_runs_by_its_name_and_is_in_the_report(tmp_path: Path, examp
     changed = report.passes[example]
     assert changed[:3] == ["copied_node", "again_node", "dropped_node"]
     assert "last_node" in changed
-    without = onnx_igpc.compress(model, channels_per_group=8).model
+    without = onnx_igpc.compress(model, onnx_igpc.Published(8)).model
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 32, 5, 5)).astype(np.float32)}
     assert np.array_equal(run(written, feeds)["y"], run(without, feeds)["y"])
 
@@ -205,16 +205,18 @@ class Nothing(Pass):
 def test_from_python_a_pass_can_be_given_itself() -> None:
     seen: list[int] = []
     model = model_with_identities()
-    result = onnx_igpc.compress(model, channels_per_group=8, passes=[Nothing(seen), Nothing(seen)])
+    result = onnx_igpc.compress(
+        model, onnx_igpc.Published(8), passes=[Nothing(seen), Nothing(seen)]
+    )
     assert seen == [len(result.model.graph.node)] * 2  # behind the rewrite
     assert result.report.passes == {"Nothing": []}
-    same = onnx_igpc.compress(model, channels_per_group=100, passes=[Nothing(seen)])
+    same = onnx_igpc.compress(model, onnx_igpc.Published(100), passes=[Nothing(seen)])
     assert not same.changed
 
 
 def test_a_pass_alone_changes_the_model(example: str) -> None:
     result = onnx_igpc.compress(
-        model_with_identities(), channels_per_group=100, passes=["remove-identity"]
+        model_with_identities(), onnx_igpc.Published(100), passes=["remove-identity"]
     )
     assert result.changed
     assert result.report.passes[example]

@@ -12,6 +12,7 @@ from onnx_igpc.data.batches import Data, random_data
 from onnx_igpc.errors import CheckFailedError, DataError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
+from onnx_igpc.planning.options import Budget, Published
 from tests.compression.test_random_models import assert_equivalent, look, runs
 from tests.helpers import run
 from tests.random_models import networks
@@ -50,9 +51,7 @@ def _check(before: onnx.ModelProto, result: CompressResult) -> None:
 def test_fitted_to_data(before: onnx.ModelProto, ch: int, grouping: str) -> None:
     assume(_fixed_batch(before) and runs(before))
     try:
-        result = compress(
-            before, channels_per_group=ch, calibration=_data(before), grouping=grouping
-        )
+        result = compress(before, Published(ch, grouping=grouping), calibration=_data(before))
     except DataError as error:
         # Half precision overflows in some of them.
         if "finite" not in str(error):
@@ -69,7 +68,7 @@ def test_under_a_budget(before: onnx.ModelProto, share: str, family: str) -> Non
     assume(_fixed_batch(before) and runs(before))
     target = f"pointwise-parameters={share}"
     try:
-        result = compress(before, target=target, calibration=_data(before), family=family)
+        result = compress(before, Budget(target, family=family), calibration=_data(before))
     except (CheckFailedError, DataError) as error:
         if not any(text in str(error) for text in ("finite", "cannot be reached")):
             raise

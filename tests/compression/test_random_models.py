@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from onnx_igpc import compress, inspect
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.traversal import scopes
+from onnx_igpc.planning.options import Published
 from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.sites.find import SiteFilter
 from tests.dense_twin import dense_twin
 from tests.helpers import run
 from tests.random_models import networks
@@ -78,11 +80,9 @@ def test_any_network(
 ) -> None:
     result = compress(
         before,
-        channels_per_group=ch,
-        scheme=scheme,
-        form=form,
+        Published(ch, scheme=scheme, form=form),
+        sites=SiteFilter(include_heads=heads),
         fold_batch_norm=fold,
-        include_heads=heads,
     )
     report, after = result.report, result.model
     rewritten = len(report.rewritten)
@@ -103,7 +103,7 @@ def test_any_network(
     assert (totals.parameters.after, totals.macs.after) == (cost.parameters, cost.macs)
     assert len(report.sites) == len(_pointwise(before))
     if form == "linear" and not fold:
-        plan = inspect(before, channels_per_group=ch, scheme=scheme, include_heads=heads)
+        plan = inspect(before, Published(ch, scheme=scheme), sites=SiteFilter(include_heads=heads))
         assert plan.totals.parameters == totals.parameters
         assert plan.totals.macs == totals.macs
         assert [(s.name, s.status, s.parameters, s.macs) for s in plan.sites] == [
@@ -117,7 +117,7 @@ def test_a_second_run_changes_nothing(
     before: onnx.ModelProto, ch: int, scheme: str, fold: bool
 ) -> None:
     def again(model: onnx.ModelProto) -> onnx.ModelProto:
-        return compress(model, channels_per_group=ch, scheme=scheme, fold_batch_norm=fold).model
+        return compress(model, Published(ch, scheme=scheme), fold_batch_norm=fold).model
 
     once = again(before)
     assert again(before).SerializeToString() == once.SerializeToString()
@@ -134,7 +134,9 @@ def test_nothing_to_rewrite_is_the_same_file(
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "a.onnx", Path(folder) / "b.onnx"
         source.write_bytes(data)
-        result = compress(source, channels_per_group=500, scheme=scheme, include_heads=heads)
+        result = compress(
+            source, Published(500, scheme=scheme), sites=SiteFilter(include_heads=heads)
+        )
         result.save(target)
         assert not result.changed
         assert target.read_bytes() == data

@@ -10,6 +10,7 @@ import pytest
 from onnx_igpc import compress
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model
+from onnx_igpc.planning.options import Published
 from onnx_igpc.runtime.session import make_session
 from tests.untouched import assert_untouched
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(not FILES, reason="ONNX_IGPC_MODELS names no fol
 @pytest.mark.parametrize("ch", [8, 16, 32])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_linear_form(path: Path, ch: int, tmp_path: Path) -> None:
-    result = compress(path, channels_per_group=ch)
+    result = compress(path, Published(ch))
     result.save(tmp_path / "small.onnx")
     before, after = load_model(path), load_model(tmp_path / "small.onnx")
     report = result.report
@@ -44,11 +45,9 @@ def test_linear_form(path: Path, ch: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_papers_form_and_folding(path: Path, scheme: str) -> None:
     before = load_model(path)
-    result = compress(path, channels_per_group=8, scheme=scheme, form="paper", fold_batch_norm=True)
+    result = compress(path, Published(8, scheme=scheme, form="paper"), fold_batch_norm=True)
     assert_untouched(before, result.model, result.report)
-    again = compress(
-        result.model, channels_per_group=8, scheme=scheme, form="paper", fold_batch_norm=True
-    )
+    again = compress(result.model, Published(8, scheme=scheme, form="paper"), fold_batch_norm=True)
     assert again.model.SerializeToString() == result.model.SerializeToString()
-    plain = compress(path, channels_per_group=8, scheme=scheme, form="paper")
+    plain = compress(path, Published(8, scheme=scheme, form="paper"))
     assert_untouched(before, plain.model, plain.report)

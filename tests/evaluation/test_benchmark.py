@@ -223,7 +223,7 @@ def test_batches_and_threads_as_lists_or_repeated(tmp_path: Path) -> None:
 def test_console_shows_limit_operators_and_footprint(tmp_path: Path) -> None:
     path, small = tmp_path / "dense.onnx", tmp_path / "small.onnx"
     onnx.save(pointwise_model(64, 128), path)
-    onnx_igpc.compress(path, channels_per_group=16).save(small)
+    onnx_igpc.compress(path, onnx_igpc.Published(16)).save(small)
     arguments = ["benchmark", str(path), str(small), "--rounds", "2", "--per-operator"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output

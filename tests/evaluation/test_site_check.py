@@ -19,7 +19,8 @@ from onnx_igpc.graph.checks import check_graph, check_original
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import GroupPointwise
-from onnx_igpc.sites.rewrite import Form, SiteRewrite
+from onnx_igpc.planning.options import Published
+from onnx_igpc.sites.rewrite import Form, Rewritten
 from tests.helpers import node_named, pointwise_model
 from tests.passes.graphs import copy_of
 
@@ -28,7 +29,7 @@ Damage = Callable[[onnx.ModelProto], None]
 
 def rewritten(
     C: int = 40, F: int = 24, form: Form = "linear", scheme: str = "v1", dtype: type = np.float32
-) -> tuple[OpenModel, list[SiteRewrite]]:
+) -> tuple[OpenModel, list[Rewritten]]:
     model = OpenModel(pointwise_model(C, F, batch_norm=form == "paper", dtype=dtype))
     layout = plan_layout(C, F, 8, scheme)
     group = GroupPointwise(
@@ -36,8 +37,7 @@ def rewritten(
         lambda site, layout, scale: (random_weights(layout, 0, site.name, False), None),
         form,
     )
-    group.run(model)
-    return model, group.rewrites
+    return model, group.run(model).rewritten
 
 
 def stored(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
@@ -109,7 +109,7 @@ def test_a_broken_site_is_caught(damage: Damage, dtype: type[np.generic]) -> Non
 def test_rounding_of_terms_that_cancel_is_no_deviation() -> None:
     """Here L has weights of 75 whose products make an output of 2 (found by random networks)."""
     model = pointwise_model(9, 5, dtype=np.float16, seed=39)
-    result = compress(model, channels_per_group=4)
+    result = compress(model, Published(4))
     kernels = [numpy_helper.to_array(t) for t in result.model.graph.initializer if "/L" in t.name]
     assert max(np.abs(kernel).max() for kernel in kernels) > 50
     assert result.report.checks["sites"].startswith("1 of 1 compute M x + b")
@@ -145,7 +145,7 @@ def test_without_a_rewrite_there_is_nothing_to_check() -> None:
 
 def test_without_onnxruntime_there_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    result = compress(pointwise_model(40, 24), channels_per_group=8)
+    result = compress(pointwise_model(40, 24), Published(8))
     assert result.report.checks["sites"] == "not run: onnxruntime is not installed"
     assert result.report.checks["onnx.checker"] == "passed"
     assert len(result.report.rewritten) == 1
@@ -211,7 +211,7 @@ def test_types_that_do_not_fit_are_caught() -> None:
 
 @pytest.mark.parametrize("opset", range(22, onnx.defs.onnx_opset_version() + 1))
 def test_operator_sets_that_onnxruntime_does_not_load_yet(opset: int) -> None:
-    result = compress(pointwise_model(40, 24, opset=opset), channels_per_group=8)
+    result = compress(pointwise_model(40, 24, opset=opset), Published(8))
     assert "1 of 1" in result.report.checks["sites"]
 
 
@@ -228,6 +228,6 @@ def test_wrong_shapes_of_the_original_are_not_ours() -> None:
     model = pointwise_model(40, 24)
     wrong = onnx.helper.make_tensor_value_info("conv", onnx.TensorProto.FLOAT, [1, 23, 5, 5])
     model.graph.value_info.append(wrong)
-    checks = compress(model, channels_per_group=8).report.checks
+    checks = compress(model, Published(8)).report.checks
     assert checks["onnx.checker"].startswith("passed without shapes: the original has ")
     assert "1 of 1" in checks["sites"]

@@ -19,7 +19,7 @@ from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
 from onnx_igpc.runtime.bandwidth import SIZES, Bandwidth, measure_bandwidth
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
 from tests import runtime_graphs as graphs
-from tests.helpers import pointwise_model
+from tests.helpers import options_of, pointwise_model
 
 FLAT = Bandwidth((1, 10**9), (1e9, 1e9))
 """A gigabyte a second at every size."""
@@ -150,7 +150,7 @@ def test_share_of_a_site_is_that_of_its_layout_then_of_what_was_counted() -> Non
 
 def test_share_of_a_layout_is_that_of_its_macs() -> None:
     for C, F in ((64, 128), (48, 40), (96, 20)):
-        [site] = onnx_igpc.compress(pointwise_model(C, F), channels_per_group=16).report.rewritten
+        [site] = onnx_igpc.compress(pointwise_model(C, F), onnx_igpc.Published(16)).report.rewritten
         [own] = site_work(RewriteReport(sites=[site]))
         assert own.macs_share == pytest.approx(site.macs.ratio)
 
@@ -172,7 +172,7 @@ def raced(*models: onnx.ModelProto, folder: Path) -> BenchmarkReport:
 
 
 def compressed(model: onnx.ModelProto, **options: object) -> onnx.ModelProto:
-    return onnx_igpc.compress(model, channels_per_group=16, **options).model  # type: ignore[arg-type]
+    return onnx_igpc.compress(model, **options_of(channels_per_group=16, **options)).model
 
 
 @pytest.mark.parametrize("form", ["linear", "paper"])

@@ -12,6 +12,7 @@ import pytest
 from onnx_igpc import compress
 from onnx_igpc.evaluation.thumbnails import add_thumbnails, pooled
 from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.planning.options import Published
 from onnx_igpc.report.digest import read_digest, write_digest
 from onnx_igpc.report.pictures import SIDE, decoded
 from onnx_igpc.report.tree import RewriteReport
@@ -41,7 +42,7 @@ def test_a_cell_is_the_root_mean_square_of_its_weights(shape: tuple[int, int]) -
 
 def test_w_and_m_of_a_rewritten_site() -> None:
     dense = pointwise_model(40, 24)
-    result = compress(dense, channels_per_group=8)
+    result = compress(dense, Published(8))
     add_thumbnails(result.report, result.opened)
     (site,) = result.report.rewritten
     assert site.thumbnails is not None
@@ -58,7 +59,7 @@ def test_w_and_m_of_a_rewritten_site() -> None:
 
 
 def test_pictures_and_measurements_stay_out_of_the_digest() -> None:
-    result = compress(pointwise_model(40, 24), channels_per_group=8)
+    result = compress(pointwise_model(40, 24), Published(8))
     plain = result.model.SerializeToString()
     add_thumbnails(result.report, result.opened)
     result.report.verify, result.report.benchmark = {"passed": True}, {"races": []}
@@ -85,7 +86,7 @@ def test_pictures_and_measurements_stay_out_of_the_digest() -> None:
     ],
 )
 def test_damaged_pictures_are_refused(damage: dict[str, object]) -> None:
-    result = compress(pointwise_model(40, 24), channels_per_group=8)
+    result = compress(pointwise_model(40, 24), Published(8))
     add_thumbnails(result.report, result.opened)
     picture = json.loads(json.dumps(result.report.sites[0].thumbnails))["M"]
     decoded(picture)

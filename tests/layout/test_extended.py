@@ -28,7 +28,7 @@ from onnx_igpc.layout.path_sources import path_sources
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.layout.serialization import layout_from_dict, layout_to_dict
 from onnx_igpc.passes import GroupPointwise
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Rewritable
 from tests.helpers import pointwise_model, run
 
 
@@ -230,12 +230,13 @@ def rewritten(
     before = pointwise_model(C, F, opset=opset, dtype=dtype, stride=2, activation=None)
     model = OpenModel(onnx.ModelProto.FromString(before.SerializeToString()))
 
-    def weigh(site: PointwiseSite, layout: GroupLayout, scale: Any) -> tuple[IgpcWeights, None]:
+    def weigh(site: Rewritable, layout: GroupLayout, scale: Any) -> tuple[IgpcWeights, None]:
         return random_weights(layout, 0, site.name, activated=False), None
 
     group = GroupPointwise(lambda site: layout, weigh)
-    assert group.run(model).changed == ["conv_node"]
-    assert check_sites(model, group.rewrites).startswith("1 of 1 compute M x + b")
+    result = group.run(model)
+    assert result.changed == ["conv_node"]
+    assert check_sites(model, result.rewritten).startswith("1 of 1 compute M x + b")
     check_graph(before, model)
     return before, model.proto
 

@@ -17,12 +17,13 @@ from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.catalogue import LOWERINGS
 from onnx_igpc.lowering.lower import lower_model
+from onnx_igpc.lowering.options import Lowering
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.report.tree import lowered_sites
 from onnx_igpc.runtime.setting import Setting
 from tests.calibration_graphs import images, saved
-from tests.helpers import GraphBuilder, random_feeds
+from tests.helpers import GraphBuilder, options_of, random_feeds
 from tests.helpers import run as run_model
 from tests.lowering_prices import Prices, by_operator
 from tests.planning.test_budget import CHANNELS, classifier
@@ -47,8 +48,8 @@ def two_sites(weights: str = "initializer") -> onnx.ModelProto:
 
 
 def compressed(weights: str = "initializer", **options: object) -> onnx.ModelProto:
-    chosen = {"channels_per_group": 8, **options}
-    return onnx_igpc.compress(two_sites(weights), **chosen).model  # type: ignore[arg-type]
+    chosen = options_of(**{"channels_per_group": 8, **options})
+    return onnx_igpc.compress(two_sites(weights), **chosen).model
 
 
 def assert_same_function(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
@@ -74,7 +75,7 @@ def assert_counted(result: CompressResult) -> None:
 @pytest.mark.parametrize("label", LOWERINGS)
 def test_one_lowering_throughout(label: str) -> None:
     before = compressed()
-    result = lower_model(before, lowering=label)
+    result = lower_model(before, lowering=Lowering(label))
     assert_same_function(before, result.model)
     assert_counted(result)
     assert result.report.folded == ["bn0_node", "bn1_node"]
@@ -89,7 +90,7 @@ def test_one_lowering_throughout(label: str) -> None:
 
 def test_measured_here() -> None:
     before = compressed()
-    result = lower_model(before, setting=ONE, cache=False)
+    result = lower_model(before, lowering=Lowering(setting=ONE, cache=False))
     assert_same_function(before, result.model)
     assert_counted(result)
     said = result.report.lowering
@@ -103,7 +104,7 @@ def test_measured_here() -> None:
 
 
 def test_the_digest_has_no_times_and_makes_it_final(tmp_path: Path) -> None:
-    result = lower_model(compressed(), setting=ONE, cache=False)
+    result = lower_model(compressed(), lowering=Lowering(setting=ONE, cache=False))
     result.save(tmp_path / "lowered.onnx")
     digest = read_digest(onnx.load(tmp_path / "lowered.onnx"))
     assert digest is not None
@@ -120,7 +121,7 @@ def test_the_digest_has_no_times_and_makes_it_final(tmp_path: Path) -> None:
 def test_training_refuses_it(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     onnx.save(two_sites(), tmp_path / "teacher.onnx")
-    lower_model(compressed(), lowering="dense").save(tmp_path / "lowered.onnx")
+    lower_model(compressed(), lowering=Lowering("dense")).save(tmp_path / "lowered.onnx")
     data = saved(tmp_path, x=images(4, 32))
     teacher = tmp_path / "teacher.onnx"
     arguments = [tmp_path / "lowered.onnx", "--teacher", teacher, "--data", data]
@@ -137,7 +138,7 @@ def test_weights_that_are_inputs_become_constants() -> None:
     before = compressed("input")
     listed = [value.name for value in before.graph.input]
     assert len(listed) > 1
-    result = lower_model(before, lowering="literal")
+    result = lower_model(before, lowering=Lowering("literal"))
     assert [value.name for value in result.model.graph.input] == ["x"]
     assert set(result.report.inputs_removed) >= set(listed) - {"x"}
     assert_same_function(before, result.model)
@@ -147,16 +148,16 @@ def test_what_cannot_be_lowered_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no rewritten convolution"):
         lower_model(two_sites())
     with pytest.raises(UsageError, match="unknown lowering 'fast': choose from auto, literal"):
-        lower_model(compressed(), lowering="fast")
+        lower_model(compressed(), lowering=Lowering("fast"))
     with pytest.raises(CheckFailedError, match=r"cuda is not in .* pip install"):
-        lower_model(compressed(), setting=Setting("cuda"), cache=False)
+        lower_model(compressed(), lowering=Lowering(setting=Setting("cuda"), cache=False))
 
 
 def test_compress_keeps_what_is_slower_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     Prices(DENSE_WINS).install(monkeypatch)
     original = two_sites()
     result = onnx_igpc.compress(
-        original, channels_per_group=8, lowering="auto", setting=ONE, cache=False
+        original, onnx_igpc.Published(8), lowering=onnx_igpc.Lowering(setting=ONE, cache=False)
     )
     assert not result.changed
     reasons = {site.name: site.reason for site in result.report.kept}
@@ -168,7 +169,7 @@ def test_compress_lowers_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None
     Prices(GATHERS_COST).install(monkeypatch)
     literal = compressed()
     result = onnx_igpc.compress(
-        two_sites(), channels_per_group=8, lowering="auto", setting=ONE, cache=False
+        two_sites(), onnx_igpc.Published(8), lowering=onnx_igpc.Lowering(setting=ONE, cache=False)
     )
     assert "Gather" in {node.op_type for node in literal.graph.node}
     assert "Gather" not in {node.op_type for node in result.model.graph.node}
@@ -182,20 +183,19 @@ def test_slower_is_allowed_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     Prices(DENSE_WINS).install(monkeypatch)
     result = onnx_igpc.compress(
         two_sites(),
-        channels_per_group=8,
-        lowering="auto",
-        setting=ONE,
-        allow_slower=True,
-        cache=False,
+        onnx_igpc.Published(8),
+        lowering=onnx_igpc.Lowering(setting=ONE, allow_slower=True, cache=False),
     )
     assert len(result.report.rewritten) == 2
 
 
 def test_options_of_compress_that_do_not_go_together() -> None:
     with pytest.raises(UsageError, match="the paper's form is for training: train it, then use"):
-        onnx_igpc.compress(two_sites(), form="paper", lowering="auto")
-    with pytest.raises(UsageError, match="--lowering must be one of literal, auto"):
-        onnx_igpc.compress(two_sites(), lowering="dense")
+        onnx_igpc.compress(
+            two_sites(), onnx_igpc.Published(form="paper"), lowering=onnx_igpc.Lowering()
+        )
+    with pytest.raises(UsageError, match="compress lowers by measurement only, not to 'dense'"):
+        onnx_igpc.compress(two_sites(), lowering=onnx_igpc.Lowering("dense"))
 
 
 @pytest.fixture
@@ -205,7 +205,10 @@ def data(tmp_path: Path) -> Path:
 
 def timed(data: Path, target: str) -> CompressResult:
     return onnx_igpc.compress(
-        classifier(), calibration=data, target=target, setting=ONE, cache=False
+        classifier(),
+        onnx_igpc.Budget(target),
+        calibration=data,
+        lowering=onnx_igpc.Lowering(setting=ONE, cache=False),
     )
 
 
@@ -306,7 +309,7 @@ def test_compress_takes_the_options(
 
 
 def test_report_of_a_lowered_model_tells_its_lowering(tmp_path: Path) -> None:
-    lowered = lower_model(compressed(), lowering="padded-8", cache=False)
+    lowered = lower_model(compressed(), lowering=Lowering("padded-8", cache=False))
     path = tmp_path / "lowered.onnx"
     lowered.save(path)
     shown = CliRunner().invoke(main, ["report", str(path)])
@@ -316,16 +319,16 @@ def test_report_of_a_lowered_model_tells_its_lowering(tmp_path: Path) -> None:
 
 
 def test_nothing_new_to_rewrite_is_not_lowered_and_says_so() -> None:
-    first = onnx_igpc.compress(two_sites(), channels_per_group=8)
+    first = onnx_igpc.compress(two_sites(), onnx_igpc.Published(8))
     again = onnx_igpc.compress(
-        first.model, channels_per_group=8, lowering="auto", setting=ONE, cache=False
+        first.model, onnx_igpc.Published(8), lowering=onnx_igpc.Lowering(setting=ONE, cache=False)
     )
     assert not again.changed
     assert any("onnx-igpc lower" in text for text in again.report.warnings)
 
 
 def test_page_of_a_lowered_model_tells_what_each_site_became(tmp_path: Path) -> None:
-    lowered = lower_model(compressed(), lowering="padded-8", cache=False)
+    lowered = lower_model(compressed(), lowering=Lowering("padded-8", cache=False))
     path, page = tmp_path / "lowered.onnx", tmp_path / "lowered.html"
     lowered.save(path)
     shown = CliRunner().invoke(main, ["report", str(path), "--html", str(page), "-q"])

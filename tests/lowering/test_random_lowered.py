@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from onnx_igpc import compress
 from onnx_igpc.lowering.catalogue import LOWERINGS
 from onnx_igpc.lowering.lower import lower_model
+from onnx_igpc.lowering.options import Lowering
+from onnx_igpc.planning.options import Published
 from tests.compression.test_random_models import SCHEMES, look, runs
 from tests.helpers import random_feeds, run
 from tests.random_models import networks
@@ -19,9 +21,9 @@ from tests.random_models import networks
 @given(networks(), st.sampled_from([2, 3, 8]), SCHEMES, st.sampled_from(sorted(LOWERINGS)))
 def test_lowered(before: onnx.ModelProto, ch: int, scheme: str, lowering: str) -> None:
     assume(runs(before))
-    small = compress(before, channels_per_group=ch, scheme=scheme)
+    small = compress(before, Published(ch, scheme=scheme))
     assume(small.changed)
-    result = lower_model(small.model, lowering=lowering, cache=False)
+    result = lower_model(small.model, lowering=Lowering(lowering, cache=False))
     event(lowering)
     onnx.checker.check_model(result.model, full_check=True)
     feeds = random_feeds(before)

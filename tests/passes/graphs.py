@@ -12,18 +12,18 @@ from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.passes import GroupPointwise, PassResult, RemoveDead
-from onnx_igpc.sites.find import PointwiseSite, SiteFilter
+from onnx_igpc.passes import GroupPointwise, RemoveDead
+from onnx_igpc.passes.group_pointwise import GroupedSites
+from onnx_igpc.sites.find import Rewritable, SiteFilter
 from onnx_igpc.sites.rewrite import Form
 
 
 @dataclass
 class Grouping:
-    """What :func:`group` did: the new model, the pass, and the weights that each site was given."""
+    """What :func:`group` did: the new model, the pass's result, and the weights that each site was given."""
 
     model: onnx.ModelProto
-    result: PassResult
-    rewrites: GroupPointwise
+    result: GroupedSites
     weights: dict[str, IgpcWeights]
     layouts: dict[str, GroupLayout] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
@@ -53,9 +53,7 @@ def group(
     weights: dict[str, IgpcWeights] = {}
     layouts: dict[str, GroupLayout] = {}
 
-    def plan(site: PointwiseSite) -> GroupLayout:
-        assert site.in_channels is not None
-        assert site.out_channels is not None
+    def plan(site: Rewritable) -> GroupLayout:
         layouts[site.name] = plan_layout(site.in_channels, site.out_channels, ch, scheme)
         return layouts[site.name]
 
@@ -68,9 +66,8 @@ def group(
         )
 
     def weigh(
-        site: PointwiseSite, layout: GroupLayout, scale: np.ndarray | None
+        site: Rewritable, layout: GroupLayout, scale: np.ndarray | None
     ) -> tuple[IgpcWeights, float]:
-        assert site.dtype is not None
         drawn = IgpcWeights(
             draw(layout.k, site.dtype), draw(layout.l, site.dtype) if layout.l else None
         )
@@ -81,7 +78,7 @@ def group(
     result = rewriting.run(opened)
     removed = RemoveDead(result.orphans).run(opened).changed
     onnx.checker.check_model(opened.proto, full_check=True)
-    return Grouping(opened.proto, result, rewriting, weights, layouts, removed)
+    return Grouping(opened.proto, result, weights, layouts, removed)
 
 
 def igpc(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndarray:

@@ -20,15 +20,16 @@ from onnx_igpc.layout.extended import extended_layout, with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import AbsorbGathers, GroupPointwise, RemoveDead
-from onnx_igpc.sites.find import PointwiseSite
+from onnx_igpc.sites.find import Rewritable
+from onnx_igpc.sites.rewrite import Rewritten
 from tests.helpers import GraphBuilder, run, tensor_named
 from tests.passes.absorbing import C, absorbed, finish, gather, grouped, start
 
 F = 24
-Planner = Callable[[PointwiseSite], GroupLayout]
+Planner = Callable[[Rewritable], GroupLayout]
 
 
-def low_rank(site: PointwiseSite) -> GroupLayout:
+def low_rank(site: Rewritable) -> GroupLayout:
     """K in four groups of any channels, L dense."""
     assert site.in_channels is not None
     assert site.out_channels is not None
@@ -37,7 +38,7 @@ def low_rank(site: PointwiseSite) -> GroupLayout:
     return extended_layout(site.in_channels, site.out_channels, groups)
 
 
-def published(site: PointwiseSite) -> GroupLayout:
+def published(site: Rewritable) -> GroupLayout:
     """V2 with channels in another order."""
     assert site.in_channels is not None
     assert site.out_channels is not None
@@ -46,7 +47,7 @@ def published(site: PointwiseSite) -> GroupLayout:
     return with_input_order(layout, [int(i) for i in order])
 
 
-def version_1(site: PointwiseSite) -> GroupLayout:
+def version_1(site: Rewritable) -> GroupLayout:
     assert site.in_channels is not None
     assert site.out_channels is not None
     return plan_layout(site.in_channels, site.out_channels, 8, "v1")
@@ -69,17 +70,18 @@ def network() -> onnx.ModelProto:
     return builder.model()
 
 
-def grouped_sites(model: onnx.ModelProto, plan: Planner) -> tuple[OpenModel, GroupPointwise]:
+def grouped_sites(model: onnx.ModelProto, plan: Planner) -> tuple[OpenModel, list[Rewritten]]:
     opened = OpenModel(model)
     rewriting = GroupPointwise(
         plan, lambda site, layout, scale: (random_weights(layout, 0, site.name, False), None)
     )
-    RemoveDead(rewriting.run(opened).orphans).run(opened)
-    return opened, rewriting
+    result = rewriting.run(opened)
+    RemoveDead(result.orphans).run(opened)
+    return opened, result.rewritten
 
 
-def absorb_all(opened: OpenModel, rewriting: GroupPointwise) -> AbsorbGathers:
-    absorb = AbsorbGathers({name for site in rewriting.rewrites for name in site.nodes})
+def absorb_all(opened: OpenModel, rewritten: list[Rewritten]) -> AbsorbGathers:
+    absorb = AbsorbGathers({name for site in rewritten for name in site.nodes})
     RemoveDead(absorb.run(opened).orphans).run(opened)
     onnx.checker.check_model(opened.proto, full_check=True)
     return absorb
@@ -87,16 +89,17 @@ def absorb_all(opened: OpenModel, rewriting: GroupPointwise) -> AbsorbGathers:
 
 @pytest.mark.parametrize(("plan", "left"), [(low_rank, 0), (published, 2), (version_1, 1)])
 def test_sites(plan: Planner, left: int) -> None:
-    opened, rewriting = grouped_sites(network(), plan)
+    opened, rewritten = grouped_sites(network(), plan)
     before = snapshot(opened)
-    absorb = absorb_all(opened, rewriting)
+    absorb = absorb_all(opened, rewritten)
     nodes = opened.proto.graph.node
     assert sum(node.op_type == "Gather" for node in nodes) == left
     assert check_reordered(before, opened).startswith("same outputs")
     assert count(opened).parameters == count(before).parameters
     cost = count(opened)
     values = {name for node in nodes for name in node.output}
-    for rewrite in map(absorb.updated, rewriting.rewrites):
+    for rewrite in map(absorb.updated, rewritten):
+        assert isinstance(rewrite, Rewritten)
         assert {rewrite.input, rewrite.output} <= values
         assert all(cost.node("", name) for name in rewrite.convolutions)
         assert set(rewrite.nodes) <= {node.name for node in nodes}
@@ -105,15 +108,17 @@ def test_sites(plan: Planner, left: int) -> None:
 
 
 def test_a_site_reads_its_input_in_the_stated_order() -> None:
-    opened, rewriting = grouped_sites(network(), low_rank)
-    absorb = absorb_all(opened, rewriting)
+    opened, rewritten = grouped_sites(network(), low_rank)
+    absorb = absorb_all(opened, rewritten)
     orders = {name: p for p in absorb.permutations for name in p.tensors}
-    for before in rewriting.rewrites:
-        if before.layout is not None:
-            now = absorb.updated(before).input
-            assert now != before.input
-            assert orders[now].tensors[now] == before.input
-            assert tuple(orders[now].order) == before.layout.k.input_order
+    assert rewritten
+    for before in rewritten:
+        after = absorb.updated(before)
+        assert isinstance(after, Rewritten)
+        now = after.input
+        assert now != before.input
+        assert orders[now].tensors[now] == before.input
+        assert tuple(orders[now].order) == before.layout.k.input_order
 
 
 def test_in_a_branch_and_in_a_function() -> None:

@@ -11,6 +11,7 @@ from onnx_igpc import compress
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import FoldBatchNorm, PassResult, RemoveDead
+from onnx_igpc.planning.options import Published
 from onnx_igpc.sites.rewrite import Form
 from tests.helpers import GraphBuilder, WeightForm, node_named, pointwise_model, random_feeds, run
 from tests.passes.graphs import copy_of
@@ -156,7 +157,7 @@ def test_the_former_output_leaves_no_value_info() -> None:
 @pytest.mark.parametrize("form", ["linear", "paper"])
 def test_compress_folds_first(form: Form) -> None:
     before = pointwise_model(40, 24, batch_norm=True)
-    result = compress(before, channels_per_group=8, fold_batch_norm=True, form=form)
+    result = compress(before, Published(8, form=form), fold_batch_norm=True)
     report = result.report
     assert report.folded == ["bn_node"]
     assert norms(result.model) == 0
@@ -190,5 +191,5 @@ def test_one_behind_the_other() -> None:
     assert result.changed == ["bn1_node", "bn2_node", "bn3_node"]
     assert len(after.graph.initializer) == 2, "one weight and one bias"
     assert_same_outputs(before, after)
-    report = compress(before, channels_per_group=8, fold_batch_norm=True).report
+    report = compress(before, Published(8), fold_batch_norm=True).report
     assert report.sites[0].parameters.before == 40 * 24

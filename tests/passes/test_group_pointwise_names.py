@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 
 from onnx_igpc import compress
+from onnx_igpc.planning.options import Published
 from tests.helpers import GraphBuilder, node_named, pointwise_model, run
 from tests.passes.graphs import copy_of, group
 from tests.untouched import assert_untouched
@@ -50,7 +51,7 @@ def test_layers_of_one_name_and_layers_without_a_name() -> None:
         value = builder.conv(value, output, 32, 32, name="same" if output in "ab" else "")
     builder.add("Relu", [value], "y")
     builder.output("y")
-    result = compress(builder.model(), channels_per_group=8)
+    result = compress(builder.model(), Published(8))
     names = all_names(result.model)
     assert len(set(names)) == len(names)
     assert [site.name for site in result.report.sites] == ["same:/a", "same:/b", "c", "d"]
@@ -108,7 +109,7 @@ def test_everything_beside_the_layer_is_untouched() -> None:
     sparse.values.CopyFrom(onnx.numpy_helper.from_array(ones(), "sparse"))
     sparse.indices.CopyFrom(onnx.numpy_helper.from_array(ones().astype(int), ""))
     untouched = copy_of(before)
-    result = compress(before, channels_per_group=8)
+    result = compress(before, Published(8))
     assert before == untouched, "the argument is not changed"
     assert [site.name for site in result.report.rewritten] == ["conv_node"]
     assert_untouched(before, result.model, result.report)

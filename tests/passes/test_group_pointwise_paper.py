@@ -11,6 +11,7 @@ import pytest
 
 from onnx_igpc import compress
 from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, count
+from onnx_igpc.planning.options import Published
 from tests.helpers import GraphBuilder, node_named, pointwise_model, random_feeds, run, tensor_named
 from tests.passes.graphs import group, igpc, stage
 from tests.untouched import assert_untouched
@@ -52,7 +53,7 @@ def test_unit_after_k_and_after_l(kind: str, batch_norm: bool, opset: int) -> No
     l_out = ACTIVATIONS[kind](scale * stage(layout.l, weights.l, k[:, list(layout.interleave)]))
     found = run(grouped.model, feeds)["y"]
     np.testing.assert_allclose(found, k + l_out, atol=1e-4, rtol=1e-4)
-    assert grouped.rewrites.rewrites[0].activation is not None
+    assert grouped.result.rewritten[0].activation is not None
 
 
 @pytest.mark.parametrize(("C", "F", "scheme"), [(16, 32, "v1"), (16, 40, "v2"), (17, 40, "v2")])
@@ -163,7 +164,7 @@ def test_fixed_tensors_of_a_batch_norm_are_fixed_again() -> None:
     """The published networks without gamma: what takes its place is no parameter either."""
     before = pointwise_model(32, 32, batch_norm=True)
     before.metadata_props.add(key=FIXED_TENSORS_KEY, value=json.dumps(["bn_scale"]))
-    result = compress(before, channels_per_group=8, form="paper")
+    result = compress(before, Published(8, form="paper"))
     entry = next(e for e in result.model.metadata_props if e.key == FIXED_TENSORS_KEY)
     fixed = [f"conv_node/igpc/{label}_bn.scale" for label in ("K", "L")]
     assert json.loads(entry.value) == ["bn_scale", *fixed]
@@ -176,7 +177,7 @@ def test_fixed_tensors_of_a_batch_norm_are_fixed_again() -> None:
 @pytest.mark.parametrize("kind", [None, "Relu", "Swish"])
 def test_the_whole_of_compress(kind: str | None, scheme: str) -> None:
     before = pointwise_model(40, 24, batch_norm=True, activation=kind)
-    result = compress(before, channels_per_group=8, scheme=scheme, form="paper")
+    result = compress(before, Published(8, scheme=scheme, form="paper"))
     assert "1 of 1 compute K x and L x" in result.report.checks["sites"]
     assert_untouched(before, result.model, result.report)
     site = result.report.sites[0]
@@ -189,5 +190,5 @@ def test_the_whole_of_compress(kind: str | None, scheme: str) -> None:
 def test_names_that_hold_the_word_bias_do_no_harm() -> None:
     before = pointwise_model(40, 24)
     node_named(before, "conv_node").name = "block.bias.conv"
-    result = compress(before, channels_per_group=8, form="paper")
+    result = compress(before, Published(8, form="paper"))
     assert [site.status for site in result.report.sites[:1]] == ["rewritten"]

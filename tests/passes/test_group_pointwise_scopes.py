@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from onnx_igpc import CompressResult, compress
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.traversal import scopes
+from onnx_igpc.planning.options import Published
 from tests.helpers import GraphBuilder, run
 from tests.untouched import assert_untouched
 
@@ -20,7 +21,7 @@ C = 20
 
 def compressed(before: onnx.ModelProto, sites: int) -> CompressResult:
     """Compress; every site must be rewritten, pass its check and be counted."""
-    result = compress(before, channels_per_group=4)
+    result = compress(before, Published(4))
     report = result.report
     assert len(report.rewritten) == sites, [site.reason for site in report.sites]
     assert f"{sites} of {sites} compute M x + b" in report.checks["sites"]
@@ -188,7 +189,7 @@ def test_functions_of_one_name_and_the_main_graph_with_the_same_names_inside() -
 
 def test_a_function_that_is_called_twice_costs_twice() -> None:
     twice = function("a")
-    result = compress(calling(twice, twice).model(), channels_per_group=4)
+    result = compress(calling(twice, twice).model(), Published(4))
     inside = next(site for site in result.report.sites if "function" in site.name)
     assert inside.macs.before == 2 * 25 * C * C
     assert run(result.model)["y"].shape == (1, C, 5, 5)
@@ -196,7 +197,7 @@ def test_a_function_that_is_called_twice_costs_twice() -> None:
 
 def test_attributes_that_the_caller_gives_are_left_to_the_caller() -> None:
     before = calling(function("a", strides=True), steps=[1, 1]).model()
-    result = compress(before, channels_per_group=4)
+    result = compress(before, Published(4))
     kept = result.report.kept
     assert [site.reason for site in kept] == ["attributes are parameters of the function"]
     assert_untouched(before, result.model, result.report)

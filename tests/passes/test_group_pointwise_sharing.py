@@ -8,6 +8,8 @@ from onnx import numpy_helper
 
 from onnx_igpc import compress
 from onnx_igpc.graph.cost import count
+from onnx_igpc.planning.options import Published
+from onnx_igpc.sites.find import SiteFilter
 from tests.helpers import GraphBuilder, WeightForm, node_named, run
 from tests.passes.graphs import group
 from tests.untouched import assert_untouched
@@ -48,7 +50,7 @@ def test_shared_weights_are_rewritten_once_and_stay_shared(
     weights: WeightForm, through: str
 ) -> None:
     before = two_layers(weights, through=through).model()
-    result = compress(before, channels_per_group=4)
+    result = compress(before, Published(4))
     shared = kernels(result.model, "a_node")
     assert shared == kernels(result.model, "b_node")
     first, second = result.report.sites
@@ -74,7 +76,7 @@ def test_shared_layers_compute_the_same_matrix() -> None:
 
 def test_parameters_that_are_shared_count_once() -> None:
     before = two_layers().model()
-    result = compress(before, channels_per_group=4)
+    result = compress(before, Published(4))
     totals = result.report.totals
     assert totals.parameters.before == count(before).parameters == 20 * 20 + 20 + 4 * 20
     assert totals.parameters.after == count(result.model).parameters
@@ -89,7 +91,7 @@ def test_parameters_that_are_shared_count_once() -> None:
 
 def test_a_weight_that_another_layer_keeps_stays() -> None:
     before = two_layers().model()
-    result = compress(before, channels_per_group=4, exclude=["b_node"])
+    result = compress(before, Published(4), sites=SiteFilter(exclude=("b_node",)))
     assert [site.status for site in result.report.sites] == ["rewritten", "kept"]
     assert node_named(result.model, "b_node") == node_named(before, "b_node")
     assert "a_w" in {tensor.name for tensor in result.model.graph.initializer}
@@ -108,7 +110,7 @@ def test_a_bias_of_two_layers_that_is_split_for_each() -> None:
     builder.add("Concat", ["a", "b"], "joined", axis=1)
     builder.add("Relu", ["joined"], "y")
     builder.output("y")
-    result = compress(builder.model(), channels_per_group=8, scheme="v1")
+    result = compress(builder.model(), Published(8, scheme="v1"))
     assert "a_b" in result.report.removed
     assert_untouched(builder.model(), result.model, result.report)
     assert "2 of 2 compute M x + b" in result.report.checks["sites"]
@@ -119,6 +121,6 @@ def test_a_weight_that_something_else_reads_stays() -> None:
     builder.add("ReduceMean", ["a_w"], "mean", axes=[0, 1, 2, 3], keepdims=0)
     builder.output("mean")
     before = builder.model()
-    result = compress(before, channels_per_group=4)
+    result = compress(before, Published(4))
     np.testing.assert_array_equal(run(result.model)["mean"], run(before)["mean"])
     assert_untouched(before, result.model, result.report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from onnx_igpc.compression.pipeline import CompressResult
 from onnx_igpc.errors import CheckFailedError, UsageError
 from onnx_igpc.report.digest import read_digest
 from tests.calibration_graphs import images, saved
+from tests.helpers import options_of
 
 CHANNELS = 24
 
@@ -66,8 +68,8 @@ def data(tmp_path: Path) -> Path:
     return saved(tmp_path, x=images(40, CHANNELS))
 
 
-def compressed(data: Path, target: str, **options: object) -> CompressResult:
-    return onnx_igpc.compress(classifier(), calibration=data, target=target, **options)  # type: ignore[arg-type]
+def compressed(data: Path, target: str, **options: Any) -> CompressResult:
+    return onnx_igpc.compress(classifier(), calibration=data, **options_of(target, **options))
 
 
 def weights_left(result: CompressResult) -> int:
@@ -143,7 +145,7 @@ def test_measurements_are_kept_and_used_again(data: Path, tmp_path: Path) -> Non
     other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(changed, "w1"))
     with pytest.raises(UsageError, match="no measurement of 'conv1'"):
         onnx_igpc.compress(
-            other, calibration=data, target="pointwise-parameters=40%", sensitivity=file
+            other, onnx_igpc.Budget("pointwise-parameters=40%", sensitivity=file), calibration=data
         )
 
 
@@ -165,10 +167,8 @@ def test_learned_groups_are_no_worse_than_contiguous_ones(data: Path) -> None:
     def errors(grouping: str) -> list[float]:
         report = onnx_igpc.compress(
             classifier(),
-            channels_per_group=8,
-            calibration=data,
-            grouping=grouping,
-            sequential=False,
+            onnx_igpc.Published(8, grouping=grouping),
+            calibration=onnx_igpc.Calibration(data, sequential=False),
         ).report
         return [site.error or 0.0 for site in report.rewritten]
 
@@ -190,11 +190,8 @@ def test_the_digest_tells_the_choice(data: Path) -> None:
     [
         ({"target": "pointwise-parameters=40%"}, "give --calibration"),
         ({"grouping": "learned"}, "give --calibration"),
-        ({"family": "extended"}, "give --target"),
-        ({"sensitivity": "x.json"}, "give --target"),
-        ({"target": "macs=40%", "channels_per_group": 8}, "give one of them"),
     ],
 )
-def test_options_that_do_not_go_together(options: dict[str, object], message: str) -> None:
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        onnx_igpc.compress(classifier(), **options)  # type: ignore[arg-type]
+        onnx_igpc.compress(classifier(), **options_of(**options))

@@ -11,7 +11,7 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.planning.sensitivity import DamageProbe, kl_divergence
-from onnx_igpc.sites.find import PointwiseSite, find_sites
+from onnx_igpc.sites.find import Rewritable, find_sites
 from tests.helpers import run
 
 
@@ -47,9 +47,9 @@ def classifier(bias: bool = True) -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
-def probe_of(model: onnx.ModelProto) -> tuple[DamageProbe, list[PointwiseSite]]:
+def probe_of(model: onnx.ModelProto) -> tuple[DamageProbe, list[Rewritable]]:
     opened = OpenModel(model)
-    sites = find_sites(GraphView(opened))
+    sites = find_sites(GraphView(opened)).rewritable
     data = random_data(model_inputs(model), samples=20, batch_size=8)
     return DamageProbe(opened, sites, data, samples=12, threads=1), sites
 

@@ -9,13 +9,14 @@ import pytest
 
 from onnx_igpc import compress
 from onnx_igpc.errors import ModelError
+from onnx_igpc.planning.options import Published
 from onnx_igpc.report.digest import DIGEST_KEY, read_digest, write_digest
 from onnx_igpc.report.tree import Change, Permutation, RewriteReport, SiteReport, StageReport
 from tests.helpers import pointwise_model
 
 
 def full_report() -> RewriteReport:
-    report = compress(pointwise_model(40, 24), channels_per_group=8).report
+    report = compress(pointwise_model(40, 24), Published(8)).report
     report.calibration = {"images": 12}
     report.permutations = [Permutation({"conv/permuted": "conv"}, [1, 0])]
     report.totals.file_bytes = Change(10, 5)
@@ -119,7 +120,7 @@ def test_the_digest_is_written_once() -> None:
 
 
 def test_compress_writes_the_digest_of_its_report() -> None:
-    result = compress(pointwise_model(40, 24), channels_per_group=8)
+    result = compress(pointwise_model(40, 24), Published(8))
     digest = read_digest(result.model)
     assert digest is not None
     digest.totals.file_bytes = result.report.totals.file_bytes

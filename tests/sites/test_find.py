@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import OpenModel, open_model
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.sites.find import PointwiseSite, SiteFilter, find_sites
+from onnx_igpc.sites.find import Kept, Rewritable, SiteFilter, find_sites
 from tests.helpers import GraphBuilder, WeightForm, pointwise_model, tensor_named
 from tests.helpers import with_following_layers as following
 
@@ -22,11 +22,18 @@ MODELS = os.environ.get("ONNX_IGPC_MODELS")
 MODEL_FILES = sorted(Path(MODELS).glob("*.onnx")) if MODELS else []
 
 
-def sites_of(model: onnx.ModelProto, site_filter: SiteFilter | None = None) -> list[PointwiseSite]:
-    return find_sites(GraphView(OpenModel(model)), site_filter)
+Site = Rewritable | Kept
 
 
-def only_site(model: onnx.ModelProto, site_filter: SiteFilter | None = None) -> PointwiseSite:
+def reason_of(site: Site) -> str | None:
+    return site.reason if isinstance(site, Kept) else None
+
+
+def sites_of(model: onnx.ModelProto, site_filter: SiteFilter | None = None) -> list[Site]:
+    return list(find_sites(GraphView(OpenModel(model)), site_filter).all)
+
+
+def only_site(model: onnx.ModelProto, site_filter: SiteFilter | None = None) -> Site:
     (site,) = sites_of(model, site_filter)
     return site
 
@@ -38,10 +45,10 @@ def reasons(
     include_heads: bool = False,
 ) -> dict[str, str | None]:
     chosen = SiteFilter(tuple(include), tuple(exclude), include_heads)
-    return {site.name: site.kept_reason for site in sites_of(model, chosen)}
+    return {site.name: reason_of(site) for site in sites_of(model, chosen)}
 
 
-def site_with_weight(builder: GraphBuilder, weight: str, bias: str = "") -> PointwiseSite:
+def site_with_weight(builder: GraphBuilder, weight: str, bias: str = "") -> Site:
     """The convolution ``conv`` of 6 channels that reads the value ``weight``; no head."""
     builder.input("x", ["n", 6, 5, 5])
     builder.add("Conv", ["x", weight, bias] if bias else ["x", weight], "conv", kernel_shape=[1, 1])
@@ -58,11 +65,10 @@ def site_with_weight(builder: GraphBuilder, weight: str, bias: str = "") -> Poin
 def test_sites_in_every_form(dims: int, dtype: type[np.generic], weights: WeightForm) -> None:
     model = pointwise_model(12, 20, dims=dims, dtype=dtype, weights=weights, stride=2)
     site = only_site(model)
-    assert site.kept_reason is None
+    assert isinstance(site, Rewritable)
     assert (site.name, site.in_channels, site.out_channels) == ("conv_node", 12, 20)
     assert (site.dtype, site.spatial_rank) == (np.dtype(dtype), dims)
     assert site.has_bias
-    assert site.input_tensor.name == "x"
     assert site.output_tensor.name == "conv"
     np.testing.assert_array_equal(
         site.weight_matrix(), tensor_named(model, "conv_w").reshape(20, 12)
@@ -75,7 +81,7 @@ def test_sites_in_every_form(dims: int, dtype: type[np.generic], weights: Weight
 def test_sites_in_every_operator_set(opset: int) -> None:
     model = pointwise_model(opset=opset, batch_norm=True, activation="Relu6", bias=False)
     site = only_site(model)
-    assert site.kept_reason is None
+    assert reason_of(site) is None
     assert not site.has_bias
     assert site.bias is None
 
@@ -94,14 +100,14 @@ def test_larger_kernels_and_other_operators_are_no_sites() -> None:
 def test_kernel_shape_is_not_needed() -> None:
     model = pointwise_model()
     assert not any(a.name == "kernel_shape" for a in model.graph.node[0].attribute)
-    assert only_site(model).kept_reason is None
+    assert reason_of(only_site(model)) is None
 
 
 @pytest.mark.parametrize("auto_pad", ["", "NOTSET", "SAME_UPPER", "VALID"])
 def test_every_auto_pad_that_onnxruntime_takes(auto_pad: str) -> None:
     model = pointwise_model()
     model.graph.node[0].attribute.append(helper.make_attribute("auto_pad", auto_pad))
-    assert only_site(model).kept_reason is None
+    assert reason_of(only_site(model)) is None
 
 
 def test_grouped_convolutions_are_kept() -> None:
@@ -110,7 +116,7 @@ def test_grouped_convolutions_are_kept() -> None:
     builder.conv("x", "conv", 8, 6, group=2)
     builder.output(builder.add("Relu", ["conv"], "y"))
     site = only_site(builder.model())
-    assert site.kept_reason == "already a grouped convolution (2 groups)"
+    assert reason_of(site) == "already a grouped convolution (2 groups)"
     assert (site.in_channels, site.out_channels) == (8, 6)
 
 
@@ -126,7 +132,7 @@ def test_weight_through_views_of_a_constant() -> None:
     builder.initializer("four", np.array([4]))
     builder.add("Expand", ["one", "four"], "b")
     site = site_with_weight(builder, "w", "b")
-    assert site.kept_reason is None
+    assert reason_of(site) is None
     assert site.dtype == np.float32
     np.testing.assert_array_equal(site.weight_matrix(), stored.T.astype(np.float32))
     assert site.bias is not None
@@ -210,7 +216,7 @@ def test_values_that_are_no_numbers(value: float, where: str) -> None:
             tensor.CopyFrom(numpy_helper.from_array(values, where))
     label = "weight" if where == "conv_w" else "bias"
     what = "NaN" if np.isnan(value) else "infinite values"
-    assert only_site(model).kept_reason == f"{label} holds {what}"
+    assert reason_of(only_site(model)) == f"{label} holds {what}"
 
 
 def test_weights_computed_at_run_time() -> None:
@@ -218,21 +224,21 @@ def test_weights_computed_at_run_time() -> None:
     builder.initializer("stored", builder.random(4, 6, 1, 1))
     builder.input("factor", [1])
     builder.add("Mul", ["stored", "factor"], "w")
-    assert site_with_weight(builder, "w").kept_reason == "weight is computed at run time"
+    assert reason_of(site_with_weight(builder, "w")) == "weight is computed at run time"
 
 
 def test_bias_computed_at_run_time() -> None:
     builder = GraphBuilder()
     builder.initializer("w", builder.random(4, 6, 1, 1))
     builder.input("b", [4])
-    assert site_with_weight(builder, "w", "b").kept_reason == "bias is computed at run time"
+    assert reason_of(site_with_weight(builder, "w", "b")) == "bias is computed at run time"
 
 
 def test_weights_that_are_an_input() -> None:
     builder = GraphBuilder()
     builder.input("w", [4, 6, 1, 1])
     site = site_with_weight(builder, "w")
-    assert site.kept_reason == "weight is computed at run time"
+    assert reason_of(site) == "weight is computed at run time"
     assert (site.in_channels, site.out_channels) == (6, 4)
 
 
@@ -246,7 +252,7 @@ def test_quantized_weights(transposed: bool) -> None:
     if transposed:
         builder.add("Transpose", ["w"], "turned", perm=[1, 0, 2, 3])
     site = site_with_weight(builder, "turned" if transposed else "w")
-    assert site.kept_reason == "weight is quantized (behind DequantizeLinear)"
+    assert reason_of(site) == "weight is quantized (behind DequantizeLinear)"
     if not transposed:
         assert (site.in_channels, site.out_channels) == (6, 4)
 
@@ -290,20 +296,20 @@ def _chain(builder: GraphBuilder, value: str) -> str:
 @pytest.mark.parametrize("op_type", ["Flatten", "Identity", "Softmax", "LogSoftmax", "Sigmoid"])
 def test_heads_through_operators_of_one_input(op_type: str) -> None:
     model = following(lambda builder, value: builder.add(op_type, [value], "y"))
-    assert only_site(model).kept_reason == f"head: only {op_type} before output 'y'"
+    assert reason_of(only_site(model)) == f"head: only {op_type} before output 'y'"
     assert reasons(model, include_heads=True) == {"conv_node": None}
 
 
 @pytest.mark.parametrize("add", [_reshape, _concat, _slice, _resize, _split])
 def test_heads_through_operators_that_move_values(add: object) -> None:
-    reason = only_site(following(add)).kept_reason  # type: ignore[arg-type]
+    reason = reason_of(only_site(following(add)))  # type: ignore[arg-type]
     assert reason == f"head: only {str(add.__name__)[1:].title()} before output 'y'"  # type: ignore[attr-defined]
 
 
 def test_heads_through_cast_squeeze_transpose_and_several() -> None:
     model = following(lambda b, v: b.add("Transpose", [v], "y", perm=[0, 2, 3, 1]))
-    assert only_site(model).kept_reason == "head: only Transpose before output 'y'"
-    assert only_site(following(_chain)).kept_reason == (
+    assert reason_of(only_site(model)) == "head: only Transpose before output 'y'"
+    assert reason_of(only_site(following(_chain))) == (
         "head: only Transpose, Reshape, Sigmoid before output 'z'"
     )
     cast = GraphBuilder()
@@ -312,12 +318,12 @@ def test_heads_through_cast_squeeze_transpose_and_several() -> None:
     cast.add("Squeeze", ["conv", cast.stored("axes", np.array([2, 3]))], "flat")
     cast.add("Cast", ["flat"], "y", to=TensorProto.FLOAT16)
     cast.output("y", elem_type=TensorProto.FLOAT16)
-    assert only_site(cast.model()).kept_reason == "head: only Squeeze, Cast before output 'y'"
+    assert reason_of(only_site(cast.model())) == "head: only Squeeze, Cast before output 'y'"
 
 
 def test_a_site_that_makes_an_output() -> None:
     model = following(lambda builder, value: value)
-    assert only_site(model).kept_reason == "head: it makes output 'conv'"
+    assert reason_of(only_site(model)) == "head: it makes output 'conv'"
 
 
 @pytest.mark.parametrize(
@@ -325,17 +331,17 @@ def test_a_site_that_makes_an_output() -> None:
 )
 def test_no_head_before_operators_that_compute(op_type: str) -> None:
     model = following(lambda builder, value: builder.add(op_type, [value], "y"))
-    assert only_site(model).kept_reason is None
+    assert reason_of(only_site(model)) is None
 
 
 @pytest.mark.parametrize("op_type", ["Add", "Mul", "Max"])
 def test_no_head_before_operators_of_two_inputs(op_type: str) -> None:
     model = following(lambda builder, value: builder.add(op_type, [value, "x"], "y"))
-    assert only_site(model).kept_reason is None
+    assert reason_of(only_site(model)) is None
 
 
 def test_no_head_before_squeeze_of_a_mean() -> None:
-    assert only_site(following(_squeeze)).kept_reason is None
+    assert reason_of(only_site(following(_squeeze))) is None
 
 
 def test_one_of_several_ways_to_an_output_makes_a_head() -> None:
@@ -344,7 +350,7 @@ def test_one_of_several_ways_to_an_output_makes_a_head() -> None:
         builder.conv("busy", "next", 32, 32, kernel=3)
         return builder.add("Sigmoid", [value], "y")
 
-    assert only_site(following(add)).kept_reason == "head: only Sigmoid before output 'y'"
+    assert reason_of(only_site(following(add))) == "head: only Sigmoid before output 'y'"
 
 
 def test_a_head_inside_a_branch_is_a_head() -> None:
@@ -438,10 +444,11 @@ def test_a_name_with_brackets_matches_itself() -> None:
 
 
 def test_nodes_of_an_earlier_run_are_left_alone() -> None:
-    chosen = SiteFilter(taken={"block/a": "block/original"})
-    found = {s.name: s.kept_reason for s in sites_of(_three_sites("block/a", "b", "c"), chosen)}
-    assert found["block/a"] == "part of the already rewritten block/original"
-    assert found["b"] is None
+    view = GraphView(OpenModel(_three_sites("block/a", "b", "c")))
+    found = {s.name: s for s in find_sites(view, taken={"block/a": "block/original"}).all}
+    assert reason_of(found["block/a"]) == "part of the already rewritten block/original"
+    assert getattr(found["block/a"], "part_of", None) == "block/original"
+    assert reason_of(found["b"]) is None
 
 
 # --------------------------------------------------------------------------- real models
@@ -450,7 +457,7 @@ def test_nodes_of_an_earlier_run_are_left_alone() -> None:
 @pytest.mark.skipif(not MODEL_FILES, reason="ONNX_IGPC_MODELS names no folder of models")
 @pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.stem)
 def test_every_pointwise_convolution_of_a_real_model_is_accounted_for(path: Path) -> None:
-    sites = find_sites(GraphView(open_model(path)))
+    sites = find_sites(GraphView(open_model(path))).all
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     expected = 0
     for node in model.graph.node:
@@ -462,10 +469,10 @@ def test_every_pointwise_convolution_of_a_real_model_is_accounted_for(path: Path
     for site in sites:
         assert site.in_channels
         assert site.out_channels
-        assert site.kept_reason is None or "\n" not in site.kept_reason
+        assert reason_of(site) is None or "\n" not in reason_of(site)
     if "qdq" in path.stem:
-        assert {site.kept_reason for site in sites} == {
+        assert {reason_of(site) for site in sites} == {
             "weight is quantized (behind DequantizeLinear)"
         }
     else:
-        assert any(site.kept_reason is None for site in sites)
+        assert any(reason_of(site) is None for site in sites)

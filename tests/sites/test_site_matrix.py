@@ -12,8 +12,10 @@ from onnx_igpc import compress
 from onnx_igpc.fitting.weights import relative_error
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes import FoldBatchNorm
+from onnx_igpc.planning.options import Budget, Published
 from onnx_igpc.report.tree import SiteReport
 from onnx_igpc.runtime.session import make_session, run_session
+from onnx_igpc.sites.find import SiteFilter
 from onnx_igpc.sites.site_matrix import SiteMatrices
 from tests.helpers import GraphBuilder, node_named, pointwise_model, tensor_named
 
@@ -27,7 +29,7 @@ def test_the_error_of_a_blind_fit_is_that_of_the_matrix(
     C: int, F: int, ch: int, opset: int
 ) -> None:
     dense = pointwise_model(C, F, opset=opset)
-    result = compress(dense, channels_per_group=ch)
+    result = compress(dense, Published(ch))
     (site,) = result.report.rewritten
     matrix = SiteMatrices(OpenModel(result.model), result.report).matrix(site)
     weight = tensor_named(dense, node_named(dense, site.name).input[1]).reshape(F, C)
@@ -41,9 +43,9 @@ def test_channels_that_a_budget_reordered_are_back_in_the_original_order(tmp_pat
     np.savez(tmp_path / "data.npz", input=data)
     result = compress(
         path,
-        target="pointwise-parameters=20%",
+        Budget("pointwise-parameters=20%"),
         calibration=tmp_path / "data.npz",
-        include=["conv_pw_1", "conv_pw_2"],
+        sites=SiteFilter(include=("conv_pw_1", "conv_pw_2")),
     )
     site = result.report.rewritten[0]
     assert site.input.endswith("/permuted"), "nothing was reordered: the test says nothing"
@@ -63,12 +65,14 @@ def test_channels_that_a_budget_reordered_are_back_in_the_original_order(tmp_pat
 
 def test_no_matrix_where_the_form_is_not_linear_or_nodes_are_gone() -> None:
     result = compress(
-        SAMPLES / "digits_net.onnx", channels_per_group=16, form="paper", include=["conv_pw_3"]
+        SAMPLES / "digits_net.onnx",
+        Published(16, form="paper"),
+        sites=SiteFilter(include=("conv_pw_3",)),
     )
     (site,) = result.report.rewritten
     model = OpenModel(result.model)
     assert SiteMatrices(model, result.report).matrix(site) is None
-    linear = compress(pointwise_model(40, 24), channels_per_group=8)
+    linear = compress(pointwise_model(40, 24), Published(8))
     (site,) = linear.report.rewritten
     matrices = SiteMatrices(OpenModel(linear.model), linear.report)
     assert matrices.matrix(site) is not None
@@ -83,7 +87,7 @@ def test_the_matrix_of_a_site_that_a_batch_norm_was_folded_into() -> None:
     y = builder.conv(x, "pw", 32, 64, name="pw")  # K alone, one convolution
     y = builder.batch_norm(y, "bn", 64)
     builder.output(builder.add("Relu", [y], "y"), [1, 64, 5, 5])
-    result = compress(builder.model(), channels_per_group=8)
+    result = compress(builder.model(), Published(8))
     (site,) = result.report.rewritten
     plain = SiteMatrices(OpenModel(result.model), result.report).matrix(site)
     scale = tensor_named(result.model, _batch_norm(result.model).input[1])

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from onnx_igpc.compression.pipeline import compress
+from onnx_igpc.planning.options import Published
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from tests.helpers import GraphBuilder
 from tests.torch_bridge.graphs import run_onnx
@@ -44,7 +45,7 @@ def classifier(
 
 def smaller(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its two sites rewritten."""
-    result = compress(model, channels_per_group=4)
+    result = compress(model, Published(4))
     assert [site.name for site in result.report.rewritten] == ["wide_node", "deep_node"]
     return result.model
 

@@ -11,10 +11,12 @@ import onnx
 import pytest
 from PIL import Image
 
+from onnx_igpc.calibration.options import Calibration
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
+from onnx_igpc.planning.options import Published
 from onnx_igpc.torch_bridge.training.augment import (
     Augmentation,
     Draw,
@@ -213,7 +215,7 @@ def test_fine_tuning_on_images_takes_the_preprocessing_of_the_report(tmp_path: P
     teacher = classifier()
     root = image_folder(tmp_path / "images", 18, mode="L")
     chosen = Preprocessing(mean=(0.5,), std=(0.25,))
-    small = compress(teacher, channels_per_group=4, calibration=root, preprocessing=chosen)
+    small = compress(teacher, Published(4), calibration=Calibration(root, preprocessing=chosen))
     small.save(tmp_path / "small.onnx")
     result = finetune(
         tmp_path / "small.onnx", teacher=teacher, data=root, recipe=short(epochs=1), workers=0

@@ -1,0 +1,51 @@
+"""The data that a rewrite is fitted to, and how."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from onnx_igpc.data.batches import Data
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.sources import open_data
+from onnx_igpc.graph.inputs import model_inputs
+from onnx_igpc.graph.model import OpenModel, PathLike
+
+DEFAULT_SAMPLES = 512
+_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Unlabelled data to fit the weights to, and to measure the damage on.
+
+    Args:
+        data: a folder of images, tar shards, arrays (see :func:`~onnx_igpc.data.sources.open_data`), or
+            opened data.
+        preprocessing: how images become inputs of the model.
+        samples: at most so many of a data source that is not opened already.
+        sequential: fit each site on what the rewritten sites before it make of the data, towards what
+            the original computes; ``False`` fits all on the original's activations.
+    """
+
+    data: PathLike | Data
+    preprocessing: Preprocessing | None = None
+    samples: int = DEFAULT_SAMPLES
+    sequential: bool = True
+
+    def open(self, model: OpenModel) -> Data:
+        """The data as batches for the model.
+
+        Raises:
+            DataError: the data is missing, empty, or does not fit the model's inputs.
+            UsageError: options that cannot be used for it.
+        """
+        if not isinstance(self.data, (str, os.PathLike)):
+            return self.data
+        return open_data(
+            self.data,
+            model_inputs(model.proto),
+            self.preprocessing,
+            samples=self.samples,
+            batch_size=_BATCH,
+        )

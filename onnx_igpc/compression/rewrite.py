@@ -1,0 +1,157 @@
+"""The rewrite of a graph: every site as planned, then what follows from it in the rest of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnx_igpc.compression.plugins import PluginPass, run_plugin
+from onnx_igpc.evaluation.equivalence import check_reordered
+from onnx_igpc.evaluation.site_check import check_sites
+from onnx_igpc.graph.model import OpenModel, snapshot
+from onnx_igpc.graph.view import GraphView
+from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.passes import AbsorbGathers, FoldBatchNorm, GroupPointwise, MergeGathers, RemoveDead
+from onnx_igpc.passes.remove_dead import unread_values
+from onnx_igpc.report.tree import Permutation, RewriteReport
+from onnx_igpc.sites.find import FoundSites, SiteFilter, find_sites
+from onnx_igpc.sites.rewrite import Fitter, Form, Outcome, Progress, Rewritten
+from onnx_igpc.sites.subgraph import RewrittenModel, SiteRecord
+
+
+@dataclass
+class GraphChanges:
+    """What was done to a graph: ``outcomes`` of all sites, and by name what changed around them.
+
+    ``renamed`` maps a tensor of the main graph, by its former name, to the one that stands for it.
+    """
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    folded: list[str] = field(default_factory=list)
+    folded_outputs: dict[tuple[str, str], str] = field(default_factory=dict)
+    merged: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    inputs_removed: list[str] = field(default_factory=list)
+    permuted: list[str] = field(default_factory=list)
+    permutations: list[Permutation] = field(default_factory=list)
+    renamed: dict[tuple[str, str], str] = field(default_factory=dict)
+    passes: dict[str, list[str]] = field(default_factory=dict)
+    checks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rewritten(self) -> list[Rewritten]:
+        return [each for each in self.outcomes if isinstance(each, Rewritten)]
+
+    @property
+    def inserted(self) -> list[str]:
+        """The names of all inserted nodes."""
+        return [name for done in self.rewritten for name in done.nodes]
+
+    @property
+    def any(self) -> bool:
+        """Whether the graph differs from what it was."""
+        return bool(self.rewritten or self.folded or any(self.passes.values()))
+
+
+class Rewriter:
+    """Edits one model in place, in steps; ``changes`` has what was done.
+
+    Args:
+        model: the model.
+        digest: what an earlier run said of it; its nodes are left alone, its orders built upon.
+    """
+
+    def __init__(self, model: OpenModel, digest: RewriteReport | None = None) -> None:
+        self.model = model
+        self.changes = GraphChanges()
+        self._digest = digest
+        self._taken = (
+            {n: site.name for site in digest.rewritten for n in site.nodes} if digest else {}
+        )
+        self._unread = unread_values(model.proto)
+        self._orphans: set[str] = set()
+
+    def fold_batch_norms(self) -> None:
+        """Fold BatchNormalization into the convolutions of the model."""
+        fold = FoldBatchNorm(self._taken)
+        done = fold.run(self.model)
+        self.changes.folded = done.changed
+        self.changes.folded_outputs = fold.renamed
+        self._orphans |= done.orphans
+
+    def find(self, site_filter: SiteFilter) -> FoundSites:
+        """The sites of the model as it is now."""
+        return find_sites(GraphView(self.model), site_filter, self._taken)
+
+    def rewrite(
+        self,
+        found: FoundSites,
+        layouts: Mapping[str, GroupLayout],
+        fitter: Fitter,
+        form: Form = "linear",
+        progress: Progress | None = None,
+    ) -> None:
+        """Rewrite each site as planned; :meth:`settle` comes next."""
+        group = GroupPointwise(
+            lambda site: layouts[site.name],
+            fitter.weigh,
+            form,
+            rebias=fitter.rebias,
+            found=found,
+            on_site=progress,
+        )
+        grouped = group.run(self.model)
+        self.changes.outcomes = grouped.outcomes
+        self._orphans |= grouped.orphans
+
+    def settle(self, checked: bool = True) -> None:
+        """Remove what is dead, check the sites, and merge Gathers.
+
+        Raises:
+            CheckFailedError: a site does not compute what its weights say.
+        """
+        self._clean(self._orphans)
+        if checked:
+            self.changes.checks["sites"] = check_sites(self.model, self.changes.rewritten)
+        merged = MergeGathers(set(self.changes.inserted)).run(self.model)
+        self.changes.merged = merged.changed
+        self._clean(merged.orphans)
+
+    def absorb(self, checked: bool = True) -> None:
+        """Let producers take over the order of channels that learned groups read; checked as a whole.
+
+        Raises:
+            CheckFailedError: the model computes something else than before.
+        """
+        changes, digest = self.changes, self._digest
+        earlier = digest.permutations if digest else ()
+        absorb = AbsorbGathers(set(changes.inserted), self._taken, earlier)
+        before = snapshot(self.model) if checked else None
+        done = absorb.run(self.model)
+        if not done:
+            return
+        self._clean(done.orphans)
+        changes.permuted, changes.permutations = absorb.permuted, absorb.permutations
+        changes.renamed = absorb.renamed
+        if before is not None:
+            changes.checks["order"] = check_reordered(before, self.model)
+        changes.outcomes = [absorb.updated(outcome) for outcome in changes.outcomes]
+
+    def run_plugins(self, plugins: Sequence[PluginPass]) -> None:
+        """Run passes of other packages, each checked as :func:`run_plugin` says."""
+        for plugin in plugins:
+            done = run_plugin(plugin, self.model, self.changes.inserted)
+            self.changes.passes[plugin.label] = done.changed
+            self._clean(done.orphans)
+
+    def _clean(self, orphans: set[str]) -> None:
+        """Remove what a pass left without a reader; what had none before stays."""
+        dead = RemoveDead(orphans, self._unread)
+        self.changes.removed += dead.run(self.model).changed
+        self.changes.inputs_removed += dead.inputs_removed
+
+    def result(self) -> RewrittenModel:
+        """The model with the records of all its sites, those of the earlier run first."""
+        earlier = [SiteRecord.of(site) for site in self._digest.rewritten] if self._digest else []
+        new = [SiteRecord.of_rewritten(done) for done in self.changes.rewritten]
+        return RewrittenModel.of(self.model, [*earlier, *new])

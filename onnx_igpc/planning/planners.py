@@ -1,0 +1,65 @@
+"""A layout for every site, as the options of a rewrite ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx_igpc.data.batches import Data
+from onnx_igpc.graph.cost import ModelCost
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.planning.budget import Plan, Pricing, learned_layouts, plan_budget
+from onnx_igpc.planning.options import Budget, Published
+from onnx_igpc.sites.find import FoundSites
+from onnx_igpc.sites.rewrite import Progress
+
+
+def plan_published(
+    model: OpenModel, found: FoundSites, plan: Published, data: Data | None = None
+) -> Plan:
+    """The published layout of every site; ``data`` chooses the groups where they are learned.
+
+    Raises:
+        DataError: data that cannot be used.
+    """
+    layouts: Mapping[str, GroupLayout] = {
+        site.name: plan_layout(
+            site.in_channels, site.out_channels, plan.channels_per_group, plan.scheme
+        )
+        for site in found.rewritable
+    }
+    if plan.grouping == "learned" and data is not None:
+        layouts = learned_layouts(model, found, data, layouts)
+    return Plan(dict(layouts))
+
+
+def plan_sites(
+    model: OpenModel,
+    found: FoundSites,
+    plan: Published | Budget,
+    data: Data | None,
+    cost: ModelCost,
+    pricing: Pricing | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """A layout for every site that can be rewritten.
+
+    Args:
+        model: the model, which is not changed.
+        found: its sites.
+        plan: a published scheme throughout, or a budget.
+        data: calibration data, which a budget and learned groups need.
+        cost: of the model as it is.
+        pricing: what measures times, for a budget of latency.
+        progress: called with (sites done, sites in all, name of the next).
+
+    Raises:
+        CheckFailedError: the budget cannot be reached.
+        UsageError: measurements to reuse that are those of another model.
+        DataError: data that cannot be used.
+    """
+    if isinstance(plan, Published):
+        return plan_published(model, found, plan, data)
+    assert data is not None, "a budget is checked to have data before"
+    return plan_budget(model, found, data, cost, plan, progress, pricing)
