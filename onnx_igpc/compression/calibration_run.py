@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.data.batches import Data
@@ -21,6 +20,7 @@ from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.passes.base import PassResult
 from onnx_igpc.planning.budget import learned_layouts, plan_budget
 from onnx_igpc.planning.options import CompressOptions
+from onnx_igpc.report.sections import CalibrationReport, MeasuredOn
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
 from onnx_igpc.sites.find import find_sites
@@ -36,7 +36,7 @@ class CalibrationRun:
     original: AnyModel
     data: Data
     sequential: bool = True
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: CalibrationReport | None = None
 
     @classmethod
     def open(
@@ -113,9 +113,9 @@ class CalibrationRun:
         """
         report.calibration = self.summary
         if self.data.preprocessing is not None:
-            report.preprocessing = self.data.preprocessing.to_dict()
+            report.preprocessing = self.data.preprocessing
         report.damage = measure_damage(self.original, rewritten, self.data)
-        report.notes.append("the damage was measured on the data that the weights were fitted to")
-        if without := self.summary["without_data"]:
+        report.notes.append(MeasuredOn.FITTED.note)
+        if self.summary is not None and (without := self.summary.without_data):
             names = ", ".join(without)
             report.warnings.append(f"{len(without)} sites were fitted without data: {names}")

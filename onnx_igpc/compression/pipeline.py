@@ -205,7 +205,7 @@ def _compress(
     digest = read_digest(opened.proto)
     refuse_lowered(digest, opened.name, "compress")
     taken = {name: site.name for site in digest.rewritten for name in site.nodes} if digest else {}
-    report = RewriteReport(options=options.as_dict(), notes=list(before.notes))
+    report = RewriteReport(options=options.described(), notes=list(before.notes))
     report.input_shapes = {name: list(shape) for name, shape in before.input_shapes.items()}
     cleaner = _Cleaner(opened, report)
     orphans: set[str] = set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from onnx_igpc.graph.cost import ModelCost
-from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.planning.options import CompressOptions
 from onnx_igpc.report.tree import (
     Change,
@@ -32,17 +31,12 @@ def site_reports(
     reports: list[SiteReport] = []
     earlier = {site.name: site for site in digest.rewritten} if digest else {}
     for rewrite in rewrites:
-        if _is_part(rewrite):
+        if rewrite.site.part_of is not None:
             continue
         reports.append(_site_report(rewrite, before, after, renamed))
     names = {name for site in earlier.values() for name in site.nodes}
     reports = [site for site in reports if site.name not in names]
     return [*earlier.values(), *reports]
-
-
-def _is_part(rewrite: SiteRewrite) -> bool:
-    """Whether this convolution is the K or L of a site that an earlier run rewrote."""
-    return (rewrite.kept_reason or "").startswith("part of the already rewritten")
 
 
 def _site_report(
@@ -77,7 +71,7 @@ def _site_report(
     report.input = rewrite.input
     report.nodes = list(rewrite.nodes)
     report.replaced = list(rewrite.replaced)
-    report.layout = layout_to_dict(layout)
+    report.layout = layout
     return report
 
 
@@ -95,7 +89,7 @@ def pointwise_parameters(
         output = str(rewrite.site.ref.proto.output[0])
         made = rewrite.convolutions or (rewrite.output or output,)
         written += [(path, name) for name in made]
-        if not _is_part(rewrite):
+        if rewrite.site.part_of is None:
             dense.append((path, renamed.get((path, output), output)))
     earlier = [site for site in digest.rewritten if not site.shares_weight_with] if digest else []
     return Change(

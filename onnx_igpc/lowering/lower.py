@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-
 import onnx
 
 from onnx_igpc.errors import UsageError
@@ -23,18 +19,16 @@ from onnx_igpc.lowering.catalogue import (
     lower,
     site_opset,
 )
-from onnx_igpc.lowering.selection import select, setting_dict
+from onnx_igpc.lowering.selection import describe_lowering, select
 from onnx_igpc.lowering.site_races import LITERAL, Choices, Progress
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
+from onnx_igpc.report.sections import LoweringReport, SiteLowering
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.subgraph import find_subgraphs
 
 AUTO = "auto"
-# What the model's digest has of the lowering: no times, and nothing of the machine.
-_IN_DIGEST = ("mode", "provider", "threads", "batch", "shapes")
-
 _IR_WITH_FREE_INITIALIZERS = 4
 
 
@@ -79,7 +73,7 @@ def lower_model(
     races = RaceCache(cache_folder(cache))
     if lowering == AUTO:
         selection = select(opened, setting, races, allow_slower=allow_slower, progress=progress)
-        choices, said = selection.choices, selection.to_dict(races)
+        choices, said = selection.choices, selection.described(races)
     else:
         choices, said = fixed_choices(opened, lowering, setting)
     return finish(before, opened, report, removed, choices, said)
@@ -121,18 +115,19 @@ def prepare(opened: OpenModel, report: RewriteReport) -> list[str]:
 
 def fixed_choices(
     opened: OpenModel, lowering: str, setting: Setting
-) -> tuple[Choices, dict[str, Any]]:
+) -> tuple[Choices, LoweringReport]:
     """One lowering wherever it applies, and what the report says of it."""
     found, unknown = find_subgraphs(opened)
     choices: Choices = {}
-    sites: dict[str, Any] = {
-        name: {"lowering": LITERAL, "reason": f"not recognised: {why}"} for name, why in unknown
+    sites = {
+        name: SiteLowering(lowering=LITERAL, reason=f"not recognised: {why}")
+        for name, why in unknown
     }
     for site in found:
         reason = applicable(site, site_opset(opened, site))[lowering]
         choices[site.name] = LITERAL if reason else lowering
-        sites[site.name] = {"lowering": choices[site.name], "reason": reason}
-    return choices, {"mode": lowering, **setting_dict(setting), "sites": sites}
+        sites[site.name] = SiteLowering(lowering=choices[site.name], reason=reason)
+    return choices, describe_lowering(lowering, setting, sites)
 
 
 def finish(
@@ -141,7 +136,7 @@ def finish(
     report: RewriteReport,
     removed: list[str],
     choices: Choices,
-    said: dict[str, Any],
+    said: LoweringReport,
 ) -> CompressResult:
     """Write the choices into ``opened``, check it against ``before`` and bring the report up to date.
 
@@ -166,17 +161,9 @@ def finish(
         **check_graph(before.proto, opened, doubt),
         "lowering": check_same_outputs(before, opened, "lowering", "please report this"),
     }
-    write_digest(opened.proto, replace(report, lowering=_for_digest(said)))
+    write_digest(opened.proto, report)
     totals.file_bytes.after = opened.total_bytes()
     return CompressResult(opened, report, changed=True)
-
-
-def _for_digest(said: Mapping[str, Any]) -> dict[str, Any]:
-    sites = {
-        name: {key: site[key] for key in ("lowering", "reason") if site.get(key)}
-        for name, site in said["sites"].items()
-    }
-    return {**{key: said[key] for key in _IN_DIGEST if said[key]}, "sites": sites}
 
 
 def _update_sites(report: RewriteReport, lowered: list[LoweredSite]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from onnx_igpc.planning.knapsack import (
 )
 from onnx_igpc.planning.options import CompressOptions
 from onnx_igpc.planning.sensitivity import DamageProbe
+from onnx_igpc.report.sections import SelectionReport
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import PointwiseSite
 
@@ -54,7 +55,7 @@ class BudgetPlan:
     """A layout for every site by name, and what to say of the choice in the report."""
 
     layouts: dict[str, GroupLayout]
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: SelectionReport
 
 
 def plan_budget(
@@ -118,22 +119,21 @@ def plan_budget(
         choice = latency.choose(planned, target, layouts)
     else:
         choice = best_within(planned, target, _fixed(planned, seen, cost, target))
-    summary = {
-        "target": str(options.target),
-        "family": options.family,
-        "grouping": options.grouping,
-        "measure": probe.measure if probe else "read from a file",
-        "samples": probe.samples if probe else None,
-        "predicted_damage": choice.damage,
-        "curve": [list(point) for point in trade_off(planned, target)],
-        "chosen": [choice.cost / (_dense_cost(planned, target) or 1), choice.damage],
-        "damage_by_site": {
+    summary = SelectionReport(
+        target=str(options.target),
+        family=options.family,
+        grouping=options.grouping,
+        measure=probe.measure if probe else "read from a file",
+        samples=probe.samples if probe else None,
+        predicted_damage=choice.damage,
+        curve=trade_off(planned, target),
+        chosen=(choice.cost / (_dense_cost(planned, target) or 1), choice.damage),
+        damage_by_site={
             each.name: each.candidates[index].damage
             for each, index in zip(planned, choice.indices, strict=True)
         },
-    }
-    if latency is not None:
-        summary["latency"] = latency.summary
+        latency=latency.summary if latency is not None else None,
+    )
     return BudgetPlan(layouts(choice), summary)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from onnx_igpc.errors import UsageError
 from onnx_igpc.layout.schemes import SCHEMES
 from onnx_igpc.planning.knapsack import Target
+from onnx_igpc.report.sections import OptionsReport
 from onnx_igpc.sites.rewrite import Form
 
 DEFAULT_CH = 16
@@ -37,28 +37,25 @@ class CompressOptions:
     passes: tuple[str, ...] = ()
     lowering: str = "literal"
 
-    def as_dict(self) -> dict[str, Any]:
+    def described(self) -> OptionsReport:
         """For the report: everything that decides what is written."""
-        options: dict[str, Any] = {
-            "form": self.form,
-            "init": self.init,
-            "fold_batch_norm": self.fold_batch_norm,
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-            "include_heads": self.include_heads,
-            "grouping": self.grouping,
-        }
-        if self.target is None:
-            options |= {"ch": self.channels_per_group, "scheme": self.scheme}
-        else:
-            options |= {"target": str(self.target), "family": self.family}
-        if self.init == "random":
-            options["seed"] = self.seed
-        if self.lowering != "literal":
-            options["lowering"] = self.lowering
-        if self.passes:
-            options["passes"] = list(self.passes)
-        return options
+        budget = self.target is not None
+        return OptionsReport(
+            form=self.form,
+            init=self.init,
+            fold_batch_norm=self.fold_batch_norm,
+            include=list(self.include),
+            exclude=list(self.exclude),
+            include_heads=self.include_heads,
+            grouping=self.grouping,
+            ch=None if budget else self.channels_per_group,
+            scheme=None if budget else self.scheme,
+            target=str(self.target) if budget else None,
+            family=self.family if budget else None,
+            seed=self.seed if self.init == "random" else None,
+            lowering=self.lowering if self.lowering != "literal" else None,
+            passes=list(self.passes) or None,
+        )
 
     def check(self, calibrated: bool) -> None:
         """Refuse what cannot be used, or not together.

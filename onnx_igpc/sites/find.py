@@ -55,6 +55,8 @@ class SiteFilter:
 class PointwiseSite:
     """A pointwise convolution; ``kept_reason`` says why it cannot or must not be rewritten.
 
+    ``part_of`` names the site that an earlier run rewrote and whose K or L this convolution is.
+
     The weight has shape (F, C, 1, ...) with ``spatial_rank`` ones and the given dtype, the bias
     (F,). Weight and bias can be read until the model is edited.
     """
@@ -68,6 +70,7 @@ class PointwiseSite:
     dtype: np.dtype | None = None
     spatial_rank: int = 2
     kept_reason: str | None = None
+    part_of: str | None = None
 
     @property
     def input_tensor(self) -> gs.Tensor:
@@ -206,9 +209,10 @@ def _describe(
         bias=bias,
         dtype=_dtype(weight) if weight else None,
         spatial_rank=len(shape) - 2 if shape else len(ref.attribute("kernel_shape", [1, 1])),
+        part_of=chosen.taken.get(ref.proto.name),
     )
     checks: tuple[Callable[[], str | None], ...] = (
-        lambda: _reason_taken(ref, chosen),
+        lambda: f"part of the already rewritten {site.part_of}" if site.part_of else None,
         lambda: flaw,
         lambda: f"already a grouped convolution ({groups} groups)" if groups > 1 else None,
         lambda: "attributes are parameters of the function" if ref.is_parametrized else None,
@@ -219,11 +223,6 @@ def _describe(
     )
     reason = next((found for check in checks if (found := check())), None)
     return replace(site, kept_reason=reason)
-
-
-def _reason_taken(ref: NodeRef, chosen: SiteFilter) -> str | None:
-    owner = chosen.taken.get(ref.proto.name)
-    return f"part of the already rewritten {owner}" if owner else None
 
 
 def _reason_weight(view: GraphView, site: PointwiseSite) -> str | None:

@@ -20,7 +20,6 @@ from onnx_igpc.graph.traversal import NodeHolder
 from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.permutations import compose_gathers
-from onnx_igpc.layout.serialization import layout_from_dict
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.tree import SiteReport
 from onnx_igpc.sites.recognition import LINEAR, NotRecognisedError, read_structure
@@ -195,13 +194,9 @@ def _subgraph(
 
 def _as_in_digest(found: GroupLayout, site: SiteReport) -> GroupLayout | None:
     """The digest's layout, if what was found in the graph is just that."""
-    if site.layout is None:
+    if site.layout is None or _signature(site.layout) != _signature(found):
         return None
-    try:
-        stated = layout_from_dict(site.layout)
-    except ValueError:
-        return None
-    return stated if _signature(stated) == _signature(found) else None
+    return site.layout
 
 
 def _signature(layout: GroupLayout) -> tuple[object, ...]:
