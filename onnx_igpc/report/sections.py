@@ -234,6 +234,9 @@ class EpochReport:
     images_per_second: IfKnown[float] = None
     seconds: IfKnown[float] = None
 
+    def portable(self) -> EpochReport:
+        return replace(self, images_per_second=None, seconds=None)
+
 
 @dataclass(kw_only=True)
 class WrittenCheck:
@@ -275,7 +278,7 @@ class FinetuneReport:
         return replace(
             self,
             seconds=None,
-            epochs=[replace(row, images_per_second=None, seconds=None) for row in self.epochs],
+            epochs=[row.portable() for row in self.epochs],
             data=self.data.portable(),
             val=self.val and self.val.portable(),
             notes=notes,

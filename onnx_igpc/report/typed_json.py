@@ -42,9 +42,10 @@ def converted(
 def to_values(value: Any) -> Any:
     """A dataclass, and what is in it, as plain objects, lists, strings and numbers."""
     if is_dataclass(value):
+        kind: Any = type(value)
         return {
             name: _written(part, getattr(value, name))
-            for name, (part, _, left_out) in _hints(type(value)).items()
+            for name, (part, _, left_out) in _hints(kind).items()
             if not (left_out and _is_absent(value, name, left_out))
         }
     if isinstance(value, Mapping):
@@ -60,7 +61,8 @@ def from_values(kind: type[T], data: Any, where: str = "") -> T:
             or what the dataclass itself raises for values that cannot be meant.
     """
     _require(isinstance(data, dict), where or "it", "an object")
-    inside, hints = f"{where}." if where else "", _hints(kind)
+    known: Any = kind
+    inside, hints = f"{where}." if where else "", _hints(known)
     for name in data:
         if name not in hints:
             raise ValueError(f"{_shown(inside + str(name))} is not known")

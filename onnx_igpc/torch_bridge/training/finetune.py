@@ -63,8 +63,8 @@ class FinetuneResult:
                     lines.append(f"validation {name}: {old:.2%} -> {new:.2%}")
         if damage is not None and damage.agreement is not None:
             earlier = run.damage_before if run is not None else None
-            known = earlier is not None and earlier.agreement is not None
-            start = f"{earlier.agreement:.1%} -> " if known else ""
+            known = earlier.agreement if earlier is not None else None
+            start = f"{known:.1%} -> " if known is not None else ""
             lines.append(f"agreement with the original: {start}{damage.agreement:.1%}")
         if run is not None and (check := run.check):
             lines.append(f"check: onnxruntime is within {check.relative:.1e} of the trained module")
