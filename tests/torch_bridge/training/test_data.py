@@ -220,7 +220,7 @@ def test_fine_tuning_on_images_takes_the_preprocessing_of_the_report(tmp_path: P
     )
     assert result.report.finetune
     used = result.report.finetune.data.preprocessing
-    assert used == chosen.resolved(model_inputs(teacher)[0]).to_dict()
+    assert used == chosen.resolved(model_inputs(teacher)[0])
     assert result.report.finetune.recipe["augment"] == ["shift"]
     assert result.history[0].accuracy is not None
 

@@ -161,7 +161,7 @@ class TestLearning:
             finetune(smaller(model), teacher=model, data=data, recipe=recipe).history[0]
             for model in (plain, soft)
         ]
-        assert rows[0]["output_loss"] == pytest.approx(rows[1]["output_loss"], rel=1e-3)
+        assert rows[0].output_loss == pytest.approx(rows[1].output_loss, rel=1e-3)
 
 
 class TestWhatIsKept:
