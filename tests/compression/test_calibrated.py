@@ -117,8 +117,8 @@ def test_images_and_their_preprocessing(tmp_path: Path) -> None:
         graph.model(), channels_per_group=4, calibration=tmp_path, preprocessing=chosen
     )
     assert result.report.preprocessing is not None
-    assert Preprocessing.from_dict(result.report.preprocessing).crop == 6
-    assert result.report.preprocessing["mean"] == [1.0]
+    assert result.report.preprocessing.crop == 6
+    assert result.report.preprocessing.mean == (1.0,)
     assert result.report.damage is not None
 
 

@@ -75,6 +75,19 @@ def test_everything_that_was_done_and_measured_is_on_the_page() -> None:
     assert "not measured" not in page.text
 
 
+def test_the_page_is_about_the_model_of_its_title_and_no_other_that_ends_alike() -> None:
+    report = network_report()
+    assert report.benchmark is not None
+    (race,) = report.benchmark.races
+    last = replace(race.timings[1], path="models/xsmall.onnx", median_ms=1.0)
+    races = (replace(race, timings=(*race.timings, last)),)
+    model = replace(report.benchmark.models[1], path=last.path)
+    models = (*report.benchmark.models, model)
+    report.benchmark = replace(report.benchmark, races=races, models=models)
+    assert "2.5\xa0ms2\xa0ms1.25 × as fast" in Page(render_html(report, "small.onnx")).text
+    assert "2.5\xa0ms1\xa0ms1.25 × as fast" in Page(render_html(report, "xsmall.onnx")).text
+
+
 def test_what_is_missing_says_how_to_get_it() -> None:
     report = RewriteReport(totals=Totals(Change(10, 5), Change(10, 5)))
     page = Page(render_html(report, "small.onnx"))
