@@ -439,9 +439,11 @@ def test_a_name_with_brackets_matches_itself() -> None:
 
 def test_nodes_of_an_earlier_run_are_left_alone() -> None:
     chosen = SiteFilter(taken={"block/a": "block/original"})
-    found = {s.name: s.kept_reason for s in sites_of(_three_sites("block/a", "b", "c"), chosen)}
-    assert found["block/a"] == "part of the already rewritten block/original"
-    assert found["b"] is None
+    found = {site.name: site for site in sites_of(_three_sites("block/a", "b", "c"), chosen)}
+    assert found["block/a"].kept_reason == "part of the already rewritten block/original"
+    assert found["block/a"].part_of == "block/original"
+    assert found["b"].kept_reason is None
+    assert found["b"].part_of is None
 
 
 # --------------------------------------------------------------------------- real models
