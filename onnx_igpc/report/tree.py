@@ -17,7 +17,12 @@ from onnx_igpc._version import __version__
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
-from onnx_igpc.layout.serialization import layout_from_dict, layout_to_dict
+from onnx_igpc.layout.serialization import (
+    MAX_CHANNELS,
+    layout_from_dict,
+    layout_size,
+    layout_to_dict,
+)
 from onnx_igpc.report.benchmark import BenchmarkReport
 from onnx_igpc.report.sections import (
     CalibrationReport,
@@ -231,6 +236,7 @@ class RewriteReport:
                 f"{REPORT_VERSION}: use the release of onnx-igpc that wrote it"
             )
         try:
+            _check_total(data.get("sites"))
             return from_values(cls, data)
         except (ValueError, UsageError) as error:
             raise ModelError(f"the report is damaged: {error}") from error
@@ -247,6 +253,18 @@ class RewriteReport:
         except (ValueError, RecursionError) as error:
             raise ModelError(f"the report is not JSON: {error}") from error
         return cls.from_dict(data)
+
+
+def _check_total(sites: object) -> None:
+    """Refuse sites whose layouts together would take the memory of no real model; raises ValueError."""
+    total = 0
+    for site in sites if isinstance(sites, list) else ():
+        try:
+            total += layout_size(site["layout"])
+        except (LookupError, TypeError, ValueError, AttributeError):
+            continue  # there is none, or reading it says what is wrong
+        if total > MAX_CHANNELS:
+            raise ValueError(f"the layouts of sites have more than {MAX_CHANNELS} channels")
 
 
 def describe_interleave(layout: GroupLayout) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,27 @@ WITHOUT: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "thumbnails": (("sites", 0, "thumbnails", "M"), {}, "sites[0].thumbnails.M.cells is missing"),
     "unknown": (("finetune", "surprise\n"), 1, "finetune.surprise? is not known"),
 }
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"scheme": "v2", "C": 2**20, "F": 2**20, "ch": 2**20},
+        {"scheme": "x", "C": 8, "F": 8, "ch": 8, "k": [[1, 2**20, 8], [1, 2**20, 8]]},
+        {"scheme": "x", "C": 8, "F": 8, "ch": 8, "k": [["x" * 99, 10**9, 8]]},
+        {"scheme": "x", "C": 8, "F": 8, "ch": 8, "k": [[[0], 10**9, 8]]},
+    ],
+)
+def test_giant_layouts_are_refused_before_they_take_memory(layout: dict[str, Any]) -> None:
+    data = json.loads(RewriteReport(sites=10 * full_report().sites[:1]).to_json())
+    for site in data["sites"]:
+        site["layout"] = layout
+    tracemalloc.start()
+    with pytest.raises(ModelError, match=r"have more than|not a layout"):
+        RewriteReport.from_dict(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**6
 
 
 @pytest.mark.parametrize("view", ["console", "page"])
