@@ -18,6 +18,7 @@ import click
 
 import onnx_igpc
 from onnx_igpc.errors import IgpcError
+from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.runtime.setting import Setting
 
 
@@ -38,8 +39,8 @@ def measured(model: Path, ch: int, setting: Setting, cache: Path | bool) -> dict
     if said is None:
         reasons = Counter(str(site.reason) for site in report.sites)
         return row | {"kept": dict(reasons)}
-    row["lowerings"] = dict(Counter(site["lowering"] for site in said["sites"].values()))
-    return row | said["model"] | {"notes": said["notes"], "check": report.checks["lowering"]}
+    row["lowerings"] = dict(Counter(site.lowering for site in said.sites.values()))
+    return row | to_values(said.model) | {"notes": said.notes, "check": report.checks["lowering"]}
 
 
 def line(row: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ from onnx import helper, numpy_helper
 
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph.traversal import NodeHolder, Scope, opset_version, scopes
-from onnx_igpc.layout.serialization import layout_from_dict
 from onnx_igpc.report.tree import RewriteReport, SiteReport
 from tests.helpers import run
 
@@ -101,7 +100,7 @@ def _stated(
     site: SiteReport, nodes: Sequence[onnx.NodeProto], constants: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     assert site.layout is not None
-    layout = layout_from_dict(site.layout)
+    layout = site.layout
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     kernels = [constants[node.input[1]] for node in convolutions]
     biases = [constants[node.input[2]] for node in convolutions if len(node.input) > 2]

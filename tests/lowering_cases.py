@@ -13,7 +13,6 @@ from onnx_igpc import compress
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.lowering.catalogue import LoweredSite, applicable, lower, site_opset
 from onnx_igpc.passes import GroupPointwise, RemoveDead
 from onnx_igpc.report.digest import write_digest
@@ -96,7 +95,7 @@ def rewritten_as(model: onnx.ModelProto, layout: GroupLayout, weights: IgpcWeigh
     (rewrite,) = result.rewritten
     report = SiteReport("conv_node", layout.in_channels, layout.out_channels, "rewritten")
     report.input, report.output = rewrite.input, rewrite.output
-    report.nodes, report.layout = list(rewrite.nodes), layout_to_dict(layout)
+    report.nodes, report.layout = list(rewrite.nodes), layout
     write_digest(opened.proto, RewriteReport(sites=[report]))
     return opened
 

@@ -19,6 +19,7 @@ from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
 from onnx_igpc.planning.options import Published
+from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress
@@ -254,7 +255,7 @@ def _finetune(
     def report(progress: Progress) -> None:
         curve.add(progress)
         if progress.row is not None:
-            row = {k: v for k, v in progress.row.items() if v is not None}
+            row = {k: v for k, v in to_values(progress.row).items() if v is not None}
             say(f"{target.stem}: epoch {progress.epoch}/{progress.epochs} {json.dumps(row)}")
 
     result = finetune(
@@ -268,15 +269,14 @@ def _finetune(
         resume=checkpoint_path(target).is_file(),
         progress=report,
     )
-    facts = result.report.finetune or {}
-    last = result.history[-1]
+    run, last = result.report.finetune, result.history[-1]
     return {
-        "steps": last["step"],
-        "seconds": last["seconds"],
-        "images_per_second": last["images_per_second"],
-        "recipe": facts.get("recipe"),
+        "steps": last.step,
+        "seconds": last.seconds,
+        "images_per_second": last.images_per_second,
+        "recipe": run.recipe if run is not None else None,
         "curve": curve.points,
-        "epochs": result.history,
+        "epochs": to_values(result.history),
     }
 
 

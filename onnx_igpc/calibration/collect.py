@@ -93,7 +93,7 @@ def feed_rows(batch: Batch) -> int:
 
 def no_samples(data: Data) -> DataError:
     """The error for data of which nothing could be read."""
-    return DataError(f"{data.describe()['source']}: no sample could be read")
+    return DataError(f"{data.describe().source}: no sample could be read")
 
 
 def _activations(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from onnx_igpc.fitting.moments import Moments, SiteStatistics
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.report.sections import CalibrationReport
 from onnx_igpc.sites.find import Rewritable
 
 
@@ -133,21 +133,19 @@ class SiteCalibrator:
             self._sequence.advance(site, matrix, bias)
         return bias
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> CalibrationReport:
         """For the report: where the data came from, how it was used, what it cost."""
-        described = self._data.describe()
-        values: dict[str, Any] = {
-            "source": described["source"],
-            "samples": described["samples"] - len(described["skipped"]),
-            "skipped": described["skipped"],
-            "sequential": self._sequence is not None,
-            "seconds": round(time.perf_counter() - self._started, 2),
-            "without_data": dict(self._without_data),
-        }
-        if self._sequence is not None:
-            values["activation_bytes"] = self._sequence.peak_bytes
-            values["spilled_bytes"] = self._sequence.peak_spilled_bytes
-        return values
+        described, sequence = self._data.describe(), self._sequence
+        return CalibrationReport(
+            source=described.source,
+            samples=described.samples - len(described.skipped),
+            skipped=described.skipped,
+            sequential=sequence is not None,
+            seconds=round(time.perf_counter() - self._started, 2),
+            without_data=dict(self._without_data),
+            activation_bytes=sequence.peak_bytes if sequence else None,
+            spilled_bytes=sequence.peak_spilled_bytes if sequence else None,
+        )
 
 
 def _key(site: Rewritable) -> tuple[str, int]:

@@ -101,7 +101,7 @@ def verify(
         write_text(json_file, json.dumps(result.to_dict(), indent=2))
     if report_file is not None:
         report = compared_report(original, candidate)
-        report.verify = result.to_dict()
+        report.verify = result
         write_report(report_file, report, candidate.name, candidate, original)
     show_verify(console(quiet or "-" in (str(json_file), str(report_file))), result)
     if not result.passed:
@@ -188,7 +188,7 @@ def benchmark(
     if report_file is not None:
         candidate = subject(models)
         report = compared_report(models[0], candidate)
-        report.benchmark = result.to_dict()
+        report.benchmark = result
         write_report(report_file, report, candidate.name, candidate, models[0])
     show_benchmark(console(quiet or "-" in (str(json_file), str(report_file))), result)
     if result.failures:

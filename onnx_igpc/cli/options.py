@@ -168,7 +168,6 @@ def recorded_preprocessing(model: Path, data: Path) -> Preprocessing | None:
     Raises:
         ModelError: the model cannot be read.
     """
-    from onnx_igpc.data.preprocessing import Preprocessing
     from onnx_igpc.graph.model import open_model
     from onnx_igpc.report.digest import read_digest
 
@@ -176,9 +175,7 @@ def recorded_preprocessing(model: Path, data: Path) -> Preprocessing | None:
     if any(file.suffix in (".npz", ".npy") for file in files):
         return None
     digest = read_digest(open_model(model).proto)
-    if digest is None or digest.preprocessing is None:
-        return None
-    return Preprocessing.from_dict(digest.preprocessing)
+    return digest.preprocessing if digest is not None else None
 
 
 def _floats(name: str, text: str) -> list[float]:

@@ -19,6 +19,7 @@ from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import check_report, report_option, write_report
 
 if TYPE_CHECKING:
+    from onnx_igpc.report.sections import EpochReport
     from onnx_igpc.torch_bridge.training.log import Progress
 
 _PATH = click.Path(path_type=Path)
@@ -41,26 +42,25 @@ class EpochLines:
         for note in progress.notes:
             self._line.log(f"note: {note}")
         if progress.row is not None:
-            self._line.log(_epoch_line(progress))
+            self._line.log(_epoch_line(progress, progress.row))
         if progress.epoch:
             done = (progress.epoch - 1) * progress.steps + progress.step
             self._line.update(done, progress.epochs * progress.steps, _step_label(progress))
 
 
-def _epoch_line(progress: Progress) -> str:
-    row = progress.row or {}
-    parts = [f"epoch {progress.epoch}/{progress.epochs}", f"loss {row['loss']:.4f}"]
-    for key, label in (
-        ("accuracy", "accuracy"),
-        ("agreement", "agreement"),
-        ("val_loss", "val loss"),
-        ("val_accuracy", "val accuracy"),
-        ("val_agreement", "val agreement"),
+def _epoch_line(progress: Progress, row: EpochReport) -> str:
+    parts = [f"epoch {progress.epoch}/{progress.epochs}", f"loss {row.loss:.4f}"]
+    for label, value, form in (
+        ("accuracy", row.accuracy, ".2%"),
+        ("agreement", row.agreement, ".2%"),
+        ("val loss", row.val_loss, ".4f"),
+        ("val accuracy", row.val_accuracy, ".2%"),
+        ("val agreement", row.val_agreement, ".2%"),
     ):
-        if (value := row.get(key)) is not None:
-            parts.append(f"{label} {value:.4f}" if "loss" in key else f"{label} {value:.2%}")
-    parts.append(f"{row['images_per_second']:.0f} images/s")
-    left = row["seconds"] / progress.epoch * (progress.epochs - progress.epoch)
+        if value is not None:
+            parts.append(f"{label} {value:{form}}")
+    parts.append(f"{row.images_per_second or 0.0:.0f} images/s")
+    left = (row.seconds or 0.0) / progress.epoch * (progress.epochs - progress.epoch)
     return "  ".join([*parts, f"{_duration(left)} left"])
 
 

@@ -7,8 +7,7 @@ written graph is checked, and the report goes into it as its digest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -33,6 +32,7 @@ from onnx_igpc.planning.options import Budget, Published
 from onnx_igpc.planning.planners import plan_published, plan_sites
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
+from onnx_igpc.report.sections import CalibrationReport, OptionsReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
 from onnx_igpc.sites.find import FoundSites, SiteFilter
@@ -160,27 +160,24 @@ class _Job:
         """The form and the weights that the plan asks for; a budget's are linear and fitted."""
         return self.plan if isinstance(self.plan, Published) else Published()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, plugins: Sequence[PluginPass] = ()) -> OptionsReport:
         """For the report: everything that decides what is written."""
-        published = self.published
-        options: dict[str, Any] = {
-            "form": published.form,
-            "init": "random" if published.random else "fitted",
-            "fold_batch_norm": self.fold_batch_norm,
-            "include": list(self.sites.include),
-            "exclude": list(self.sites.exclude),
-            "include_heads": self.sites.include_heads,
-            "grouping": self.plan.grouping,
-        }
-        if isinstance(self.plan, Published):
-            options |= {"ch": self.plan.channels_per_group, "scheme": self.plan.scheme}
-        else:
-            options |= {"target": str(self.plan.quantity), "family": self.plan.family}
-        if published.random:
-            options["seed"] = published.seed
-        if self.lowering is not None:
-            options["lowering"] = self.lowering.kind
-        return options
+        published, plan = self.published, self.plan
+        options = OptionsReport(
+            form=published.form,
+            init="random" if published.random else "fitted",
+            fold_batch_norm=self.fold_batch_norm,
+            include=list(self.sites.include),
+            exclude=list(self.sites.exclude),
+            include_heads=self.sites.include_heads,
+            grouping=plan.grouping,
+            seed=published.seed if published.random else None,
+            lowering=self.lowering.kind if self.lowering is not None else None,
+            passes=[plugin.label for plugin in plugins] or None,
+        )
+        if isinstance(plan, Budget):
+            return replace(options, target=str(plan.quantity), family=plan.family)
+        return replace(options, ch=plan.channels_per_group, scheme=plan.scheme)
 
 
 def _compress(
@@ -206,16 +203,9 @@ def _compress(
     changes = rewriter.changes
     measured = None
     if data is not None and used is not None and changes.any:
-        measured = Measured(
-            used,
-            data.preprocessing.to_dict() if data.preprocessing is not None else None,
-            measure_damage(model, opened, data),
-        )
-    options = job.describe()
-    if plugins:
-        options["passes"] = [plugin.label for plugin in plugins]
-    report = describe(original, changes, opened, options, measured)
-    report.selection = planned.summary or None
+        measured = Measured(used, data.preprocessing, measure_damage(model, opened, data))
+    report = describe(original, changes, opened, job.describe(plugins), measured)
+    report.selection = planned.summary
     if changes.any:
         checks = check_graph(original.interface, opened, original.doubt)
         report.checks = {**checks, **report.checks}
@@ -272,7 +262,7 @@ def _rewrite(
     job: _Job,
     data: Data | None,
     progress: Progress | None,
-) -> dict[str, Any] | None:
+) -> CalibrationReport | None:
     """Rewrite with the weights that the job asks for; how the data was used, where there is any."""
     published, layouts = job.published, planned.layouts
     if data is None or job.calibration is None:

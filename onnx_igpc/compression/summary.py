@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 
 from onnx_igpc.compression.rewrite import GraphChanges
+from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.graph.checks import shape_doubt
 from onnx_igpc.graph.cost import ModelCost, NodeCost, count
 from onnx_igpc.graph.model import OpenModel, file_bytes
-from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.report.digest import read_digest, refuse_lowered
+from onnx_igpc.report.sections import CalibrationReport, DamageReport, MeasuredOn, OptionsReport
 from onnx_igpc.report.tree import (
     Change,
     RewriteReport,
@@ -73,17 +73,17 @@ def _interface(proto: onnx.ModelProto) -> onnx.ModelProto:
 class Measured:
     """What a rewrite on data has to say: how the data was used, and the damage measured on it."""
 
-    calibration: dict[str, Any]
-    preprocessing: dict[str, Any] | None
-    damage: dict[str, Any]
+    calibration: CalibrationReport
+    preprocessing: Preprocessing | None
+    damage: DamageReport
 
     def put_into(self, report: RewriteReport) -> None:
         """Into the sections of a report."""
         report.calibration = self.calibration
         report.preprocessing = self.preprocessing
         report.damage = self.damage
-        report.notes.append("the damage was measured on the data that the weights were fitted to")
-        if without := self.calibration["without_data"]:
+        report.notes.append(MeasuredOn.FITTED.note)
+        if without := self.calibration.without_data:
             names = ", ".join(without)
             report.warnings.append(f"{len(without)} sites were fitted without data: {names}")
 
@@ -92,7 +92,7 @@ def describe(
     original: Original,
     changes: GraphChanges,
     written: OpenModel,
-    options: dict[str, Any],
+    options: OptionsReport,
     measured: Measured | None = None,
 ) -> RewriteReport:
     """The report of what was done, counted on the graph that was written.
@@ -194,7 +194,7 @@ def _describe_rewritten(
     report.input = rewrite.input
     report.nodes = list(rewrite.nodes)
     report.replaced = list(rewrite.replaced)
-    report.layout = layout_to_dict(layout)
+    report.layout = layout
 
 
 def _pointwise_parameters(original: Original, changes: GraphChanges, after: ModelCost) -> Change:
@@ -215,7 +215,7 @@ def _add_warnings(report: RewriteReport, changed: bool, digest: RewriteReport | 
     """What the user must know before using the model, and what else was noticed."""
     if not changed:
         report.warnings.append(NOTHING_WARNING)
-    elif report.options["init"] == "random":
+    elif report.options.init == "random":
         report.warnings.append(RANDOM_WARNING)
     elif report.calibration is None:
         report.warnings.append(NO_DATA_WARNING)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -30,6 +31,27 @@ class Batch:
     count: int
 
 
+@dataclass(frozen=True)
+class DataDescription:
+    """Data as a report tells of it."""
+
+    source: str
+    samples: int
+    labelled: bool
+    preprocessing: Preprocessing | None
+
+    def portable(self) -> Self:
+        """Without the folder that the data lay in."""
+        return replace(self, source=PurePath(self.source).name)
+
+
+@dataclass(frozen=True)
+class SourceDescription(DataDescription):
+    """Data that was iterated over; ``skipped``: images that could not be read, with the reason."""
+
+    skipped: list[str]
+
+
 class Data(Protocol):
     """What :func:`open_data` and :func:`random_data` give; iterate as often as needed.
 
@@ -46,8 +68,8 @@ class Data(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
 
-    def describe(self) -> dict[str, Any]:
-        """What a report says about the data, as JSON values."""
+    def describe(self) -> SourceDescription:
+        """What a report says about the data."""
 
 
 class BatchedData(ABC):
@@ -78,14 +100,10 @@ class BatchedData(ABC):
         if pending:
             yield self._batch(pending)
 
-    def describe(self) -> dict[str, Any]:
-        return {
-            "source": self._source,
-            "samples": self.size,
-            "labelled": self.labelled,
-            "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
-            "skipped": list(self.skipped),
-        }
+    def describe(self) -> SourceDescription:
+        return SourceDescription(
+            self._source, self.size, self.labelled, self.preprocessing, list(self.skipped)
+        )
 
     @abstractmethod
     def _samples(self) -> Iterator[Sample]:

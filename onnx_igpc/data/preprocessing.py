@@ -13,7 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import IO, Any
 
 import numpy as np
@@ -88,13 +88,6 @@ class Preprocessing:
             raise UsageError(f"preprocessing: layout {self.layout!r}: choose nchw or nhwc")
         if self.color not in (None, *COLORS):
             raise UsageError(f"preprocessing: color {self.color!r}: choose rgb, bgr or gray")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form: pairs as lists, None for what is not decided."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:

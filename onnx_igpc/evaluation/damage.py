@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
-from onnx_igpc.data.batches import Batch, Data
+from onnx_igpc.data.batches import Batch, Data, SourceDescription
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.evaluation.verify import verify
+from onnx_igpc.report.sections import DamageReport
 from onnx_igpc.runtime.session_source import AnyModel
 
 
@@ -28,32 +28,25 @@ class UnlabelledData:
             yield replace(batch, labels=None)
         self.skipped = self._data.skipped
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SourceDescription:
         """As the data itself, less its labels."""
-        return self._data.describe() | {"labelled": False}
+        return replace(self._data.describe(), labelled=False)
 
 
 def measure_damage(
     original: AnyModel, rewritten: AnyModel, data: Data, threads: int | None = None
-) -> dict[str, Any]:
-    """How far the rewritten model's answers are from the original's, as JSON values for a report.
-
-    ``agreement``: for a model with class scores, the share of samples in [0, 1] with the same highest
-    score. ``relative_error``: otherwise, ``|a - b| / |b|`` of the output that has most of it (named
-    under ``output``), with b the original's values over all samples and Euclidean norms. ``not_finite``:
-    values that are NaN or infinite in the rewritten model alone, where there are any. ``samples``.
+) -> DamageReport:
+    """How far the rewritten model's answers are from the original's.
 
     Raises:
         ModelError: a model cannot run on the data.
         DataError: no sample could be read.
     """
     found = verify(original, rewritten, data=UnlabelledData(data), threads=threads)
-    damage: dict[str, Any] = {}
+    damage = DamageReport(samples=found.samples)
     if found.classifier is not None:
-        damage["agreement"] = found.classifier.agreement
-    elif found.outputs:
-        worst = max(found.outputs, key=lambda each: each.relative_norm or 0.0)
-        damage |= {"relative_error": worst.relative_norm, "output": worst.name}
-    if broken := sum(output.new_nonfinite for output in found.outputs):
-        damage["not_finite"] = broken
-    return damage | {"samples": found.samples}
+        damage.agreement = found.classifier.agreement
+    elif worst := found.worst_output:
+        damage.relative_error, damage.output = worst.relative_norm, worst.name
+    damage.not_finite = sum(output.new_nonfinite for output in found.outputs) or None
+    return damage

@@ -19,15 +19,17 @@ ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 def check_reordered(before: OpenModel, after: OpenModel) -> str:
     """As :func:`check_same_outputs`, where it is this tool that reordered channels."""
-    text = check_same_outputs(before, after, "the reordering of channels", "please report this")
-    return text.replace("as before", "as in the original order")
+    step, advice = "the reordering of channels", "please report this"
+    return check_same_outputs(before, after, step, advice, "as in the original order")
 
 
-def check_same_outputs(before: OpenModel, after: OpenModel, step: str, advice: str) -> str:
+def check_same_outputs(
+    before: OpenModel, after: OpenModel, step: str, advice: str, same: str = "as before"
+) -> str:
     """Run both models on the same random inputs and compare all outputs of floats; says so in words.
 
     A model that onnxruntime cannot run on random inputs is not compared. ``step`` is what lies between
-    the two, ``advice`` what an error ends with.
+    the two, ``advice`` what an error ends with, ``same`` what the outputs are as.
 
     Raises:
         CheckFailedError: an output deviates by more than 1e-2 of its largest value, and by more than
@@ -59,7 +61,7 @@ def check_same_outputs(before: OpenModel, after: OpenModel, step: str, advice: s
             )
         worst = max(worst, deviation)
     bound = 10.0 ** np.ceil(np.log10(max(worst, 1e-12)))
-    return f"same outputs as before (deviation below {bound:.0e})"
+    return f"same outputs {same} (deviation below {bound:.0e})"
 
 
 def _deviation(expected: np.ndarray, found: np.ndarray) -> float:

@@ -81,7 +81,7 @@ def verify(
             if progress is not None:
                 progress(run.samples, source.size)
     if not run.samples:
-        raise DataError(f"{source.describe()['source']}: no sample could be read")
+        raise DataError(f"{source.describe().source}: no sample could be read")
     if min_agreement is not None and run.classifier is None:
         raise UsageError(
             "no output holds class scores, so there is no agreement: name it with scores"

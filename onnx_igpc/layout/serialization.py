@@ -10,7 +10,7 @@ from onnx_igpc.layout.extended import with_input_order, without_input_order
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout, GroupPath
 from onnx_igpc.layout.schemes import SCHEMES, plan_layout
 
-_MAX_CHANNELS = 2**22
+MAX_CHANNELS = 2**22
 
 
 def layout_to_dict(layout: GroupLayout) -> dict[str, Any]:
@@ -55,25 +55,35 @@ def layout_from_dict(data: Mapping[str, Any]) -> GroupLayout:
         ValueError: a part is missing, of the wrong kind, or out of range.
     """
     try:
-        _check_sizes(data)
+        layout_size(data)
         return _explicit(data) if "k" in data else _published(data)
     except (KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
         raise ValueError(f"not a layout: {error}") from error
 
 
-def _check_sizes(data: Mapping[str, Any]) -> None:
-    """Refuse sizes that nothing has, before lists of that length are made."""
+def layout_size(data: Mapping[str, Any]) -> int:
+    """The channels and filters of a layout, and of the paths that ``data`` states, before any list of
+    that length is made.
+
+    Raises:
+        ValueError: it has sizes that nothing has. Others as a part that is missing or of another kind
+            raises them.
+    """
+    size = 0
     for key in ("C", "F", "ch"):
-        _check_size(data[key], key)
+        size += _checked(data[key], key)
     for stage in ("k", "l"):
-        for groups, channels, filters, *_ in data.get(stage, ()):
-            _check_size(groups * channels, f"the channels of {stage}")
-            _check_size(groups * filters, f"the filters of {stage}")
+        for path in data.get(stage, ()):
+            groups, channels, filters = (_checked(each, f"a size in {stage}") for each in path[:3])
+            size += _checked(groups * channels, f"the channels of {stage}")
+            size += _checked(groups * filters, f"the filters of {stage}")
+    return size
 
 
-def _check_size(size: object, what: str) -> None:
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _MAX_CHANNELS:
-        raise ValueError(f"{what} is not a number from 1 to {_MAX_CHANNELS}")
+def _checked(size: object, what: str) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MAX_CHANNELS:
+        raise ValueError(f"{what} is not a number from 1 to {MAX_CHANNELS}")
+    return size
 
 
 def _published(data: Mapping[str, Any]) -> GroupLayout:

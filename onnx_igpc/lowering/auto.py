@@ -106,7 +106,7 @@ class LoweringRun:
         present = [site.name for site in find_subgraphs(result.opened)[0]]
         choices = {name: selection.choices.get(name, LITERAL) for name in present}
         self._race_again(lowered(result.opened, choices))
-        said = selection.to_dict(self.cache)
+        said = selection.described(self.cache)
         return finish(before, result.opened, result.report, removed, choices, said)
 
     def _race_again(self, final: OpenModel) -> None:

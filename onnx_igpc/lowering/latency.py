@@ -9,8 +9,7 @@ the whole model with the chosen layouts, and the budget is moved until the measu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from onnx_igpc.lowering.site_races import (
     uniform_choices,
 )
 from onnx_igpc.planning.knapsack import Choice, Options, Target, best_within, least_choice
+from onnx_igpc.report.sections import LatencyReport, TriedShare
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.find import FoundSites, Rewritable
 from onnx_igpc.sites.subgraph import RewrittenModel
@@ -58,7 +58,7 @@ class LatencyBudget:
     cache: RaceCache
     trial: Trial
     progress: Progress | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: LatencyReport | None = None
     dense: float = 0.0
 
     def priced(self, planned: Sequence[Options], owners: Mapping[str, str]) -> list[Options]:
@@ -99,7 +99,7 @@ class LatencyBudget:
         """
         fixed = self.dense - sum(site.cost(0, target) for site in planned)
         share, best = target.share, None
-        tried: list[dict[str, float]] = []
+        tried: list[TriedShare] = []
         for _ in range(_CHECKS):
             try:
                 choice = best_within(planned, replace(target, share=min(share, 1.0)), fixed)
@@ -108,7 +108,7 @@ class LatencyBudget:
                 choice, last = least_choice(planned, target), True
             predicted = (choice.cost + fixed) / self.dense
             measured = self._measured(layouts(choice))
-            tried.append({"predicted": predicted, "measured": measured, "damage": choice.damage})
+            tried.append(TriedShare(predicted=predicted, measured=measured, damage=choice.damage))
             fits = measured <= target.share
             if fits and (best is None or choice.damage < best[0].damage):
                 best = choice, tried[-1]
@@ -116,13 +116,20 @@ class LatencyBudget:
                 break
             share = predicted * target.share / measured
         if best is None:
-            least = min(each["measured"] for each in tried)
+            least = min(each.measured for each in tried)
             raise CheckFailedError(
                 f"--target {target} cannot be reached on {self.setting.label}: the least that was "
                 f"measured is {100 * least:.1f}%"
             )
-        self.summary = {**best[1], "dense_seconds": self.dense, "tried": tried}
-        return best[0]
+        choice, taken = best
+        self.summary = LatencyReport(
+            predicted=taken.predicted,
+            measured=taken.measured,
+            damage=taken.damage,
+            dense_seconds=self.dense,
+            tried=tried,
+        )
+        return choice
 
     def _times(
         self, layouts: Mapping[str, Sequence[GroupLayout]], owners: Mapping[str, str]

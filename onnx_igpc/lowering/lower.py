@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import onnx
 
@@ -24,16 +22,14 @@ from onnx_igpc.lowering.catalogue import (
     site_opset,
 )
 from onnx_igpc.lowering.options import AUTO, Lowering
-from onnx_igpc.lowering.selection import select, setting_dict
+from onnx_igpc.lowering.selection import describe_lowering, select
 from onnx_igpc.lowering.site_races import LITERAL, Choices, Progress
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
+from onnx_igpc.report.sections import LoweringReport, SiteLowering
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.subgraph import find_subgraphs
-
-# What the model's digest has of the lowering: no times, and nothing of the machine.
-_IN_DIGEST = ("mode", "provider", "threads", "batch", "shapes")
 
 _IR_WITH_FREE_INITIALIZERS = 4
 
@@ -75,7 +71,7 @@ def lower_model(
         selection = select(
             opened, setting, races, allow_slower=lowering.allow_slower, progress=progress
         )
-        choices, said = selection.choices, selection.to_dict(races)
+        choices, said = selection.choices, selection.described(races)
     else:
         choices, said = fixed_choices(opened, lowering.kind, setting)
     return finish(before, opened, report, removed, choices, said)
@@ -130,18 +126,19 @@ def prepare(opened: OpenModel) -> Preparation:
 
 def fixed_choices(
     opened: OpenModel, lowering: str, setting: Setting
-) -> tuple[Choices, dict[str, Any]]:
+) -> tuple[Choices, LoweringReport]:
     """One lowering wherever it applies, and what the report says of it."""
     found, unknown = find_subgraphs(opened)
     choices: Choices = {}
-    sites: dict[str, Any] = {
-        name: {"lowering": LITERAL, "reason": f"not recognised: {why}"} for name, why in unknown
+    sites = {
+        name: SiteLowering(lowering=LITERAL, reason=f"not recognised: {why}")
+        for name, why in unknown
     }
     for site in found:
         reason = applicable(site, site_opset(opened, site))[lowering]
         choices[site.name] = LITERAL if reason else lowering
-        sites[site.name] = {"lowering": choices[site.name], "reason": reason}
-    return choices, {"mode": lowering, **setting_dict(setting), "sites": sites}
+        sites[site.name] = SiteLowering(lowering=choices[site.name], reason=reason)
+    return choices, describe_lowering(lowering, setting, sites)
 
 
 def finish(
@@ -150,7 +147,7 @@ def finish(
     report: RewriteReport,
     removed: list[str],
     choices: Choices,
-    said: dict[str, Any],
+    said: LoweringReport,
 ) -> CompressResult:
     """Write the choices into ``opened``, check it against ``before`` and bring the report up to date.
 
@@ -175,17 +172,9 @@ def finish(
         **check_graph(before.proto, opened, doubt),
         "lowering": check_same_outputs(before, opened, "lowering", "please report this"),
     }
-    write_digest(opened.proto, replace(report, lowering=_for_digest(said)))
+    write_digest(opened.proto, report)
     totals.file_bytes.after = opened.total_bytes()
     return CompressResult(opened, report, changed=True)
-
-
-def _for_digest(said: Mapping[str, Any]) -> dict[str, Any]:
-    sites = {
-        name: {key: site[key] for key in ("lowering", "reason") if site.get(key)}
-        for name, site in said["sites"].items()
-    }
-    return {**{key: said[key] for key in _IN_DIGEST if said[key]}, "sites": sites}
 
 
 def _update_sites(report: RewriteReport, lowered: list[LoweredSite]) -> None:

@@ -7,7 +7,6 @@ import json
 import tempfile
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError
@@ -28,6 +27,7 @@ from onnx_igpc.lowering.site_races import (
     race_whole,
     uniform,
 )
+from onnx_igpc.report.sections import LoweringReport, RacesReport, SiteLowering, WholeModelReport
 from onnx_igpc.runtime.profile import misplaced_message, read_profile
 from onnx_igpc.runtime.racing import Interval
 from onnx_igpc.runtime.session import (
@@ -68,46 +68,42 @@ class Selection:
             return slower_reason(self.setting)
         return next((race.reason for race in self.races if race.name == name), None)
 
-    def to_dict(self, cache: RaceCache | None = None) -> dict[str, Any]:
+    def described(self, cache: RaceCache) -> LoweringReport:
         """For the report: everything that was measured."""
-        data: dict[str, Any] = {
-            **setting_dict(self.setting),
-            "mode": "auto",
-            "allow_slower": self.allow_slower,
-            "onnxruntime": import_onnxruntime().__version__,
-            "device": device_name(self.setting.provider),
-            "sites": {
-                race.name: {
-                    "lowering": self.choices.get(race.name, LITERAL),
-                    "reason": self.reason(race.name),
-                    "seconds": dict(race.seconds),
-                }
-                for race in self.races
-            },
-            "notes": list(self.notes),
+        sites = {
+            race.name: SiteLowering(
+                lowering=self.choices.get(race.name, LITERAL),
+                reason=self.reason(race.name),
+                seconds=dict(race.seconds),
+            )
+            for race in self.races
         }
+        said = describe_lowering("auto", self.setting, sites)
+        said.allow_slower, said.notes = self.allow_slower, list(self.notes)
+        said.onnxruntime = import_onnxruntime().__version__
+        said.device = device_name(self.setting.provider)
         if self.whole is not None:
-            data["model"] = {
-                "seconds": dict(self.whole.seconds),
-                "predicted": self.predicted,
-                "speedup": {
-                    name: [each.value, each.low, each.high]
-                    for name, each in self.whole.ratio.items()
-                },
-            }
-        if cache is not None:
-            data["races"] = {"measured": cache.misses, "reused": cache.hits}
-        return data
+            said.model = WholeModelReport(
+                seconds=dict(self.whole.seconds),
+                predicted=self.predicted,
+                speedup={n: (r.value, r.low, r.high) for n, r in self.whole.ratio.items()},
+            )
+        said.races = RacesReport(measured=cache.misses, reused=cache.hits)
+        return said
 
 
-def setting_dict(setting: Setting) -> dict[str, Any]:
-    """The setting as plain values."""
-    return {
-        "provider": provider_label(provider_name(setting.provider)),
-        "threads": setting.threads,
-        "batch": setting.batch,
-        "shapes": {name: list(shape) for name, shape in setting.shapes.items()},
-    }
+def describe_lowering(
+    mode: str, setting: Setting, sites: dict[str, SiteLowering]
+) -> LoweringReport:
+    """What the report says of a lowering at a setting, before anything is measured."""
+    return LoweringReport(
+        mode=mode,
+        provider=provider_label(provider_name(setting.provider)),
+        threads=setting.threads,
+        batch=setting.batch,
+        shapes={name: list(shape) for name, shape in setting.shapes.items()},
+        sites=sites,
+    )
 
 
 def slower_reason(setting: Setting) -> str:
@@ -177,7 +173,7 @@ def _key(model: OpenModel, selection: Selection) -> str:
     setting = selection.setting
     facts = [
         setting.environment(),
-        setting_dict(setting),
+        [setting.batch, {name: list(shape) for name, shape in setting.shapes.items()}],
         selection.allow_slower,
         structure(model.proto),
         [race.key for race in selection.races],

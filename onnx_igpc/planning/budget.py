@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ from onnx_igpc.planning.knapsack import (
 )
 from onnx_igpc.planning.options import Budget
 from onnx_igpc.planning.sensitivity import DamageProbe
+from onnx_igpc.report.sections import LatencyReport, SelectionReport
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import FoundSites, Rewritable
 from onnx_igpc.sites.rewrite import Progress
@@ -50,7 +51,7 @@ _UNOBSERVED = "it cannot be observed on the data, so that it stays dense under a
 class Pricing(Protocol):
     """What measures candidates in seconds, for a budget of time; lowering has it."""
 
-    summary: dict[str, Any]
+    summary: LatencyReport | None
 
     def priced(self, planned: Sequence[Options], owners: Mapping[str, str]) -> list[Options]:
         """The sites with those of their candidates that were timed; the first is dense."""
@@ -69,7 +70,7 @@ class Plan:
     """A layout for every site by name, and what the report says of how it was chosen."""
 
     layouts: dict[str, GroupLayout]
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: SelectionReport | None = None
 
 
 def plan_budget(
@@ -130,22 +131,21 @@ def plan_budget(
         choice = latency.choose(planned, target, layouts)
     else:
         choice = best_within(planned, target, _fixed(planned, seen, cost, target))
-    summary = {
-        "target": str(target),
-        "family": budget.family,
-        "grouping": budget.grouping,
-        "measure": probe.measure if probe else "read from a file",
-        "samples": probe.samples if probe else None,
-        "predicted_damage": choice.damage,
-        "curve": [list(point) for point in trade_off(planned, target)],
-        "chosen": [choice.cost / (_dense_cost(planned, target) or 1), choice.damage],
-        "damage_by_site": {
+    summary = SelectionReport(
+        target=str(target),
+        family=budget.family,
+        grouping=budget.grouping,
+        measure=probe.measure if probe else "read from a file",
+        samples=probe.samples if probe else None,
+        predicted_damage=choice.damage,
+        curve=trade_off(planned, target),
+        chosen=(choice.cost / (_dense_cost(planned, target) or 1), choice.damage),
+        damage_by_site={
             each.name: each.candidates[index].damage
             for each, index in zip(planned, choice.indices, strict=True)
         },
-    }
-    if latency is not None:
-        summary["latency"] = latency.summary
+        latency=latency.summary if latency is not None else None,
+    )
     return Plan(layouts(choice), summary)
 
 

@@ -1,14 +1,38 @@
-"""What a benchmark measured, as data."""
+"""What a benchmark measured, as it is in reports: races, limits of speed, and what each model is."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.runtime.bandwidth import Bandwidth
 from onnx_igpc.runtime.footprint import Footprint
 from onnx_igpc.runtime.profile import NodeRun
 from onnx_igpc.runtime.racing import Interval
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model apart from its speed.
+
+    file_bytes: the model file and its external data. footprint: None where it was not asked for.
+    constant_weights: weights that the model lists as inputs and that were made constant for the race.
+    executed: which provider ran which share of the nodes. operators: the profile of the nodes, over
+    ``profiled_runs`` runs, where it was asked for. notes: what a reader must know about this model's
+    times. misplaced: the nodes with arithmetic that another provider ran than the one asked for, in
+    words; None where there are none.
+    """
+
+    path: str
+    file_bytes: int
+    footprint: Footprint | None
+    constant_weights: int
+    executed: str
+    operators: tuple[NodeRun, ...] | None
+    profiled_runs: int
+    notes: tuple[str, ...]
+    misplaced: str | None
 
 
 @dataclass(frozen=True)
@@ -45,29 +69,6 @@ class SpeedLimit:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """A model apart from its speed.
-
-    file_bytes: the model file and its external data. footprint: None where it was not asked for.
-    constant_weights: weights that the model lists as inputs and that were made constant for the race.
-    executed: which provider ran which share of the nodes. operators: the profile of the nodes, over
-    ``profiled_runs`` runs, where it was asked for. notes: what a reader must know about this model's
-    times. misplaced: the nodes with arithmetic that another provider ran than the one asked for, in
-    words; None where there are none.
-    """
-
-    path: str
-    file_bytes: int
-    footprint: Footprint | None
-    constant_weights: int
-    executed: str
-    operators: tuple[NodeRun, ...] | None
-    profiled_runs: int
-    notes: tuple[str, ...]
-    misplaced: str | None
-
-
-@dataclass(frozen=True)
 class Timing:
     """One model in one race. Times are milliseconds a run; samples_per_second from the median.
 
@@ -90,13 +91,18 @@ class Timing:
 class Race:
     """All models at one batch size and number of threads (None: onnxruntime's choice).
 
-    bandwidth: of this machine with so many threads, where a limit needed it.
+    bandwidth: of this machine with so many threads, where a limit needed it. Raises ValueError without
+    timings.
     """
 
     batch: int
     threads: int | None
     timings: tuple[Timing, ...]
     bandwidth: Bandwidth | None = None
+
+    def __post_init__(self) -> None:
+        if not self.timings:
+            raise ValueError("a race has no timings")
 
 
 @dataclass(frozen=True)
@@ -118,4 +124,5 @@ class BenchmarkReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return asdict(self)
+        values: dict[str, Any] = to_values(self)
+        return values

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from pathlib import PurePath
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -15,7 +14,7 @@ from onnx_igpc.report.tree import Change, RewriteReport
 DIGEST_KEY = "onnx_igpc.report"
 
 
-# Fields of a site and of the totals that have no default.
+# Fields that the digest has even where they are empty.
 _ALWAYS = frozenset({"in_channels", "out_channels", "parameters", "macs", "totals", "sites"})
 
 
@@ -37,7 +36,7 @@ def refuse_lowered(digest: RewriteReport | None, name: str, step: str) -> None:
     Raises:
         UsageError: the digest says that it was.
     """
-    if digest is not None and digest.lowering:
+    if digest is not None and digest.lowering is not None:
         raise UsageError(
             f"{name} was lowered for a runtime, which is final: {step} the model before that"
         )
@@ -46,32 +45,37 @@ def refuse_lowered(digest: RewriteReport | None, name: str, step: str) -> None:
 def _without_defaults(data: dict[str, Any]) -> dict[str, Any]:
     """The report without what reading it back supplies: a small model should not grow by its digest."""
 
-    def stated(fields: dict[str, Any]) -> dict[str, Any]:
+    def filled(values: dict[str, Any]) -> dict[str, Any]:
         return {
             key: value
-            for key, value in fields.items()
+            for key, value in values.items()
             if key in _ALWAYS or value not in (None, "", [], {})
         }
 
-    return stated({**data, "sites": [stated(site) for site in data["sites"]]})
+    if data["lowering"] is not None:
+        sites = {name: filled(site) for name, site in data["lowering"]["sites"].items()}
+        data["lowering"] = filled({**data["lowering"], "sites": sites})
+    return filled({**data, "sites": [filled(site) for site in data["sites"]]})
 
 
 def write_digest(model: onnx.ModelProto, report: RewriteReport) -> None:
     """Store the report in the model's metadata.
 
     Left out is what would make equal runs write different bytes or tell of the machine: the file's own
-    size, times, and the folder that the calibration data lay in; and what only a report file has.
+    size, times, and the folder that data lay in; and what only a report file has.
     """
-    data = report.to_dict()
-    data["totals"]["file_bytes"] = asdict(Change())
-    data["verify"] = data["benchmark"] = None
-    for site in data["sites"]:
-        site["thumbnails"] = None
-    if data["calibration"]:
-        data["calibration"].pop("seconds", None)
-        if isinstance(source := data["calibration"].get("source"), str):
-            data["calibration"]["source"] = PurePath(source).name
-    text = json.dumps(_without_defaults(data), ensure_ascii=False, separators=(",", ":"))
+    portable = replace(
+        report,
+        totals=replace(report.totals, file_bytes=Change()),
+        sites=[replace(site, thumbnails=None) for site in report.sites],
+        calibration=report.calibration and report.calibration.portable(),
+        lowering=report.lowering and report.lowering.portable(),
+        finetune=report.finetune and report.finetune.portable(),
+        verify=None,
+        benchmark=None,
+    )
+    data = _without_defaults(portable.to_dict())
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for entry in model.metadata_props:
         if entry.key == DIGEST_KEY:
             entry.value = text

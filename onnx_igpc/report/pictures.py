@@ -5,41 +5,41 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+
+from onnx_igpc.report.sections import Thumbnail
 
 SIDE = 64
 """Cells in a row and in a column at most."""
 
 
-def decoded(thumbnail: Mapping[str, Any]) -> np.ndarray:
+def decoded(thumbnail: Thumbnail) -> np.ndarray:
     """The levels of a thumbnail, uint8[rows, columns]; 255 is its ``largest``.
 
     Raises:
         ValueError: it is not one.
     """
     try:
-        rows, columns = (int(each) for each in thumbnail["cells"])
+        rows, columns = thumbnail.cells
         if not (0 < rows <= SIDE and 0 < columns <= SIDE):
             raise ValueError(f"{rows} x {columns} cells")
-        packed = base64.b64decode(thumbnail["data"], validate=True)
+        packed = base64.b64decode(thumbnail.data, validate=True)
         # No more than the cells need: a damaged file must not unpack to gigabytes.
         data = zlib.decompressobj().decompress(packed, rows * columns + 1)
         return np.frombuffer(data, np.uint8).reshape(rows, columns)
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
+    except (ValueError, zlib.error) as error:
         raise ValueError(f"not a thumbnail: {error}") from error
 
 
-def _encoded(cells: np.ndarray, shape: tuple[int, ...], largest: float) -> dict[str, Any]:
+def _encoded(cells: np.ndarray, shape: tuple[int, ...], largest: float) -> Thumbnail:
     levels = np.rint(255.0 * cells / (largest or 1.0)).astype(np.uint8)
-    return {
-        "cells": list(cells.shape),
-        "shape": list(shape),
-        "largest": float(f"{largest:.6g}"),
-        "data": base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode("ascii"),
-    }
+    return Thumbnail(
+        cells=(cells.shape[0], cells.shape[1]),
+        shape=(shape[0], shape[1]),
+        largest=float(f"{largest:.6g}"),
+        data=base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode("ascii"),
+    )
 
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -10,15 +10,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from onnx_igpc._version import __version__
+from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
-from onnx_igpc.report.typed_json import check_fields
+from onnx_igpc.layout.serialization import (
+    MAX_CHANNELS,
+    layout_from_dict,
+    layout_size,
+    layout_to_dict,
+)
+from onnx_igpc.report.benchmark import BenchmarkReport
+from onnx_igpc.report.sections import (
+    CalibrationReport,
+    DamageReport,
+    FinetuneReport,
+    LoweringReport,
+    OptionsReport,
+    SelectionReport,
+    Thumbnail,
+)
+from onnx_igpc.report.typed_json import STATED, converted, from_values, to_values
+from onnx_igpc.report.verification import VerifyReport
 
 REPORT_VERSION = 1
+_AS_LAYOUT = converted(layout_from_dict, layout_to_dict)
 
 
 @dataclass
@@ -65,21 +84,21 @@ class SiteReport:
 
     Parameters are the weights and biases of the convolutions; ``error`` is E|(W-M)x|^2 / E|Wx|^2.
     ``nodes`` are the inserted nodes, ``replaced`` those in whose place they are, ``input`` and
-    ``output`` the tensors the site reads and makes. ``thumbnails``: pictures of W and M, see
-    :mod:`onnx_igpc.evaluation.thumbnails`.
+    ``output`` the tensors the site reads and makes. ``thumbnails``: pictures by the matrices' names, W
+    and M.
     """
 
     name: str
     in_channels: int | None
     out_channels: int | None
-    status: str
+    status: Literal["rewritten", "kept"]
     reason: str | None = None
     scheme: str | None = None
     channels_per_group: int | None = None
     k: StageReport | None = None
     l: StageReport | None = None  # noqa: E741 - the paper's name
-    parameters: Change = field(default_factory=Change)
-    macs: Change = field(default_factory=Change)
+    parameters: Change = field(default_factory=Change, metadata=STATED)
+    macs: Change = field(default_factory=Change, metadata=STATED)
     error: float | None = None
     interleave: str | None = None
     activation: str | None = None
@@ -87,9 +106,9 @@ class SiteReport:
     input: str = ""
     output: str = ""
     nodes: list[str] = field(default_factory=list)
-    layout: dict[str, Any] | None = None
+    layout: GroupLayout | None = field(default=None, metadata=_AS_LAYOUT)
     replaced: list[str] = field(default_factory=list)
-    thumbnails: dict[str, Any] | None = None
+    thumbnails: dict[str, Thumbnail] | None = None
 
     @property
     def rewritten(self) -> bool:
@@ -127,12 +146,12 @@ class RewriteReport:
     in ``permuted`` nodes. ``passes`` has what passes of other packages changed, by their names.
     ``calibration``, ``preprocessing``, ``damage`` and ``lowering``
     belong to steps that a plain compress does not take, and are ``None`` then. ``verify`` and
-    ``benchmark`` are what those commands measured, as their own reports say it.
+    ``benchmark`` are what those commands measured.
     """
 
-    options: dict[str, Any] = field(default_factory=dict)
-    totals: Totals = field(default_factory=Totals)
-    sites: list[SiteReport] = field(default_factory=list)
+    options: OptionsReport = field(default_factory=OptionsReport)
+    totals: Totals = field(default_factory=Totals, metadata=STATED)
+    sites: list[SiteReport] = field(default_factory=list, metadata=STATED)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checks: dict[str, str] = field(default_factory=dict)
@@ -143,15 +162,15 @@ class RewriteReport:
     inputs_removed: list[str] = field(default_factory=list)
     permuted: list[str] = field(default_factory=list)
     permutations: list[Permutation] = field(default_factory=list)
-    calibration: dict[str, Any] | None = None
-    preprocessing: dict[str, Any] | None = None
-    selection: dict[str, Any] | None = None
+    calibration: CalibrationReport | None = None
+    preprocessing: Preprocessing | None = None
+    selection: SelectionReport | None = None
     passes: dict[str, list[str]] = field(default_factory=dict)
-    damage: dict[str, Any] | None = None
-    lowering: dict[str, Any] | None = None
-    finetune: dict[str, Any] | None = None
-    verify: dict[str, Any] | None = None
-    benchmark: dict[str, Any] | None = None
+    damage: DamageReport | None = None
+    lowering: LoweringReport | None = None
+    finetune: FinetuneReport | None = None
+    verify: VerifyReport | None = None
+    benchmark: BenchmarkReport | None = None
     tool: str = f"onnx-igpc {__version__}"
     version: int = REPORT_VERSION
 
@@ -197,7 +216,8 @@ class RewriteReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dictionaries, strings and numbers."""
-        return asdict(self)
+        values: dict[str, Any] = to_values(self)
+        return values
 
     def to_json(self, indent: int | None = 2) -> str:
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
@@ -216,15 +236,9 @@ class RewriteReport:
                 f"{REPORT_VERSION}: use the release of onnx-igpc that wrote it"
             )
         try:
-            values = dict(data)
-            totals = {key: Change(**change) for key, change in values.pop("totals").items()}
-            sites = [_site(entry) for entry in values.pop("sites")]
-            orders = [Permutation(**entry) for entry in values.pop("permutations", [])]
-            report = cls(totals=Totals(**totals), sites=sites, permutations=orders, **values)
-            check_fields(report)
-            _check_measured(report)
-            return report
-        except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
+            _check_total(data.get("sites"))
+            return from_values(cls, data)
+        except (ValueError, UsageError) as error:
             raise ModelError(f"the report is damaged: {error}") from error
 
     @classmethod
@@ -241,29 +255,16 @@ class RewriteReport:
         return cls.from_dict(data)
 
 
-def _site(data: Mapping[str, Any]) -> SiteReport:
-    values = dict(data)
-    for key in ("k", "l"):
-        values[key] = StageReport(**values[key]) if values.get(key) else None
-    for key in ("parameters", "macs"):
-        values[key] = Change(**values[key])
-    return SiteReport(**values)
-
-
-def _check_measured(report: RewriteReport) -> None:
-    """Check the figures that are shown out of the parts without a type; raises ValueError."""
-    epochs = (report.finetune or {}).get("epochs")
-    if epochs is not None and not isinstance(epochs, list):
-        raise ValueError("finetune.epochs is not a list")
-    for name, entry in [
-        ("damage", report.damage or {}),
-        *(("epochs", row) for row in epochs or ()),
-    ]:
-        if not isinstance(entry, dict):
-            raise ValueError(f"{name} holds {type(entry).__name__} instead of figures by name")
-        for key, value in entry.items():
-            if key != "output" and not isinstance(value, (int, float, type(None))):
-                raise ValueError(f"{name}.{key} is not a number")
+def _check_total(sites: object) -> None:
+    """Refuse sites whose layouts together would take the memory of no real model; raises ValueError."""
+    total = 0
+    for site in sites if isinstance(sites, list) else ():
+        try:
+            total += layout_size(site["layout"])
+        except (LookupError, TypeError, ValueError, AttributeError):
+            continue  # there is none, or reading it says what is wrong
+        if total > MAX_CHANNELS:
+            raise ValueError(f"the layouts of sites have more than {MAX_CHANNELS} channels")
 
 
 def describe_interleave(layout: GroupLayout) -> str | None:
@@ -273,15 +274,3 @@ def describe_interleave(layout: GroupLayout) -> str | None:
     if layout.output_interleave is not None:
         return "after K"
     return None
-
-
-def lowered_sites(lowering: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(site, what it is written as, the reason or nothing) of a report's ``lowering``."""
-    sites = lowering.get("sites")
-    if not isinstance(sites, Mapping):
-        return []
-    return [
-        (name, str(site.get("lowering", "?")), str(site.get("reason") or ""))
-        for name, site in sites.items()
-        if isinstance(site, Mapping)
-    ]

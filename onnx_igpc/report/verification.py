@@ -1,9 +1,12 @@
-"""What verify found, as data."""
+"""What a verification found, as it is in reports: differences of outputs, agreement, accuracy."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from onnx_igpc.data.batches import SourceDescription
+from onnx_igpc.report.typed_json import to_values
 
 
 @dataclass(frozen=True)
@@ -73,17 +76,23 @@ class VerifyReport:
     provider: str
     samples: int
     random: bool
-    data: dict[str, Any]
+    data: SourceDescription
     outputs: tuple[OutputDifference, ...]
     classifier: ClassifierResult | None
     metric: dict[str, float] | None
     executed: dict[str, str]
     failures: tuple[str, ...]
+    passed: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passed", not self.failures)
 
     @property
-    def passed(self) -> bool:
-        return not self.failures
+    def worst_output(self) -> OutputDifference | None:
+        """The output that is furthest from the original's by its relative norm."""
+        return max(self.outputs, key=lambda each: each.relative_norm or 0.0, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return asdict(self) | {"passed": self.passed}
+        values: dict[str, Any] = to_values(self)
+        return values

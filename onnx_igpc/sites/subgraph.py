@@ -20,7 +20,6 @@ from onnx_igpc.graph.traversal import NodeHolder
 from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.permutations import compose_gathers
-from onnx_igpc.layout.serialization import layout_from_dict
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.tree import SiteReport
 from onnx_igpc.sites.recognition import LINEAR, NotRecognisedError, read_structure
@@ -40,13 +39,9 @@ class SiteRecord:
 
     @classmethod
     def of(cls, site: SiteReport) -> SiteRecord:
-        """As the report, or the digest, has it; a damaged layout is as good as none."""
-        try:
-            layout = layout_from_dict(site.layout) if site.layout is not None else None
-        except ValueError:
-            layout = None
+        """As the report, or the digest, has it."""
         channels = site.in_channels, site.out_channels
-        return cls(site.name, *channels, site.input, tuple(site.nodes), layout)
+        return cls(site.name, *channels, site.input, tuple(site.nodes), site.layout)
 
     @classmethod
     def of_rewritten(cls, done: Rewritten) -> SiteRecord:

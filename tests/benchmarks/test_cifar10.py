@@ -191,7 +191,7 @@ def test_an_arm_from_baseline_to_json(method: str, place: Place) -> None:
     digest = read_digest(tuned)
     assert digest is not None
     assert digest.finetune is not None
-    matched = digest.finetune["matched_sites"]
+    matched = digest.finetune.matched_sites
     assert bool(matched) == (arm.matching == "features")
     # What is done is not done again.
     assert run_arm(arm, SETUP, place, QUICK, said.append) == found

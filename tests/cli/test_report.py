@@ -49,7 +49,8 @@ def test_verify_adds_its_part_to_the_report_that_the_model_carries(
         assert result.exit_code == 0, result.output
     report = read(tmp_path / "v.json")
     assert report.verify is not None
-    assert report.verify["classifier"]["samples"] == 360
+    assert report.verify.classifier is not None
+    assert report.verify.classifier.samples == 360
     assert len(report.rewritten) == 8
     assert set(report.rewritten[0].thumbnails or {}) == {"W", "M"}
     sizes = report.totals.file_bytes
@@ -78,10 +79,10 @@ def test_benchmark_adds_every_round(tmp_path: Path, small: Path) -> None:
         assert result.exit_code == 0, result.output
     report = read(tmp_path / "b.json")
     assert report.benchmark is not None
-    (race,) = report.benchmark["races"]
-    assert [len(timing["rounds_ms"]) for timing in race["timings"]] == [3, 3]
-    for timing in race["timings"]:
-        assert np.median(timing["rounds_ms"]) == pytest.approx(timing["median_ms"], rel=1e-4)
+    (race,) = report.benchmark.races
+    assert [len(timing.rounds_ms) for timing in race.timings] == [3, 3]
+    for timing in race.timings:
+        assert np.median(timing.rounds_ms) == pytest.approx(timing.median_ms, rel=1e-4)
     assert "Latency with batch 1, 1 thread" in (tmp_path / "b.html").read_text()
 
 

@@ -62,8 +62,8 @@ def test_data_make_the_damage_smaller(sequential: bool) -> None:
     assert distances[0] < 0.8 * distances[1]
     damage = measure_damage(proto, blind.opened, ListData(proto, {"x": x}))
     assert fitted.report.damage is not None
-    assert fitted.report.damage["samples"] == damage["samples"] == 40
-    assert fitted.report.damage["agreement"] >= damage["agreement"]
+    assert fitted.report.damage.samples == damage.samples == 40
+    assert fitted.report.damage.agreement >= damage.agreement
 
 
 def test_in_sequence_the_output_is_nearer_to_the_original() -> None:
@@ -82,19 +82,19 @@ def test_the_report_and_the_digest_say_what_was_done(tmp_path: Path) -> None:
     result = compress(proto, Published(4), calibration=Calibration(path, samples=9))
     report = result.report
     assert report.calibration is not None
-    assert report.calibration["source"] == str(path)
-    assert report.calibration["samples"] == 9
-    assert report.calibration["sequential"] is True
-    assert report.calibration["without_data"] == {}
-    assert report.calibration["seconds"] > 0
-    assert report.calibration["activation_bytes"] > 9 * 16 * 36 * 4
-    assert report.calibration["spilled_bytes"] == 0
+    assert report.calibration.source == str(path)
+    assert report.calibration.samples == 9
+    assert report.calibration.sequential is True
+    assert report.calibration.without_data == {}
+    assert report.calibration.seconds > 0
+    assert report.calibration.activation_bytes > 9 * 16 * 36 * 4
+    assert report.calibration.spilled_bytes == 0
     assert not any("without data" in text for text in report.warnings)
     digest = read_digest(result.model)
     assert digest is not None
     assert digest.damage == report.damage
     assert digest.calibration is not None
-    assert digest.calibration["samples"] == 9
+    assert digest.calibration.samples == 9
 
 
 def test_images_and_their_preprocessing(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_images_and_their_preprocessing(tmp_path: Path) -> None:
         graph.model(), Published(4), calibration=Calibration(tmp_path, preprocessing=chosen)
     )
     assert result.report.preprocessing is not None
-    assert Preprocessing.from_dict(result.report.preprocessing).crop == 6
-    assert result.report.preprocessing["mean"] == [1.0]
+    assert result.report.preprocessing.crop == 6
+    assert result.report.preprocessing.mean == (1.0,)
     assert result.report.damage is not None
 
 
@@ -135,9 +135,9 @@ def test_without_class_scores_the_damage_is_a_relative_error() -> None:
     expected, made = (run(each, {"x": x})["y"] for each in (proto, result.model))
     damage = result.report.damage
     assert damage is not None
-    assert damage["output"] == "y"
+    assert damage.output == "y"
     error = np.linalg.norm(made - expected) / np.linalg.norm(expected)
-    assert damage["relative_error"] == pytest.approx(error, rel=1e-4)
+    assert damage.relative_error == pytest.approx(error, rel=1e-4)
     assert 0.01 < error < 1
 
 
@@ -146,7 +146,7 @@ def test_sites_that_cannot_be_tapped_are_fitted_without_data() -> None:
     result = _compressed(proto, images(8, 16))
     report = result.report
     assert report.calibration is not None
-    hidden = set(report.calibration["without_data"])
+    hidden = set(report.calibration.without_data)
     assert hidden == {"then_conv_node", "else_conv_node", "inner"}
     assert {site.name for site in report.rewritten} == hidden | {"conv_node"}
     assert any(text.startswith("3 sites were fitted without data") for text in report.warnings)
@@ -265,6 +265,6 @@ def test_unlabelled_data_describes_itself() -> None:
     data = ListData(proto, {"x": images(3)})
     data.labelled = True
     hidden = UnlabelledData(data)
-    assert hidden.describe()["labelled"] is False
+    assert hidden.describe().labelled is False
     opened = OpenModel(proto)
     assert Calibration(data).open(opened) is data

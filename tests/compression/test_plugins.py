@@ -76,7 +76,7 @@ def test_the_example_runs_by_its_name_and_is_in_the_report(tmp_path: Path, examp
     assert "Dropout" not in kinds
     report = read_digest(written)
     assert report is not None
-    assert report.options["passes"] == [example]
+    assert report.options.passes == [example]
     changed = report.passes[example]
     assert changed[:3] == ["copied_node", "again_node", "dropped_node"]
     assert "last_node" in changed

@@ -77,4 +77,4 @@ def test_under_a_budget(before: onnx.ModelProto, share: str, family: str) -> Non
     # The share is that of the sites that the budget may choose for: not of heads, nor of what no data
     # reaches.
     assert result.report.selection is not None
-    assert result.report.selection["chosen"][0] <= float(share.strip("%")) / 100 + 1e-9
+    assert result.report.selection.chosen[0] <= float(share.strip("%")) / 100 + 1e-9

@@ -150,7 +150,7 @@ def test_few_corrupt_images_are_skipped_and_named(tmp_path: Path) -> None:
         assert len(values(data)) == 199
         [skipped] = data.skipped
         assert skipped.startswith("007.png: ")
-    assert data.describe()["skipped"] == data.skipped
+    assert data.describe().skipped == data.skipped
 
 
 def test_many_corrupt_images_are_refused(tmp_path: Path) -> None:

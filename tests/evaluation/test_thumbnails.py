@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import json
 import zlib
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from onnx_igpc.report.digest import read_digest, write_digest
 from onnx_igpc.report.pictures import SIDE, decoded
 from onnx_igpc.report.tree import RewriteReport
 from tests.helpers import node_named, pointwise_model, tensor_named
+from tests.html_reports import benchmark_report, verify_report
 
 
 def test_small_matrices_have_a_cell_for_each_weight() -> None:
@@ -49,20 +51,18 @@ def test_w_and_m_of_a_rewritten_site() -> None:
     assert set(site.thumbnails) == {"M"}, "without the original there is no W"
     add_thumbnails(result.report, result.opened, OpenModel(dense))
     picture = site.thumbnails["W"]
-    assert picture["shape"] == [24, 40]
+    assert picture.shape == (24, 40)
     weight = tensor_named(dense, node_named(dense, site.name).input[1]).reshape(24, 40)
     levels = decoded(picture)
-    assert (
-        np.abs(levels / 255 * picture["largest"] - np.abs(weight)).max() < picture["largest"] / 500
-    )
-    assert picture["largest"] == site.thumbnails["M"]["largest"], "one scale for both"
+    assert np.abs(levels / 255 * picture.largest - np.abs(weight)).max() < picture.largest / 500
+    assert picture.largest == site.thumbnails["M"].largest, "one scale for both"
 
 
 def test_pictures_and_measurements_stay_out_of_the_digest() -> None:
     result = compress(pointwise_model(40, 24), Published(8))
     plain = result.model.SerializeToString()
     add_thumbnails(result.report, result.opened)
-    result.report.verify, result.report.benchmark = {"passed": True}, {"races": []}
+    result.report.verify, result.report.benchmark = verify_report(), benchmark_report()
     write_digest(result.model, result.report)
     assert result.model.SerializeToString() == plain
     digest = read_digest(result.model)
@@ -75,20 +75,18 @@ def test_pictures_and_measurements_stay_out_of_the_digest() -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        {"cells": [65, 1]},
-        {"cells": [0, 1]},
-        {"cells": "x"},
+        {"cells": (65, 1)},
+        {"cells": (0, 1)},
         {"data": "not base64!"},
         {"data": base64.b64encode(b"not zlib").decode()},
         {"data": base64.b64encode(zlib.compress(b"short")).decode()},
         {"data": base64.b64encode(zlib.compress(bytes(10**6))).decode()},
-        {"data": None},
     ],
 )
-def test_damaged_pictures_are_refused(damage: dict[str, object]) -> None:
+def test_damaged_pictures_are_refused(damage: dict[str, Any]) -> None:
     result = compress(pointwise_model(40, 24), Published(8))
     add_thumbnails(result.report, result.opened)
-    picture = json.loads(json.dumps(result.report.sites[0].thumbnails))["M"]
+    picture = (result.report.sites[0].thumbnails or {})["M"]
     decoded(picture)
     with pytest.raises(ValueError, match="not a thumbnail"):
-        decoded(picture | damage)
+        decoded(replace(picture, **damage))

@@ -115,7 +115,8 @@ def test_image_folder_with_labels(tmp_path: Path) -> None:
     assert report.classifier is not None
     assert report.classifier.original is not None
     assert report.classifier.original.top1 == 0.5
-    assert report.data["preprocessing"]["crop"] == [8, 8]
+    assert report.data.preprocessing is not None
+    assert report.data.preprocessing.crop == (8, 8)
     for folder in ("0000", "0002"):
         (tmp_path / folder).rename(tmp_path / f"class{folder}")
     with pytest.raises(DataError, match="2 class folders, the model 5 classes"):

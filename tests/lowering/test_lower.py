@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from onnx_igpc.lowering.lower import lower_model
 from onnx_igpc.lowering.options import Lowering
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.result import CompressResult
-from onnx_igpc.report.tree import lowered_sites
 from onnx_igpc.runtime.setting import Setting
 from tests.calibration_graphs import images, saved
 from tests.helpers import GraphBuilder, options_of, random_feeds
@@ -82,9 +82,9 @@ def test_one_lowering_throughout(label: str) -> None:
     assert "BatchNormalization" not in {node.op_type for node in result.model.graph.node}
     said = result.report.lowering
     assert said is not None
-    assert said["mode"] == label
-    for site in said["sites"].values():
-        assert site["lowering"] == label or (site["lowering"] == "literal" and site["reason"])
+    assert said.mode == label
+    for site in said.sites.values():
+        assert site.lowering == label or (site.lowering == "literal" and site.reason)
     assert result.report.checks["lowering"].startswith("same outputs as before")
 
 
@@ -95,22 +95,21 @@ def test_measured_here() -> None:
     assert_counted(result)
     said = result.report.lowering
     assert said is not None
-    assert set(said["sites"]) == {"conv0_node", "conv1_node"}
-    for site in said["sites"].values():
-        assert site["lowering"] in site["seconds"]
-        assert {"literal", "dense"} <= set(site["seconds"])
-    assert set(said["model"]["seconds"]) == {"literal", "dense", "chosen"}
-    assert set(said["model"]["speedup"]) == {"literal", "dense"}
+    assert set(said.sites) == {"conv0_node", "conv1_node"}
+    for site in said.sites.values():
+        assert {site.lowering, "literal", "dense"} <= set(site.seconds or {})
+    assert said.model is not None
+    assert set(said.model.seconds) == {"literal", "dense", "chosen"}
+    assert set(said.model.speedup) == {"literal", "dense"}
 
 
 def test_the_digest_has_no_times_and_makes_it_final(tmp_path: Path) -> None:
     result = lower_model(compressed(), lowering=Lowering(setting=ONE, cache=False))
     result.save(tmp_path / "lowered.onnx")
-    digest = read_digest(onnx.load(tmp_path / "lowered.onnx"))
-    assert digest is not None
-    assert digest.lowering is not None
-    assert set(digest.lowering) == {"mode", "provider", "threads", "batch", "sites"}
-    for site in digest.lowering["sites"].values():
+    (entry,) = onnx.load(tmp_path / "lowered.onnx").metadata_props
+    lowering = json.loads(entry.value)["lowering"]
+    assert list(lowering) == ["mode", "provider", "threads", "batch", "sites"]
+    for site in lowering["sites"].values():
         assert set(site) <= {"lowering", "reason"}
     with pytest.raises(UsageError, match="was lowered for a runtime, which is final: lower the"):
         lower_model(tmp_path / "lowered.onnx")
@@ -218,10 +217,12 @@ def test_a_budget_of_time_holds_for_the_whole(data: Path, monkeypatch: pytest.Mo
     result = timed(data, "latency=60%")
     said = result.report.selection
     assert said is not None
-    assert said["latency"]["measured"] <= 0.6
-    assert said["latency"]["predicted"] == pytest.approx(said["latency"]["measured"], abs=0.05)
+    assert said.latency is not None
+    assert said.latency.measured <= 0.6
+    assert said.latency.predicted == pytest.approx(said.latency.measured, abs=0.05)
     assert result.report.lowering is not None
-    seconds = result.report.lowering["model"]["seconds"]
+    assert result.report.lowering.model is not None
+    seconds = result.report.lowering.model.seconds
     assert seconds["chosen"] <= 0.6 * seconds["dense"]
     assert_counted(result)
 
@@ -240,10 +241,11 @@ def test_the_budget_moves_until_the_measured_time_fits(
     Prices(by_operator({}, weight=1.0), whole).install(monkeypatch)
     said = timed(data, "latency=70%").report.selection
     assert said is not None
-    tried = said["latency"]["tried"]
+    assert said.latency is not None
+    tried = said.latency.tried
     assert len(tried) > 1
-    assert tried[0]["measured"] > 0.7
-    assert said["latency"]["measured"] <= 0.7
+    assert tried[0].measured > 0.7
+    assert said.latency.measured <= 0.7
 
 
 def test_time_that_cannot_be_reached_fails_the_check(
@@ -305,7 +307,7 @@ def test_compress_takes_the_options(
     digest = read_digest(onnx.load(output))
     assert digest is not None
     assert digest.lowering is not None
-    assert (digest.lowering["threads"], digest.lowering["batch"]) == (1, 2)
+    assert (digest.lowering.threads, digest.lowering.batch) == (1, 2)
 
 
 def test_report_of_a_lowered_model_tells_its_lowering(tmp_path: Path) -> None:
@@ -335,12 +337,7 @@ def test_page_of_a_lowered_model_tells_what_each_site_became(tmp_path: Path) -> 
     assert shown.exit_code == 0, shown.output
     text = page.read_text()
     assert "What each site became" in text
-    counts = Counter(label for _, label, _ in lowered_sites(lowered.report.lowering or {}))
+    assert lowered.report.lowering is not None
+    counts = Counter(site.lowering for site in lowered.report.lowering.sites.values())
     assert sum(counts.values()) == 2
     assert ", ".join(f"{count} {name}" for name, count in counts.most_common()) in text
-
-
-def test_a_lowering_of_another_form_is_shown_as_far_as_it_goes() -> None:
-    assert lowered_sites({}) == []
-    assert lowered_sites({"sites": [1]}) == []
-    assert lowered_sites({"sites": {"a": 1, "b": {"lowering": "dense"}}}) == [("b", "dense", "")]

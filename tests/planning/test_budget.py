@@ -91,7 +91,7 @@ def test_the_target_holds_on_the_graph_that_was_written(
     result = compressed(data, f"pointwise-parameters={share}%", family=family)
     assert weights_left(result) <= share / 100 * 3 * CHANNELS**2
     assert result.report.selection is not None
-    assert result.report.selection["chosen"][0] <= share / 100 + 1e-9
+    assert result.report.selection.chosen[0] <= share / 100 + 1e-9
     schemes = {site.scheme for site in result.report.rewritten}
     if family == "published":
         assert schemes <= {"v2"}
@@ -108,7 +108,7 @@ def test_it_is_spent_where_it_hurts_least(data: Path) -> None:
     assert left["conv1"] > left["conv2"]
     assert left["conv3"] > left["conv2"]
     assert result.report.damage is not None
-    assert result.report.damage["agreement"] == 1.0
+    assert result.report.damage.agreement == 1.0
 
 
 def test_whole_model_targets_count_the_whole_model(data: Path) -> None:
@@ -123,10 +123,10 @@ def test_less_budget_does_more_predicted_damage(data: Path) -> None:
     for share in (80, 50, 25):
         selection = compressed(data, f"pointwise-parameters={share}%").report.selection
         assert selection is not None
-        damages.append(selection["predicted_damage"])
-        shares = [point[0] for point in selection["curve"]]
+        damages.append(selection.predicted_damage)
+        shares = [point[0] for point in selection.curve]
         assert shares == sorted(shares)
-        assert selection["measure"] == "KL divergence, nats"
+        assert selection.measure == "KL divergence, nats"
     assert damages == sorted(damages)
 
 

@@ -13,11 +13,12 @@ from onnx_igpc.planning.options import Published
 from onnx_igpc.report.digest import DIGEST_KEY, read_digest, write_digest
 from onnx_igpc.report.tree import Change, Permutation, RewriteReport, SiteReport, StageReport
 from tests.helpers import pointwise_model
+from tests.html_reports import network_report
 
 
 def full_report() -> RewriteReport:
     report = compress(pointwise_model(40, 24), Published(8)).report
-    report.calibration = {"images": 12}
+    report.calibration = network_report().calibration
     report.permutations = [Permutation({"conv/permuted": "conv"}, [1, 0])]
     report.totals.file_bytes = Change(10, 5)
     return report
@@ -63,12 +64,15 @@ def test_another_version_is_refused(version: Any) -> None:
         RewriteReport.from_dict(data)
 
 
+NESTED = '{"a":' * 400 + "1" + "}" * 400
 DAMAGE: dict[str, Any] = {
     "not JSON": "{",
     "not an object": "[1]",
     "a string": '"x"',
     "nothing": "",
     "too deep": "[" * 100_000,
+    "lists in lists": f'{{"version":1,"totals":{{}},"notes":{"[" * 10_000}{"]" * 10_000}}}',
+    "objects in a value": f'{{"version":1,"options":{{"ch":{NESTED}}},"totals":{{}},"sites":[]}}',
     "no totals": {"totals": None},
     "a number for totals": {"totals": 5},
     "a number for sites": {"sites": 5},

@@ -70,29 +70,32 @@ def show_checks(console: Console, report: RewriteReport) -> None:
 def show_damage(console: Console, report: RewriteReport) -> None:
     """What the rewrite did to the outputs on calibration data, where that was measured."""
     damage = report.damage
-    if not damage:
+    if damage is None:
         return
-    on = f"on {damage.get('samples', '?')} samples"
-    if "agreement" in damage:
-        console.print(f"damage: top-1 agreement with the original {damage['agreement']:.1%} {on}")
-    if damage.get("relative_error") is not None:
-        output = escape(str(damage.get("output", "")))
-        console.print(
-            f"damage: relative error {damage['relative_error']:.3g} of output {output} {on}"
-        )
-    if damage.get("not_finite"):
-        console.print(f"damage: {damage['not_finite']} values that are not finite {on}")
+    on = f"on {damage.samples} samples"
+    if damage.agreement is not None:
+        console.print(f"damage: top-1 agreement with the original {damage.agreement:.1%} {on}")
+    if damage.relative_error is not None:
+        output = escape(damage.output or "")
+        console.print(f"damage: relative error {damage.relative_error:.3g} of output {output} {on}")
+    if damage.not_finite:
+        console.print(f"damage: {damage.not_finite} values that are not finite {on}")
 
 
 def show_training(console: Console, report: RewriteReport) -> None:
     """The curves of a fine-tuning run, an epoch a column."""
-    epochs = (report.finetune or {}).get("epochs") or []
-    for key in ("loss", "accuracy", "agreement", "val_loss", "val_accuracy", "val_agreement"):
-        values = [row[key] for row in epochs if row.get(key) is not None]
-        if values:
-            console.print(
-                f"{key.replace('_', ' '):>13} {sparkline(values)} {values[0]:.4g} -> {values[-1]:.4g}"
-            )
+    epochs = report.finetune.epochs if report.finetune is not None else []
+    curves: dict[str, list[float | None]] = {
+        "loss": [row.loss for row in epochs],
+        "accuracy": [row.accuracy for row in epochs],
+        "agreement": [row.agreement for row in epochs],
+        "val loss": [row.val_loss for row in epochs],
+        "val accuracy": [row.val_accuracy for row in epochs],
+        "val agreement": [row.val_agreement for row in epochs],
+    }
+    for label, measured in curves.items():
+        if values := [value for value in measured if value is not None]:
+            console.print(f"{label:>13} {sparkline(values)} {values[0]:.4g} -> {values[-1]:.4g}")
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:

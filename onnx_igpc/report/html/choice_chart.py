@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
 
 from onnx_igpc.report.html.charts import (
     TOP,
@@ -19,32 +18,32 @@ from onnx_igpc.report.html.charts import (
 from onnx_igpc.report.html.elements import Element, element
 from onnx_igpc.report.html.scales import Scale, decades, line_path
 from onnx_igpc.report.html.texts import command, percent
+from onnx_igpc.report.sections import SelectionReport
 
 _HEIGHT = 220.0
 _WIDTH = 1000.0
 
 
-def choice_chart(selection: Mapping[str, Any] | None) -> Element | None:
+def choice_chart(selection: SelectionReport | None) -> Element | None:
     """The trade-off that a budget was chosen from; ``None`` where there was no budget."""
-    curve = [(float(x), float(y)) for x, y in (selection or {}).get("curve") or []]
-    drawn = [(x, y) for x, y in curve if y > 0]
+    curve = selection.curve if selection is not None else []
+    drawn = [(x, y) for x, y in curve if 0 < y < math.inf]
     if selection is None or len(drawn) < 2:
         return None
-    share, damage = (float(each) for each in selection["chosen"])
-    shown = [*drawn, (share, damage)] if damage > 0 else drawn
+    share, damage = selection.chosen
+    shown = [*drawn, (share, damage)] if 0 < damage < math.inf else drawn
     across = Scale(0.0, 1.0, 100.0)
     up = Scale(min(y for _, y in shown), max(y for _, y in shown) * 1.15, _HEIGHT, logarithmic=True)
     chosen = f"{percent(share)} left, damage {damage:.3g}"
-    target = str(selection.get("target", ""))
+    target = selection.target
     quantity = target.partition("=")[0].replace("-", " ") or "cost"
-    measure = str(selection.get("measure", ""))
     x, y = across.place(share), TOP + _HEIGHT - up.place(max(damage, up.low))
     return figure(
         "chart-choice",
         "What the budget was chosen from",
         [
             (
-                f"The least predicted damage ({measure}) with each share that is left of the {quantity} of "
+                f"The least predicted damage ({selection.measure}) with each share that is left of the {quantity} of "
                 "the sites that may be rewritten, from left to right. The mark is what "
             ),
             element("code", None, command(f"--target {target}")),

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnx_igpc.report.benchmark import BenchmarkReport
 from onnx_igpc.report.html.charts import opened_by, value_table
 from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.numbers import exact
-from onnx_igpc.report.tree import RewriteReport, lowered_sites
+from onnx_igpc.report.sections import FinetuneReport, LoweringReport
+from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.report.typed_json import to_values
+from onnx_igpc.report.verification import VerifyReport
 
 
-def verification(verified: Mapping[str, Any] | None) -> list[Child]:
+def verification(verified: VerifyReport | None) -> list[Child]:
     """Whether it passed, every output's difference, and where the nodes ran."""
-    if not verified:
+    if verified is None:
         return []
-    failures = verified.get("failures") or ()
-    samples = exact(verified.get("samples"))
-    on = "random inputs" if verified.get("random") else f"{samples} samples"
+    failures = verified.failures
+    on = "random inputs" if verified.random else f"{exact(verified.samples)} samples"
     made: list[Child] = [
         element(
             "p",
@@ -28,20 +30,20 @@ def verification(verified: Mapping[str, Any] | None) -> list[Child]:
     ]
     if failures:
         made.append(_list("warnings", failures))
-    if verified.get("random"):
+    if verified.random:
         made.append(
             element("p", {"class": "note"}, "On random inputs agreement says little: give --data.")
         )
     rows = [
         (
-            str(each["name"]),
-            f"{each['max_abs']:.3g}",
-            f"{each['mean_abs']:.3g}",
-            _number(each.get("relative"), ".3g"),
-            _number(each.get("relative_norm"), ".3g"),
-            _number(each.get("cosine"), ".6f"),
+            each.name,
+            f"{each.max_abs:.3g}",
+            f"{each.mean_abs:.3g}",
+            _number(each.relative, ".3g"),
+            _number(each.relative_norm, ".3g"),
+            _number(each.cosine, ".6f"),
         )
-        for each in verified.get("outputs") or ()
+        for each in verified.outputs
     ]
     head = (
         "output",
@@ -52,28 +54,25 @@ def verification(verified: Mapping[str, Any] | None) -> list[Child]:
         "cosine",
     )
     made += value_table("The rewritten model's outputs a against the original's b", head, rows)
-    executed = (verified.get("executed") or {}).items()
-    made.append(_list("plain", [f"{role}: {text}" for role, text in executed]))
+    made.append(_list("plain", [f"{role}: {text}" for role, text in verified.executed.items()]))
     return made
 
 
-def machine(benchmark: Mapping[str, Any] | None) -> list[Child]:
+def machine(benchmark: BenchmarkReport | None) -> list[Child]:
     """On what the races were run, and the models' sizes and memory."""
-    if not benchmark:
+    if benchmark is None:
         return []
-    facts = []
-    for model in benchmark.get("models") or ():
-        footprint = model.get("footprint") or {}
-        parts = [f"{exact(model.get('file_bytes'))} bytes"]
-        if footprint.get("load_seconds") is not None:
-            parts.append(f"loads in {1000 * footprint['load_seconds']:.0f} ms")
-        if footprint.get("peak_bytes") is not None:
-            parts.append(f"peak memory {footprint['peak_bytes'] / 2**20:.0f} MiB")
-        facts.append(f"{model['path']}: {', '.join([*parts, str(model.get('executed', ''))])}")
-        facts += [str(note) for note in model.get("notes") or ()]
+    facts: list[str] = []
+    for model in benchmark.models:
+        parts = [f"{exact(model.file_bytes)} bytes"]
+        if model.footprint is not None:
+            parts.append(f"loads in {1000 * model.footprint.load_seconds:.0f} ms")
+            if model.footprint.peak_bytes is not None:
+                parts.append(f"peak memory {model.footprint.peak_bytes / 2**20:.0f} MiB")
+        facts += [f"{model.path}: {', '.join([*parts, model.executed])}", *model.notes]
     text = (
-        f"onnxruntime {benchmark['onnxruntime']}, {benchmark['provider']}, {benchmark['machine']}; "
-        f"{benchmark['rounds']} rounds in which the models take turns; inputs: {benchmark['inputs']}."
+        f"onnxruntime {benchmark.onnxruntime}, {benchmark.provider}, {benchmark.machine}; "
+        f"{benchmark.rounds} rounds in which the models take turns; inputs: {benchmark.inputs}."
     )
     return [element("p", None, text), _list("plain", facts)]
 
@@ -82,16 +81,16 @@ def making(report: RewriteReport) -> list[Child]:
     """Options, data, checks, notes and what was changed beside the sites."""
     parts: list[Child] = []
     for title, facts in (
-        ("Options", report.options),
-        ("Calibration", report.calibration),
-        ("Preprocessing", report.preprocessing),
+        ("Options", to_values(report.options)),
+        ("Calibration", to_values(report.calibration)),
+        ("Preprocessing", to_values(report.preprocessing)),
         ("Fine-tuning", _training(report.finetune)),
         ("Lowering", _lowering(report.lowering)),
         ("Checks", report.checks),
     ):
         if facts:
             parts += [element("h3", None, title), _definitions(facts)]
-        if title == "Lowering" and report.lowering:
+        if title == "Lowering" and report.lowering is not None:
             parts.append(_sites_lowered(report.lowering))
     if report.notes:
         parts += [element("h3", None, "Notes"), _list("plain", report.notes)]
@@ -111,34 +110,31 @@ def making(report: RewriteReport) -> list[Child]:
     return parts
 
 
-def _training(finetune: Mapping[str, Any] | None) -> dict[str, Any]:
+def _training(finetune: FinetuneReport | None) -> dict[str, Any]:
     """The facts of a run without its curves, which are drawn."""
-    left = {"epochs", "val_before", "damage_before", "matched_sites"}
-    facts = {key: value for key, value in (finetune or {}).items() if key not in left}
-    recipe = facts.pop("recipe", None)
-    return {**facts, **(recipe if isinstance(recipe, Mapping) else {})}
-
-
-def _lowering(lowering: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Where it was measured, how many sites became what, and the times of whole models."""
-    if not lowering:
+    if finetune is None:
         return {}
-    counts = Counter(label for _, label, _ in lowered_sites(lowering))
-    facts = {
-        key: value
-        for key, value in lowering.items()
-        if key not in ("sites", "model", "races", "notes") and value is not None
-    }
-    facts["sites"] = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    if lowering.get("model"):
-        times = lowering["model"]["seconds"].items()
+    drawn = {"recipe", "epochs", "val_before", "damage_before", "matched_sites"}
+    facts = {key: value for key, value in to_values(finetune).items() if key not in drawn}
+    return {**facts, **finetune.recipe}
+
+
+def _lowering(lowering: LoweringReport | None) -> dict[str, Any]:
+    """Where it was measured, how many sites became what, and the times of whole models."""
+    if lowering is None:
+        return {}
+    told = {"sites", "model", "races", "notes"}
+    facts = {key: value for key, value in to_values(lowering).items() if key not in told}
+    facts["sites"] = lowering.counts
+    if lowering.model is not None:
+        times = lowering.model.seconds.items()
         facts["whole model, ms"] = ", ".join(f"{name} {1000 * each:.4g}" for name, each in times)
     return facts
 
 
-def _sites_lowered(lowering: Mapping[str, Any]) -> Element:
+def _sites_lowered(lowering: LoweringReport) -> Element:
     said = "What each site became"
-    rows = lowered_sites(lowering)
+    rows = [(name, site.lowering, site.reason or "") for name, site in lowering.sites.items()]
     return opened_by(said, value_table(said, ("site", "written as", "reason"), rows))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from onnx_igpc.report.benchmark import BenchmarkReport, Race, Timing
 from onnx_igpc.report.html.charts import BOTTOM, opened_by, value_table
 from onnx_igpc.report.html.elements import Element, element
 from onnx_igpc.report.html.scales import round_ticks
@@ -15,35 +15,36 @@ _ROW = 34
 _FAR = 2.0
 
 
-def latency_charts(benchmark: Mapping[str, Any] | None) -> list[Element]:
+def latency_charts(benchmark: BenchmarkReport | None) -> list[Element]:
     """One chart for each batch size and number of threads."""
-    return [_race(index, race) for index, race in enumerate((benchmark or {}).get("races") or ())]
+    races = benchmark.races if benchmark is not None else ()
+    return [_race(index, race) for index, race in enumerate(races)]
 
 
-def race_title(race: Mapping[str, Any]) -> str:
+def race_title(race: Race) -> str:
     """Batch size and threads of a race, in words."""
-    threads = race.get("threads")
-    return f"batch {race['batch']}, " + ("all threads" if threads is None else _threads(threads))
+    threads = "all threads" if race.threads is None else _threads(race.threads)
+    return f"batch {race.batch}, {threads}"
 
 
-def speed_text(timing: Mapping[str, Any]) -> str | None:
+def speed_text(timing: Timing) -> str | None:
     """The speed-up over the baseline with its interval; ``None`` for the baseline."""
-    speed = timing.get("speedup")
-    if not speed:
+    speed = timing.speedup
+    if speed is None:
         return None
-    return f"{speed['value']:.2f} × as fast (95{GAP}%: {speed['low']:.2f} to {speed['high']:.2f})"
+    return f"{speed.value:.2f} × as fast (95{GAP}%: {speed.low:.2f} to {speed.high:.2f})"
 
 
 def _threads(count: int) -> str:
     return f"{count} thread" + ("s" if count != 1 else "")
 
 
-def _race(index: int, race: Mapping[str, Any]) -> Element:
-    timings: Sequence[Mapping[str, Any]] = race["timings"]
-    limit = _FAR * max(float(timing["median_ms"]) for timing in timings)
-    rounds = [each for timing in timings for each in _rounds(timing)]
-    ends = [float(timing["quartiles_ms"][1]) for timing in timings]
-    highest = 1.02 * min(max([*rounds, *ends]), limit)
+def _race(index: int, race: Race) -> Element:
+    timings = race.timings
+    limit = _FAR * max(timing.median_ms for timing in timings)
+    rounds = [each for timing in timings for each in timing.rounds_ms]
+    ends = [timing.quartiles_ms[1] for timing in timings]
+    highest = 1.02 * min(max([*rounds, *ends]), limit) or 1.0
     name = f"chart-latency-{index}"
     title = f"Latency with {race_title(race)}"
     return element(
@@ -65,15 +66,14 @@ def _race(index: int, race: Mapping[str, Any]) -> Element:
     )
 
 
-def _row(timing: Mapping[str, Any], highest: float, limit: float) -> list[Element]:
-    low, high = (float(each) for each in timing["quartiles_ms"])
-    median = float(timing["median_ms"])
-    rounds = _rounds(timing)
+def _row(timing: Timing, highest: float, limit: float) -> list[Element]:
+    low, high = timing.quartiles_ms
+    median, rounds = timing.median_ms, timing.rounds_ms
     drawn = [each for each in rounds if each <= limit]
     speed = speed_text(timing)
     beyond = (
         f"; {len(rounds) - len(drawn)} rounds beyond {milliseconds(limit)}"
-        if drawn != rounds
+        if len(drawn) < len(rounds)
         else ""
     )
 
@@ -84,7 +84,7 @@ def _row(timing: Mapping[str, Any], highest: float, limit: float) -> list[Elemen
         element(
             "p",
             {"class": "runner"},
-            element("bdi", {"class": "name"}, str(timing["path"])),
+            element("bdi", {"class": "name"}, timing.path),
             " ",
             element("strong", None, milliseconds(median)),
             f", {speed}" if speed else ", the baseline",
@@ -125,16 +125,12 @@ def _row(timing: Mapping[str, Any], highest: float, limit: float) -> list[Elemen
     ]
 
 
-def _limit_text(timing: Mapping[str, Any]) -> str:
+def _limit_text(timing: Timing) -> str:
     """How fast the model could at best be, where the benchmark worked that out."""
-    limit = timing.get("limit")
-    if not limit:
+    limit = timing.limit
+    if limit is None:
         return ""
-    return f"; at best {limit['speedup']:.2f} ×, of which {percent(limit['reached'], 0)} is reached"
-
-
-def _rounds(timing: Mapping[str, Any]) -> list[float]:
-    return [float(each) for each in timing.get("rounds_ms") or ()]
+    return f"; at best {limit.speedup:.2f} ×, of which {percent(limit.reached, 0)} is reached"
 
 
 def _axis(highest: float) -> Element:
@@ -159,17 +155,17 @@ def _axis(highest: float) -> Element:
     )
 
 
-def _table(title: str, timings: Sequence[Mapping[str, Any]]) -> list[Element]:
+def _table(title: str, timings: Sequence[Timing]) -> list[Element]:
     return value_table(
         title,
         ("model", "median, ms", "first quartile", "third quartile", "samples a second", "speed-up"),
         [
             (
-                str(timing["path"]),
-                f"{timing['median_ms']:.4g}",
-                f"{timing['quartiles_ms'][0]:.4g}",
-                f"{timing['quartiles_ms'][1]:.4g}",
-                f"{timing['samples_per_second']:.4g}",
+                timing.path,
+                f"{timing.median_ms:.4g}",
+                f"{timing.quartiles_ms[0]:.4g}",
+                f"{timing.quartiles_ms[1]:.4g}",
+                f"{timing.samples_per_second:.4g}",
                 speed_text(timing) or "baseline",
             )
             for timing in timings

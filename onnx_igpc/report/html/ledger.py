@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePath
 
+from onnx_igpc.report.benchmark import Race, Timing
 from onnx_igpc.report.html.elements import Element, element
 from onnx_igpc.report.html.latency_charts import race_title
 from onnx_igpc.report.html.texts import GAP, command, milliseconds, percent, short_names
 from onnx_igpc.report.numbers import count_text, exact
+from onnx_igpc.report.sections import MeasuredOn
 from onnx_igpc.report.tree import Change, RewriteReport
+from onnx_igpc.report.verification import ClassifierResult, VerifyReport
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,10 @@ def percent_left(change: Change) -> str | None:
     return None if change.ratio is None else percent(change.ratio)
 
 
-def candidate_timing(
-    race: Mapping[str, Any], title: str
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def candidate_timing(race: Race, title: str) -> tuple[Timing, Timing]:
     """The baseline of a race and the model that the page is about: by its name, or else the last."""
-    first, *others = race["timings"]
-    named = [each for each in others if str(each["path"]).endswith(title)]
+    first, *others = race.timings
+    named = [each for each in others if PurePath(each.path).name == title]
     return first, (named or others or [first])[-1]
 
 
@@ -109,15 +109,15 @@ def _count(label: str, detail: str, change: Change) -> Entry:
 
 
 def _latency(report: RewriteReport, title: str) -> Entry:
-    races: Sequence[Mapping[str, Any]] = (report.benchmark or {}).get("races") or ()
+    races = report.benchmark.races if report.benchmark is not None else ()
     if not races:
         line = f"onnx-igpc benchmark ORIGINAL.onnx {title} --report FILE.html"
         return Entry("Latency", missing=("not measured:", line))
     first, ours = candidate_timing(races[0], title)
-    before, after = float(first["median_ms"]), float(ours["median_ms"])
+    before, after = first.median_ms, ours.median_ms
     highest = max(before, after) or 1.0
-    names = short_names([str(each["path"]) for each in races[0]["timings"]])
-    detail = f"{race_title(races[0])}, before: {names[str(first['path'])]}"
+    names = short_names([each.path for each in races[0].timings])
+    detail = f"{race_title(races[0])}, before: {names[first.path]}"
     if first is ours:
         return Entry("Latency", race_title(races[0]), after=milliseconds(after), bars=(None, 1.0))
     return Entry(
@@ -125,53 +125,56 @@ def _latency(report: RewriteReport, title: str) -> Entry:
         detail,
         milliseconds(before),
         milliseconds(after),
-        f"{ours['speedup']['value']:.2f} × as fast" if ours.get("speedup") else "",
+        f"{ours.speedup.value:.2f} × as fast" if ours.speedup is not None else "",
         (before / highest, after / highest),
         worse=after > before,
     )
 
 
 def _accuracy(report: RewriteReport, title: str) -> list[Entry]:
-    verified = report.verify or {}
-    classifier = verified.get("classifier") or {}
+    verified, damage = report.verify, report.damage
+    if verified is not None:
+        return _verified(verified)
     entries = []
-    if classifier.get("original") and classifier.get("candidate"):
+    if damage is not None and damage.agreement is not None:
+        on = MeasuredOn.said_in(report.notes)
+        detail = f"on {exact(damage.samples)} samples" + (f" of {on}" if on else "")
+        entries.append(_agreement(damage.agreement, detail))
+    elif damage is not None and damage.relative_error is not None:
+        text = f"of output {damage.output or ''}, {exact(damage.samples)} samples"
+        entries.append(_relative(damage.relative_error, text))
+    line = f"onnx-igpc verify ORIGINAL.onnx {title} --data DATA --report FILE.html"
+    return [*entries, Entry("Accuracy", missing=("not measured:", line))]
+
+
+def _verified(verified: VerifyReport) -> list[Entry]:
+    entries = []
+    if (classifier := verified.classifier) is not None:
         entries += _labelled(classifier)
-    if classifier:
-        entries.append(
-            _agreement(float(classifier["agreement"]), f"on {exact(classifier['samples'])} samples")
-        )
-    elif not verified and (report.damage or {}).get("agreement") is not None:
-        damage = report.damage or {}
-        where = next((note for note in report.notes if note.startswith("the damage was")), "")
-        on = where.removeprefix("the damage was measured on ") if where else ""
-        detail = f"on {exact(damage.get('samples'))} samples" + (f" of {on}" if on else "")
-        entries.append(_agreement(float(damage["agreement"]), detail))
-    elif verified.get("outputs") and not classifier:
-        entries.append(_difference(verified))
-    elif (report.damage or {}).get("relative_error") is not None:
-        damage = report.damage or {}
-        error = float(damage["relative_error"])
-        text = f"of output {damage.get('output', '')}, {exact(damage.get('samples'))} samples"
-        entries.append(_relative(error, text))
-    for name, value in (verified.get("metric") or {}).items():
-        entries.append(Entry(str(name), "your metric", after=f"{value:.6g}"))
-    if not (classifier.get("original") and classifier.get("candidate")) and not verified:
-        line = f"onnx-igpc verify ORIGINAL.onnx {title} --data DATA --report FILE.html"
-        entries.append(Entry("Accuracy", missing=("not measured:", line)))
+        on = f"on {exact(classifier.samples)} samples"
+        entries.append(_agreement(classifier.agreement, on))
+    elif (worst := verified.worst_output) is not None:
+        on = " on random inputs" if verified.random else f", {exact(verified.samples)} samples"
+        entries.append(_relative(worst.relative_norm or 0.0, f"of output {worst.name}{on}"))
+    for name, value in (verified.metric or {}).items():
+        entries.append(Entry(name, "your metric", after=f"{value:.6g}"))
     return entries
 
 
-def _labelled(classifier: Mapping[str, Any]) -> list[Entry]:
+def _labelled(classifier: ClassifierResult) -> list[Entry]:
+    if classifier.original is None or classifier.candidate is None:
+        return []
     entries = []
-    for key, label in (("top1", "Top-1 accuracy"), ("top5", "Top-5 accuracy")):
-        before, after = classifier["original"].get(key), classifier["candidate"].get(key)
+    for label, before, after in (
+        ("Top-1 accuracy", classifier.original.top1, classifier.candidate.top1),
+        ("Top-5 accuracy", classifier.original.top5, classifier.candidate.top5),
+    ):
         if before is None or after is None:
             continue
         entries.append(
             Entry(
                 label,
-                f"on {exact(classifier['samples'])} samples",
+                f"on {exact(classifier.samples)} samples",
                 percent(before),
                 percent(after),
                 f"{_signed(100 * (after - before))} points",
@@ -189,14 +192,6 @@ def _agreement(value: float, detail: str) -> Entry:
         after=percent(value),
         bars=(None, value),
     )
-
-
-def _difference(verified: Mapping[str, Any]) -> Entry:
-    worst = max(verified["outputs"], key=lambda each: each.get("relative_norm") or 0.0)
-    text = f"of output {worst['name']}, {exact(verified['samples'])} samples"
-    if verified.get("random"):
-        text = f"of output {worst['name']} on random inputs"
-    return _relative(float(worst.get("relative_norm") or 0.0), text)
 
 
 def _relative(error: float, detail: str) -> Entry:

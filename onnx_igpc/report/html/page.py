@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
+from onnx_igpc.report.benchmark import BenchmarkReport
 from onnx_igpc.report.html.choice_chart import choice_chart
 from onnx_igpc.report.html.depth_charts import depth_charts
 from onnx_igpc.report.html.elements import Child, Element, element, to_html, verbatim
@@ -113,12 +113,11 @@ def _sentences(report: RewriteReport) -> list[str]:
     ]
     if left:
         said.append(f"The model has {' and '.join(left)} left.")
-    if report.finetune:
-        count = len(report.finetune.get("epochs") or ())
-        samples = exact((report.finetune.get("data") or {}).get("samples"))
+    if report.finetune is not None:
+        count, samples = len(report.finetune.epochs), exact(report.finetune.data.samples)
         said.append(f"It was fine-tuned for {count} epoch{'s'[: count != 1]} on {samples} samples.")
-    elif report.calibration:
-        samples = exact(report.calibration.get("samples"))
+    elif report.calibration is not None:
+        samples = exact(report.calibration.samples)
         said.append(f"The weights were fitted on {samples} samples and not trained.")
     return said
 
@@ -146,24 +145,18 @@ def _contents(sections: Sequence[Element]) -> Element:
     return element("nav", {"aria-label": "Sections"}, element("ul", None, links))
 
 
-def _with_short_paths(benchmark: dict[str, Any] | None) -> dict[str, Any] | None:
+def _with_short_paths(benchmark: BenchmarkReport | None) -> BenchmarkReport | None:
     """The benchmark with names of files in the place of paths, where they tell the models apart."""
-    if not benchmark:
-        return benchmark
-    entries = [*benchmark.get("models", ()), *(t for r in benchmark["races"] for t in r["timings"])]
-    names = short_names([str(each["path"]) for each in entries])
-
-    def renamed(entry: Mapping[str, Any]) -> dict[str, Any]:
-        return {**entry, "path": names[str(entry["path"])]}
-
-    return {
-        **benchmark,
-        "models": [renamed(each) for each in benchmark.get("models", ())],
-        "races": [
-            {**race, "timings": [renamed(each) for each in race["timings"]]}
-            for race in benchmark["races"]
-        ],
-    }
+    if benchmark is None:
+        return None
+    paths = [each.path for each in benchmark.models]
+    names = short_names(paths + [t.path for race in benchmark.races for t in race.timings])
+    races = (
+        replace(race, timings=tuple(replace(t, path=names[t.path]) for t in race.timings))
+        for race in benchmark.races
+    )
+    models = (replace(each, path=names[each.path]) for each in benchmark.models)
+    return replace(benchmark, models=tuple(models), races=tuple(races))
 
 
 @cache

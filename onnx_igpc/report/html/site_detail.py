@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.layout.serialization import layout_from_dict
 from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.html.layout_drawing import Drawings, formula
 from onnx_igpc.report.numbers import exact
 from onnx_igpc.report.pictures import LEVELS, data_address, decoded, grey_png
+from onnx_igpc.report.sections import Thumbnail
 from onnx_igpc.report.tree import Change, SiteReport
 
 
@@ -29,7 +27,7 @@ class SiteDetails:
                 element("p", None, f"Kept as it was: {site.reason}."),
                 _facts({"Channels": _channels(site), "Parameters": _change(site.parameters)}),
             ]
-        layout = _layout(site)
+        layout = site.layout
         return [
             element("p", {"class": "formula"}, formula(layout)) if layout else None,
             element(
@@ -61,17 +59,12 @@ class SiteDetails:
         ]
 
 
-def _layout(site: SiteReport) -> GroupLayout | None:
-    """The site's layout; ``None`` where the report has none that can be read."""
-    try:
-        return layout_from_dict(site.layout) if site.layout else None
-    except ValueError:
-        return None
-
-
 def _picture(name: str, meaning: str, site: SiteReport) -> Element | None:
+    thumbnail = _thumbnail(site, name)
+    if thumbnail is None:
+        return None
     try:
-        levels = decoded(_thumbnail(site, name) or {})
+        levels = decoded(thumbnail)
     except ValueError:
         return None
     # The eye tells small weights apart on the square root; black is the largest of both pictures.
@@ -123,7 +116,7 @@ def _missing(site: SiteReport) -> Element | None:
     return None
 
 
-def _thumbnail(site: SiteReport, name: str) -> Mapping[str, Any] | None:
+def _thumbnail(site: SiteReport, name: str) -> Thumbnail | None:
     return (site.thumbnails or {}).get(name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from onnx_igpc.report.html.elements import Element, element
 from onnx_igpc.report.html.site_detail import SiteDetails
@@ -31,7 +30,7 @@ def sites_section(report: RewriteReport, details: SiteDetails) -> Element | None
     """Filter and table; ``None`` for a report without sites."""
     if not report.sites:
         return None
-    damages = (report.selection or {}).get("damage_by_site") or {}
+    damages = report.selection.damage_by_site if report.selection is not None else {}
     rows = [
         row
         for number, site in enumerate(report.sites, start=1)
@@ -115,7 +114,7 @@ def _heading(index: int) -> Element:
 
 
 def _rows(
-    number: int, site: SiteReport, details: SiteDetails, damages: Mapping[str, Any]
+    number: int, site: SiteReport, details: SiteDetails, damages: Mapping[str, float]
 ) -> tuple[Element, Element]:
     key = f"site-{number}"
     status = "rewritten" if site.rewritten else "kept"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from onnx_igpc.report.html.charts import (
     TOP,
@@ -19,40 +19,38 @@ from onnx_igpc.report.html.charts import (
 from onnx_igpc.report.html.elements import Element, element
 from onnx_igpc.report.html.scales import Scale, line_path
 from onnx_igpc.report.html.texts import percent
+from onnx_igpc.report.sections import EpochReport, FinetuneReport
 
 _HEIGHT = 150.0
 _WIDTH = 1000.0
 _DOTTED_UP_TO = 40
 
 Points = list[tuple[float, float]]
+Quantity = Literal["loss", "accuracy", "agreement"]
 
 
-def training_charts(finetune: Mapping[str, Any] | None) -> list[Element]:
+def training_charts(finetune: FinetuneReport | None) -> list[Element]:
     """Loss, accuracy and agreement over the epochs, as far as they were measured; and all values."""
-    rows = (finetune or {}).get("epochs") or []
-    if not rows or finetune is None:
+    if finetune is None or not finetune.epochs:
         return []
-    before = finetune.get("val_before") or {}
     charts = [
-        _curves(rows, before, "loss", "Loss", lambda value: f"{value:.3g}"),
-        _curves(rows, before, "accuracy", "Top-1 accuracy", percent),
-        _curves(rows, before, "agreement", "Top-1 agreement with the teacher", percent),
+        _curves(finetune, "loss", "Loss", lambda value: f"{value:.3g}"),
+        _curves(finetune, "accuracy", "Top-1 accuracy", percent),
+        _curves(finetune, "agreement", "Top-1 agreement with the teacher", percent),
     ]
     found = [each for each in charts if each is not None]
-    return [element("div", {"class": "side-by-side"}, found), _values(rows)]
+    return [element("div", {"class": "side-by-side"}, found), _values(finetune.epochs)]
 
 
 def _curves(
-    rows: Sequence[Mapping[str, Any]],
-    before: Mapping[str, Any],
-    key: str,
-    title: str,
-    text: Callable[[float], str],
+    finetune: FinetuneReport, key: Quantity, title: str, text: Callable[[float], str]
 ) -> Element | None:
+    rows, before = finetune.epochs, finetune.val_before
     training = _points(rows, key)
     validation = _points(rows, f"val_{key}")
-    if validation and isinstance(before.get(key), (int, float)):
-        validation.insert(0, (0.0, float(before[key])))
+    at_start = getattr(before, key) if before is not None else None
+    if validation and at_start is not None:
+        validation.insert(0, (0.0, at_start))
     values = [y for _, y in (*training, *validation)]
     if not values:
         return None
@@ -90,12 +88,9 @@ def _curves(
     )
 
 
-def _points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
-    return [
-        (float(row.get("epoch") or index), float(row[key]))
-        for index, row in enumerate(rows, start=1)
-        if isinstance(row.get(key), (int, float))
-    ]
+def _points(rows: Sequence[EpochReport], key: str) -> Points:
+    measured = ((float(row.epoch), getattr(row, key)) for row in rows)
+    return [(epoch, value) for epoch, value in measured if value is not None]
 
 
 def _series(style: str, dots: str, points: Points, across: Scale, up: Scale) -> list[Element]:
@@ -131,8 +126,8 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-def _values(rows: Sequence[Mapping[str, Any]]) -> Element:
-    shown = [each for each in _COLUMNS if any(row.get(each[0]) is not None for row in rows)]
+def _values(rows: Sequence[EpochReport]) -> Element:
+    shown = [each for each in _COLUMNS if any(getattr(row, each[0]) is not None for row in rows)]
     return opened_by(
         "The values as a table",
         value_table(
@@ -140,13 +135,13 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> Element:
             ("epoch", *(label for _, label, _ in shown)),
             [
                 (
-                    str(row.get("epoch") or index),
+                    str(row.epoch),
                     *(
-                        text(row[key]) if row.get(key) is not None else "–"
+                        "–" if (value := getattr(row, key)) is None else text(value)
                         for key, _, text in shown
                     ),
                 )
-                for index, row in enumerate(rows, start=1)
+                for row in rows
             ],
         ),
     )

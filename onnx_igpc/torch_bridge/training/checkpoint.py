@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.report.typed_json import check_fields
+from onnx_igpc.report.sections import EpochReport, MeansReport
+from onnx_igpc.report.typed_json import from_values, to_values
 from onnx_igpc.torch_bridge.tensor_files import _first_line, read_tensors, write_tensors
 
 CHECKPOINT_VERSION = 1
@@ -42,8 +43,8 @@ class RunState:
     epoch: int = 0
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    history: list[EpochReport] = field(default_factory=list)
+    facts: dict[str, MeansReport | None] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -70,7 +71,7 @@ def save_checkpoint(
     tensors[f"{_RANDOM}cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state()
-    header = {"version": CHECKPOINT_VERSION, **asdict(state)}
+    header = {"version": CHECKPOINT_VERSION, **to_values(state)}
     write_tensors(path, tensors, {"onnx_igpc.run": json.dumps(header)})
 
 
@@ -89,8 +90,7 @@ def load_checkpoint(
     try:
         fields = json.loads(header["onnx_igpc.run"])
         version = fields.pop("version")
-        state = RunState(**fields)
-        check_fields(state)
+        state = from_values(RunState, fields)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is not a checkpoint of a fine-tuning run") from error
     if version != CHECKPOINT_VERSION:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
+from onnx_igpc.report.sections import MeansReport
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.losses import Losses, Objective
@@ -67,16 +67,19 @@ class Tally:
             "taught": float(self._taught),
         }
 
-    def means(self, world: World) -> dict[str, float | None]:
+    def means(self, world: World) -> MeansReport:
         """Means over all processes: the losses, accuracy and agreement where they are known."""
-        samples, *sums, hits, agreed = world.sum(self._sums.tolist())
-        found: dict[str, float | None] = {
-            key: value / max(samples, 1) for key, value in zip(_KEYS[1:], sums, strict=True)
-        }
+        samples, *sums = world.sum(self._sums.tolist())
+        loss, output, label, feature, hits, agreed = (value / max(samples, 1) for value in sums)
         scored = self._objective.scores is not None
-        found["accuracy"] = hits / max(samples, 1) if self._labelled else None
-        found["agreement"] = agreed / max(samples, 1) if scored and self._taught else None
-        return found
+        return MeansReport(
+            loss=loss,
+            output_loss=output,
+            label_loss=label,
+            feature_loss=feature,
+            accuracy=hits if self._labelled else None,
+            agreement=agreed if scored and self._taught else None,
+        )
 
 
 def evaluate(
@@ -86,7 +89,7 @@ def evaluate(
     batches: Iterable[TensorBatch],
     world: World,
     labelled: bool,
-) -> dict[str, Any]:
+) -> MeansReport:
     """Means over data with the module in eval mode; it is left in the mode it was in."""
     tally = Tally(objective, world.device, labelled)
     training = module.training

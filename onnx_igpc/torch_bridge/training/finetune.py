@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.checks import load_checked
 from onnx_igpc.graph.model import PathLike, refuse_same_file
 from onnx_igpc.report.digest import read_digest
+from onnx_igpc.report.sections import EpochReport
 from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, checkpoint_path, load_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World, join
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog, log_base
@@ -39,34 +41,33 @@ class FinetuneResult:
     Attributes:
         model: The trained model.
         report: Its report; ``report.finetune`` tells the run.
-        history: A row for each epoch (:data:`~onnx_igpc.torch_bridge.training.log.COLUMNS`).
+        history: A row for each epoch.
         leads: Whether this process is the one of the run that wrote files.
     """
 
     model: onnx.ModelProto
     report: RewriteReport
-    history: list[dict[str, Any]]
+    history: list[EpochReport]
     leads: bool = True
 
     def summary(self) -> list[str]:
         """What came of it, in lines for a person."""
-        facts = self.report.finetune or {}
-        before, last = facts.get("val_before"), self.history[-1]
-        lines = [f"fine-tuned: loss {self.history[0]['loss']:.4g} -> {last['loss']:.4g}"]
-        if before:
-            lines += [
-                f"validation {key}: {before[key]:.2%} -> {last[f'val_{key}']:.2%}"
-                for key in ("accuracy", "agreement")
-                if before[key] is not None
-            ]
-        damage, earlier = self.report.damage or {}, facts.get("damage_before") or {}
-        if "agreement" in damage:
-            start = f"{earlier['agreement']:.1%} -> " if "agreement" in earlier else ""
-            lines.append(f"agreement with the original: {start}{damage['agreement']:.1%}")
-        if check := facts.get("check"):
-            lines.append(
-                f"check: onnxruntime is within {check['relative']:.1e} of the trained module"
-            )
+        run, damage, last = self.report.finetune, self.report.damage, self.history[-1]
+        lines = [f"fine-tuned: loss {self.history[0].loss:.4g} -> {last.loss:.4g}"]
+        if run is not None and (before := run.val_before):
+            for name, old, new in (
+                ("accuracy", before.accuracy, last.val_accuracy),
+                ("agreement", before.agreement, last.val_agreement),
+            ):
+                if old is not None and new is not None:
+                    lines.append(f"validation {name}: {old:.2%} -> {new:.2%}")
+        if damage is not None and damage.agreement is not None:
+            earlier = run.damage_before if run is not None else None
+            known = earlier.agreement if earlier is not None else None
+            start = f"{known:.1%} -> " if known is not None else ""
+            lines.append(f"agreement with the original: {start}{damage.agreement:.1%}")
+        if run is not None and (check := run.check):
+            lines.append(f"check: onnxruntime is within {check.relative:.1e} of the trained module")
         return [*lines, *(f"warning: {text}" for text in self.report.warnings)]
 
 
@@ -147,13 +148,12 @@ def finetune(
         if fold_batch_norm:
             trained = fold(trained, report)
         if world.leads:
-            facts = {**trainer.facts, **state.facts, "seconds": round(state.seconds, 3)}
-            facts["check"] = check_written(job.networks, trained, job.some_batch())
-            facts["epochs"] = state.history
-            update_report(job, report, facts, taught, trained)
+            run = replace(trainer.facts, seconds=round(state.seconds, 3), epochs=state.history)
+            run.check = check_written(job.networks, trained, job.some_batch())
+            update_report(job, report, run, taught, trained)
             write(trained, report, digest is not None, target)
             if trainer.log is not None:
-                trainer.log.write(facts, state.history)
+                trainer.log.write(run)
             if checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
         world.wait()
@@ -190,12 +190,13 @@ def _train(trainer: Trainer, job: Job, progress: Reporter | None) -> None:
         progress(Progress(0, trainer.epochs, 0, job.plan.steps, notes=job.notes))
     if "val_before" not in trainer.state.facts:
         trainer.state.facts["val_before"] = trainer.validate()
+    trainer.facts.val_before = trainer.state.facts["val_before"]
     trainer.run()
     for loader in (job.train, job.val.loader if job.val else None):
         if loader is not None and loader.skipped:
             listed = "; ".join(sorted(loader.skipped)[:3])
             job.notes.append(f"{len(loader.skipped)} images cannot be read: {listed}")
-    trainer.facts["notes"] = list(job.notes)
+    trainer.facts.notes = list(job.notes)
 
 
 def _load(model: onnx.ModelProto | PathLike) -> onnx.ModelProto:
@@ -239,7 +240,7 @@ def _settings(job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None)
         "model": _fingerprint(model),
         "teacher": _fingerprint(teacher) if teacher is not None else None,
         "samples": job.data.size,
-        "preprocessing": job.describe()["data"]["preprocessing"],
+        "preprocessing": to_values(job.data.preprocessing),
         "labels": job.networks.labelled,
         **job.recipe.to_dict(),
         "augment": job.augmentation.describe(),

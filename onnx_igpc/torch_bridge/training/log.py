@@ -5,37 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from onnx_igpc.graph.model import write_atomically
+from onnx_igpc.report.sections import EpochReport, FinetuneReport
+from onnx_igpc.report.typed_json import to_values
 
-COLUMNS = (
-    "epoch",
-    "step",
-    "learning_rate",
-    "loss",
-    "output_loss",
-    "label_loss",
-    "feature_loss",
-    "accuracy",
-    "agreement",
-    "val_loss",
-    "val_accuracy",
-    "val_agreement",
-    "images_per_second",
-    "seconds",
-)
-"""Columns of the CSV and keys of the rows: means over the samples of the epoch. ``accuracy`` is top-1
-with the labels and ``agreement`` top-1 with the teacher, both in [0, 1] and measured while the weights
-change for the training data; ``images_per_second`` is of the whole run's processes together; ``seconds``
-since the start. What was not measured is empty, and null in the JSON."""
-
-
-TIMES = ("images_per_second", "seconds")
-"""Columns that differ between equal runs."""
+COLUMNS = tuple(part.name for part in fields(EpochReport))
+"""Columns of the CSV. What was not measured is empty, and null in the JSON."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +35,7 @@ class Progress:
     agreement: float | None = None
     images_per_second: float | None = None
     seconds_left: float | None = None
-    row: Mapping[str, Any] | None = None
+    row: EpochReport | None = None
     notes: Sequence[str] = field(default_factory=tuple)
 
 
@@ -77,7 +56,7 @@ class RunLog:
     def json(self) -> Path:
         return self.base.with_name(f"{self.base.name}.json")
 
-    def write(self, facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, run: FinetuneReport) -> None:
         """Write both files, whole or not at all.
 
         Raises:
@@ -86,8 +65,8 @@ class RunLog:
         table = io.StringIO()
         writer = csv.DictWriter(table, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(history)
-        content = json.dumps({**facts, "epochs": list(history)}, indent=2, ensure_ascii=False)
+        writer.writerows(vars(row) for row in run.epochs)
+        content = json.dumps(to_values(run), indent=2, ensure_ascii=False)
         write_atomically(self.csv, lambda file: file.write(table.getvalue().encode()))
         write_atomically(self.json, lambda file: file.write(f"{content}\n".encode()))
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from onnx_igpc.errors import CheckFailedError, IgpcError
+from onnx_igpc.report.sections import EpochReport, FinetuneReport, MeansReport
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, save_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.evaluation import Tally, evaluate
@@ -49,7 +50,7 @@ class Trainer:
         val: The validation data.
         checkpoint: Where checkpoints go; None for none.
         log: Where the log goes; None for none.
-        facts: What the JSON log says besides the rows.
+        facts: What the log says, besides the rows.
     """
 
     networks: Networks
@@ -61,9 +62,9 @@ class Trainer:
     val: Validation | None
     world: World
     state: RunState
+    facts: FinetuneReport
     checkpoint: Path | None = None
     log: RunLog | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
     report: Reporter | None = None
 
     def __post_init__(self) -> None:
@@ -151,9 +152,9 @@ class Trainer:
                 epochs=self.epochs,
                 step=done,
                 steps=self.plan.steps,
-                loss=means["loss"],
-                accuracy=means["accuracy"],
-                agreement=means["agreement"],
+                loss=means.loss,
+                accuracy=means.accuracy,
+                agreement=means.agreement,
                 images_per_second=speed,
                 seconds_left=steps_left * self.plan.samples_per_step / max(speed, 1e-9),
             )
@@ -161,28 +162,30 @@ class Trainer:
 
     def _end_epoch(self, tally: Tally, speed: float) -> None:
         self.world.average_statistics(self.networks.student)
-        row: dict[str, Any] = {
-            "epoch": self.state.epoch + 1,
-            "step": (self.state.epoch + 1) * self.plan.steps,
-            "learning_rate": self._rate(self.plan.steps - 1),
-            **tally.means(self.world),
-        }
-        measured = self.validate()
-        if not self._is_finite() or (measured and not math.isfinite(measured["loss"])):
+        means, measured = tally.means(self.world), self.validate()
+        if not self._is_finite() or (measured and not math.isfinite(measured.loss)):
             self._stop_diverged()
-        for key in ("loss", "accuracy", "agreement"):
-            row[f"val_{key}"] = measured[key] if measured else None
-        row |= {"images_per_second": speed, "seconds": time.monotonic() - self._started}
+        row = EpochReport(
+            epoch=self.state.epoch + 1,
+            step=(self.state.epoch + 1) * self.plan.steps,
+            learning_rate=self._rate(self.plan.steps - 1),
+            **vars(means),
+            val_loss=measured.loss if measured else None,
+            val_accuracy=measured.accuracy if measured else None,
+            val_agreement=measured.agreement if measured else None,
+            images_per_second=speed,
+            seconds=time.monotonic() - self._started,
+        )
         self.state.history.append(row)
         self.state.epoch, self.state.step, self.state.sums = self.state.epoch + 1, 0, {}
         self._save()
         if self.log is not None and self.world.leads:
-            self.log.write(self.facts, self.state.history)
+            self.log.write(replace(self.facts, epochs=self.state.history))
         if self.report is not None and self.world.leads:
             epoch = self.state.epoch
             self.report(Progress(epoch, self.epochs, self.plan.steps, self.plan.steps, row=row))
 
-    def validate(self) -> dict[str, Any] | None:
+    def validate(self) -> MeansReport | None:
         """Means over the validation data as it is; None without such data."""
         if self.val is None:
             return None

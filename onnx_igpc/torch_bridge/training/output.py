@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import onnx
 
+from onnx_igpc.compression.summary import NO_DATA_WARNING, RANDOM_WARNING
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.evaluation.damage import measure_damage
@@ -20,11 +19,11 @@ from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
 from onnx_igpc.passes import FoldBatchNorm, RemoveDead
 from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.report.digest import write_digest
+from onnx_igpc.report.sections import FinetuneReport, MeasuredOn, WrittenCheck
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
-from onnx_igpc.torch_bridge.training.log import TIMES
 from onnx_igpc.torch_bridge.training.losses import is_bounded
 from onnx_igpc.torch_bridge.training.networks import Networks, as_list
 from onnx_igpc.torch_bridge.training.preparation import Job
@@ -33,9 +32,6 @@ _TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
 # Two computations in float32 differ by about twice the rounding of one.
 _ROUNDINGS = 4
 _DAMAGE_SAMPLES = 512
-_WORSE = "train longer, on more images, or with a smaller --lr"
-# What is warned of where weights were fitted without data or are random, and where training did not help.
-_ADVICE = ("fine-tune before use", "train the model before use", _WORSE)
 
 
 def written_model(networks: Networks, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,7 +57,7 @@ def fold(model: onnx.ModelProto, report: RewriteReport) -> onnx.ModelProto:
     return opened.proto
 
 
-def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch) -> dict[str, Any]:
+def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch) -> WrittenCheck:
     """Run the written model in onnxruntime and the module in PyTorch on the same samples.
 
     Returns:
@@ -90,75 +86,63 @@ def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch
             f"output {name!r} of the written model is {worst:.2g} away from what the trained module "
             f"computes, relative to its largest value, more than {bound:g}: nothing was written"
         )
-    return {"relative": worst, "bound": bound, "samples": batch.count}
+    return WrittenCheck(relative=worst, bound=bound, samples=batch.count)
 
 
 def update_report(
     job: Job,
     report: RewriteReport,
-    facts: dict[str, Any],
+    run: FinetuneReport,
     teacher: onnx.ModelProto | None,
     model: onnx.ModelProto,
 ) -> None:
     """Tell the run in the report, and replace what it made untrue: the damage and the advice to train."""
-    if report.damage is not None:
-        facts["damage_before"] = report.damage
-    report.finetune = facts
-    report.warnings = [text for text in report.warnings if not text.endswith(_ADVICE)]
-    report.notes = [text for text in report.notes if not text.startswith("the damage was measured")]
-    report.damage = None
+    stale = {NO_DATA_WARNING, RANDOM_WARNING, worse_than_before(report)}
+    report.warnings = [text for text in report.warnings if text not in stale]
+    measured = {each.note for each in MeasuredOn}
+    report.notes = [text for text in report.notes if text not in measured]
+    run.damage_before, report.damage, report.finetune = report.damage, None, run
     data = job.val.data if job.val else job.data
     if data.preprocessing is not None:
-        report.preprocessing = data.preprocessing.to_dict()
+        report.preprocessing = data.preprocessing
     if teacher is not None:
         source = open_data(
             data.source, model_inputs(model), data.preprocessing, samples=_DAMAGE_SAMPLES
         )
         report.damage = measure_damage(teacher, model, source)
-        kind = "validation" if job.val else "training"
-        report.notes.append(f"the damage was measured on {kind} data after fine-tuning")
-        if worse := _worse(facts.get("damage_before") or {}, report.damage):
-            steps = facts["epochs"][-1]["step"]
-            report.warnings.append(f"{worse} after {steps} steps than before: {_WORSE}")
+        measured_on = MeasuredOn.VALIDATION if job.val else MeasuredOn.TRAINING
+        report.notes.append(measured_on.note)
+        if worse := worse_than_before(report):
+            report.warnings.append(worse)
 
 
-def _worse(before: dict[str, Any], after: dict[str, Any]) -> str | None:
-    """In words, what is further from the original than before; the two may be of different data."""
-    if "agreement" in before and "agreement" in after:
-        if after["agreement"] >= before["agreement"]:
+def worse_than_before(report: RewriteReport) -> str | None:
+    """The warning that training did not help; the damage before may be of other data."""
+    run, after = report.finetune, report.damage
+    before = run.damage_before if run is not None else None
+    if run is None or before is None or after is None:
+        return None
+    advice = "train longer, on more images, or with a smaller --lr"
+    told = f"after {run.epochs[-1].step} steps than before: {advice}" if run.epochs else advice
+    old, new = before.agreement, after.agreement
+    if old is not None and new is not None:
+        if new >= old:
             return None
-        shares = f"{after['agreement']:.1%}, not {before['agreement']:.1%}"
-        return f"the model agrees less with the original ({shares})"
-    old, new = before.get("relative_error"), after.get("relative_error")
+        return f"the model agrees less with the original ({new:.1%}, not {old:.1%}) {told}"
+    old, new = before.relative_error, after.relative_error
     if old is None or new is None or new <= old:
         return None
-    return f"the model is further from the original (relative error {new:.3g}, not {old:.3g})"
+    figures = f"(relative error {new:.3g}, not {old:.3g})"
+    return f"the model is further from the original {figures} {told}"
 
 
 def write(model: onnx.ModelProto, report: RewriteReport, digest: bool, target: Path | None) -> None:
     """Put the report into the model if it had one, and save it whole or not at all."""
     if digest:
-        assert report.finetune is not None
-        write_digest(model, replace(report, finetune=portable(report.finetune)))
+        write_digest(model, report)
     if target is not None:
         save_model(model, target)
         report.totals.file_bytes.after = file_bytes(target)
-
-
-def portable(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a run without times and folders: equal runs write equal bytes."""
-    kept = {key: value for key, value in facts.items() if key != "seconds"}
-    kept["epochs"] = [
-        {key: value for key, value in row.items() if key not in TIMES} for row in facts["epochs"]
-    ]
-    notes = list(facts["notes"])
-    for part in ("data", "val"):
-        if facts[part] is not None:
-            source = facts[part]["source"]
-            name = PurePath(source).name
-            kept[part] = facts[part] | {"source": name}
-            notes = [note.replace(source, name) for note in notes]
-    return kept | {"notes": notes}
 
 
 def _arrays(outputs: object) -> list[np.ndarray]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 
+from onnx_igpc.data.batches import DataDescription
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import DataError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.graph.model import PathLike
+from onnx_igpc.report.sections import FinetuneReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge.training.augment import Augmentation, parse_augmentation
 from onnx_igpc.torch_bridge.training.data import TrainingData, open_training_data
@@ -58,21 +59,21 @@ class Job:
         data, loader = (self.val.data, self.val.loader) if self.val else (self.data, self.train)
         return next(loader.plain(iter([list(range(min(loader.rows or _PROBE, data.size)))])))
 
-    def describe(self) -> dict[str, Any]:
-        """What the log and the report say about the run, as JSON values."""
+    def describe(self) -> FinetuneReport:
+        """What the log and the report say about the run before it has begun."""
         pairing = self.networks.pairing
-        return {
-            "recipe": self.recipe.to_dict()
+        return FinetuneReport(
+            recipe=self.recipe.to_dict()
             | {"augment": self.augmentation.describe(), "loss": self.networks.objective.loss},
-            "taught": self.networks.teacher is not None,
-            "data": _describe(self.data),
-            "val": _describe(self.val.data) if self.val else None,
-            "device": str(self.networks.world.device),
-            "processes": self.networks.world.size,
-            "matched_sites": [pair.site for pair in pairing.pairs],
-            "unmatched_sites": dict(pairing.unpaired),
-            "notes": list(self.notes),
-        }
+            taught=self.networks.teacher is not None,
+            data=_describe(self.data),
+            val=_describe(self.val.data) if self.val else None,
+            device=str(self.networks.world.device),
+            processes=self.networks.world.size,
+            matched_sites=[pair.site for pair in pairing.pairs],
+            unmatched_sites=dict(pairing.unpaired),
+            notes=list(self.notes),
+        )
 
 
 def prepare(
@@ -136,8 +137,8 @@ def _open(
     digest: RewriteReport | None,
 ) -> TrainingData:
     """The data, its images preprocessed as asked, or else as they were for the compression."""
-    if preprocessing is None and digest is not None and digest.preprocessing is not None:
-        preprocessing = Preprocessing.from_dict(digest.preprocessing)
+    if preprocessing is None and digest is not None:
+        preprocessing = digest.preprocessing
     return open_training_data(path, inputs, preprocessing)
 
 
@@ -165,11 +166,5 @@ def _labels_of(val: TrainingData, networks: Networks) -> bool:
     return problem is None
 
 
-def _describe(data: TrainingData) -> dict[str, Any]:
-    preprocessing = data.preprocessing
-    return {
-        "source": data.source,
-        "samples": data.size,
-        "labelled": data.labels is not None,
-        "preprocessing": preprocessing.to_dict() if preprocessing else None,
-    }
+def _describe(data: TrainingData) -> DataDescription:
+    return DataDescription(data.source, data.size, data.labels is not None, data.preprocessing)

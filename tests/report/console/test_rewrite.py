@@ -9,7 +9,9 @@ from rich.console import Console
 
 from onnx_igpc.report.console.rewrite import show_rewrite, sparkline
 from onnx_igpc.report.numbers import count_text, percent, shorten
+from onnx_igpc.report.sections import DamageReport
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
+from tests.html_reports import finetune_report
 
 
 def shown(report: RewriteReport, width: int = 80, verbose: bool = False) -> str:
@@ -48,7 +50,7 @@ def test_warnings_and_damage_come_before_the_savings() -> None:
     report = RewriteReport(
         sites=[site("a", 36864, 6144)],
         warnings=["be careful"],
-        damage={"agreement": 0.9067, "samples": 300},
+        damage=DamageReport(agreement=0.9067, samples=300),
     )
     text = shown(report)
     savings = text.index("6.14k")
@@ -74,9 +76,8 @@ def test_markup_in_names_is_not_markup() -> None:
 
 
 def test_the_curves_of_a_training_run() -> None:
-    rows = [{"epoch": i, "loss": 4.0 - i, "val_accuracy": None} for i in range(4)]
-    text = shown(RewriteReport(finetune={"epochs": rows}))
-    assert "loss █▆▃▁ 4 -> 1" in text
+    text = shown(RewriteReport(finetune=finetune_report(epochs=4)))
+    assert "loss █▃▂▁ 2 -> 0.5" in text
     assert "val accuracy" not in text
 
 

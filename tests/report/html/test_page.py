@@ -5,14 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from onnx_igpc.report.html import render_html
 from onnx_igpc.report.html.elements import element, to_html, verbatim, visible
+from onnx_igpc.report.sections import DamageReport, MeasuredOn, Thumbnail
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, Totals
-from tests.html_reports import HOSTILE, hostile_report, network_report
+from tests.html_reports import (
+    HOSTILE,
+    finetune_report,
+    hostile_report,
+    network_report,
+    selection_report,
+)
 
 
 class Page(HTMLParser):
@@ -61,10 +69,23 @@ def test_everything_that_was_done_and_measured_is_on_the_page() -> None:
         "at best 1.60 ×, of which 78\xa0% is reached",
         "kept: excluded by --exclude",
         "y = K x + L P K x",
-        "channels per group16",
+        "ch16",
     ):
         assert said in page.text, said
     assert "not measured" not in page.text
+
+
+def test_the_page_is_about_the_model_of_its_title_and_no_other_that_ends_alike() -> None:
+    report = network_report()
+    assert report.benchmark is not None
+    (race,) = report.benchmark.races
+    last = replace(race.timings[1], path="models/xsmall.onnx", median_ms=1.0)
+    races = (replace(race, timings=(*race.timings, last)),)
+    model = replace(report.benchmark.models[1], path=last.path)
+    models = (*report.benchmark.models, model)
+    report.benchmark = replace(report.benchmark, races=races, models=models)
+    assert "2.5\xa0ms2\xa0ms1.25 × as fast" in Page(render_html(report, "small.onnx")).text
+    assert "2.5\xa0ms1\xa0ms1.25 × as fast" in Page(render_html(report, "xsmall.onnx")).text
 
 
 def test_what_is_missing_says_how_to_get_it() -> None:
@@ -79,9 +100,12 @@ def test_what_is_missing_says_how_to_get_it() -> None:
 def test_what_calibration_measured_stands_in_where_nothing_was_verified() -> None:
     report = network_report()
     report.verify = None
-    report.damage = {"agreement": 0.9067, "samples": 300}
+    report.damage = DamageReport(agreement=0.9067, samples=300)
     assert "90.7\xa0%" in Page(render_html(report, "a")).text
-    report.damage = {"relative_error": 0.0375, "output": "boxes", "samples": 300}
+    report.notes.append(MeasuredOn.FITTED.note)
+    on = "on 300 samples of the data that the weights were fitted to"
+    assert on in Page(render_html(report, "a")).text
+    report.damage = DamageReport(relative_error=0.0375, output="boxes", samples=300)
     page = Page(render_html(report, "a"))
     assert "of output boxes, 300 samples" in page.text
     assert "3.75\xa0%" in page.text
@@ -178,12 +202,16 @@ def test_the_page_is_the_same_each_time() -> None:
 def test_reports_without_what_a_part_needs() -> None:
     unknown = SiteReport("a", None, None, "kept", "weight is computed at run time")
     broken = SiteReport(
-        "b", 8, 8, "rewritten", layout={"no": "layout"}, thumbnails={"M": {"data": "?"}}
+        "b",
+        8,
+        8,
+        "rewritten",
+        thumbnails={"M": Thumbnail(cells=(1, 1), shape=(8, 8), largest=1.0, data="?")},
     )
     report = RewriteReport(
         sites=[unknown, broken],
-        selection={"curve": [], "chosen": [0, 0]},
-        finetune={"epochs": [{"epoch": 1, "loss": 0.5}]},
+        selection=replace(selection_report(), curve=[], chosen=(0.0, 0.0)),
+        finetune=finetune_report(epochs=1),
     )
     page = Page(render_html(report, "a"))
     assert "weight is computed at run time" in page.text

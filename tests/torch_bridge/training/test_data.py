@@ -221,10 +221,10 @@ def test_fine_tuning_on_images_takes_the_preprocessing_of_the_report(tmp_path: P
         tmp_path / "small.onnx", teacher=teacher, data=root, recipe=short(epochs=1), workers=0
     )
     assert result.report.finetune
-    used = result.report.finetune["data"]["preprocessing"]
-    assert used == chosen.resolved(model_inputs(teacher)[0]).to_dict()
-    assert result.report.finetune["recipe"]["augment"] == ["shift"]
-    assert result.history[0]["accuracy"] is not None
+    used = result.report.finetune.data.preprocessing
+    assert used == chosen.resolved(model_inputs(teacher)[0])
+    assert result.report.finetune.recipe["augment"] == ["shift"]
+    assert result.history[0].accuracy is not None
 
 
 def test_images_of_different_sizes_are_refused(tmp_path: Path) -> None:

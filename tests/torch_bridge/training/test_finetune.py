@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from onnx_igpc.compression.summary import NO_DATA_WARNING, RANDOM_WARNING
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.report.digest import read_digest, write_digest
+from onnx_igpc.report.sections import DamageReport, LoweringReport, MeasuredOn
 from onnx_igpc.report.tree import Permutation, RewriteReport
+from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.finetune import FinetuneResult, finetune
-from onnx_igpc.torch_bridge.training.log import COLUMNS, TIMES
+from onnx_igpc.torch_bridge.training.log import COLUMNS
 from onnx_igpc.torch_bridge.training.losses import scale_of
-from onnx_igpc.torch_bridge.training.output import _worse, fold
-from onnx_igpc.torch_bridge.training.preparation import prepare
+from onnx_igpc.torch_bridge.training.output import fold, update_report, worse_than_before
+from onnx_igpc.torch_bridge.training.preparation import Job, prepare
+from tests.html_reports import finetune_report
 from tests.lowering_cases import add_function_with_dead
 from tests.torch_bridge.graphs import difference, make_model, random, run_onnx
 from tests.torch_bridge.training_cases import arrays_of, classifier, short, smaller, write_data
@@ -63,18 +69,19 @@ class TestLearning:
         result = finetune(compressed, teacher=teacher, data=unlabelled, val=val, recipe=recipe)
         assert compressed == before, "the model that was given is not changed"
         first, last = result.history[0], result.history[-1]
-        assert last["val_loss"] < first["val_loss"]
-        assert last["feature_loss"] < first["feature_loss"]
-        assert last["accuracy"] is None
+        assert last.val_loss < first.val_loss
+        assert last.feature_loss < first.feature_loss
+        assert last.accuracy is None
         assert result.report.finetune
-        assert last["val_loss"] < result.report.finetune["val_before"]["loss"]
+        assert result.report.finetune.val_before
+        assert last.val_loss < result.report.finetune.val_before.loss
 
     def test_labels_alone(self, compressed: onnx.ModelProto, data: Path) -> None:
         result = finetune(compressed, data=data, recipe=short(epochs=8))
         assert result.report.finetune
-        assert result.report.finetune["recipe"]["loss"] == "ce"
-        assert result.history[-1]["label_loss"] < result.history[0]["label_loss"]
-        assert result.history[-1]["agreement"] is None
+        assert result.report.finetune.recipe["loss"] == "ce"
+        assert result.history[-1].label_loss < result.history[0].label_loss
+        assert result.history[-1].agreement is None
         assert result.report.damage is None
 
     def test_labels_are_used_for_the_accuracy_of_a_distillation(
@@ -82,16 +89,16 @@ class TestLearning:
     ) -> None:
         row = finetune(compressed, teacher=teacher, data=data, recipe=short(epochs=1)).history[0]
         # They are what the teacher says.
-        assert row["accuracy"] == row["agreement"]
-        assert row["label_loss"] == 0
+        assert row.accuracy == row.agreement
+        assert row.label_loss == 0
 
     def test_both_losses(
         self, compressed: onnx.ModelProto, teacher: onnx.ModelProto, data: Path
     ) -> None:
         recipe = short(epochs=1, loss="kd+ce", label_weight=0.25, feature_loss=2.0)
         row = finetune(compressed, teacher=teacher, data=data, recipe=recipe).history[0]
-        parts = 0.75 * row["output_loss"] + 0.25 * row["label_loss"] + 2 * row["feature_loss"]
-        assert row["loss"] == pytest.approx(parts)
+        parts = 0.75 * row.output_loss + 0.25 * row.label_loss + 2 * row.feature_loss
+        assert row.loss == pytest.approx(parts)
 
     @pytest.mark.parametrize(
         "changes",
@@ -117,7 +124,7 @@ class TestLearning:
     ) -> None:
         recipe = short(epochs=4, **changes)
         history = finetune(compressed, teacher=teacher, data=unlabelled, recipe=recipe).history
-        assert history[-1]["loss"] < history[0]["loss"]
+        assert history[-1].loss < history[0].loss
 
     def test_outputs_that_are_no_scores_are_matched_by_value(self, tmp_path: Path) -> None:
         node = onnx.helper.make_node
@@ -142,7 +149,7 @@ class TestLearning:
         np.savez(tmp_path / "d.npz", x=random(32, 3, 4, 4))
         recipe = short(epochs=20, lr=1e-1)
         result = finetune(student, teacher=teacher, data=tmp_path / "d.npz", recipe=recipe)
-        assert result.history[-1]["output_loss"] < 0.05 * result.history[0]["output_loss"]
+        assert result.history[-1].output_loss < 0.05 * result.history[0].output_loss
         for name, value in arrays_of(teacher).items():
             assert np.allclose(arrays_of(result.model)[name], value, atol=0.05)
 
@@ -154,7 +161,7 @@ class TestLearning:
             finetune(smaller(model), teacher=model, data=data, recipe=recipe).history[0]
             for model in (plain, soft)
         ]
-        assert rows[0]["output_loss"] == pytest.approx(rows[1]["output_loss"], rel=1e-3)
+        assert rows[0].output_loss == pytest.approx(rows[1].output_loss, rel=1e-3)
 
 
 class TestWhatIsKept:
@@ -196,7 +203,8 @@ class TestWhatIsKept:
             np.dtype("int64"),
         }
         assert result.report.finetune
-        assert result.report.finetune["check"]["bound"] == 5e-3
+        assert result.report.finetune.check
+        assert result.report.finetune.check.bound == 5e-3
 
     def test_a_fixed_batch_is_the_batch_size(self, tmp_path: Path) -> None:
         teacher = classifier(batch=8)
@@ -206,8 +214,8 @@ class TestWhatIsKept:
             small, teacher=teacher, data=data, val=data, recipe=short(batch_size=None)
         )
         assert result.report.finetune
-        assert result.report.finetune["recipe"]["batch_size"] == 8
-        assert result.history[-1]["step"] == 6
+        assert result.report.finetune.recipe["batch_size"] == 8
+        assert result.history[-1].step == 6
         with pytest.raises(UsageError, match="takes 8 samples at a time"):
             finetune(small, teacher=teacher, data=data, recipe=short(batch_size=16))
 
@@ -257,21 +265,20 @@ class TestReport:
         digest = read_digest(onnx.load(output))
         assert digest is not None
         assert digest.finetune is not None
-        assert digest.finetune["epochs"] == [
-            {key: value for key, value in row.items() if key not in TIMES} for row in result.history
-        ]
-        assert digest.finetune["data"]["source"] == "train.npz"
-        assert [row["epoch"] for row in result.history] == [1, 2, 3]
-        assert digest.finetune["matched_sites"] == ["wide_node", "deep_node"]
-        assert digest.finetune["check"]["relative"] < 1e-4
+        assert digest.finetune.epochs == [row.portable() for row in result.history]
+        assert digest.finetune.data.source == "train.npz"
+        assert [row.epoch for row in result.history] == [1, 2, 3]
+        assert digest.finetune.matched_sites == ["wide_node", "deep_node"]
+        assert digest.finetune.check
+        assert digest.finetune.check.relative < 1e-4
         assert digest.damage is not None
-        assert digest.damage["agreement"] == result.history[-1]["val_agreement"]
+        assert digest.damage.agreement == result.history[-1].val_agreement
         assert not digest.warnings
         rows = list(csv.DictReader((tmp_path / "out.finetune.csv").open()))
         assert tuple(rows[0]) == COLUMNS
-        assert [float(row["loss"]) for row in rows] == [row["loss"] for row in result.history]
+        assert [float(row["loss"]) for row in rows] == [row.loss for row in result.history]
         log = json.loads((tmp_path / "out.finetune.json").read_text())
-        assert log["epochs"] == result.history
+        assert log["epochs"] == to_values(result.history)
         assert not checkpoint_path(output).exists()
 
     def test_the_same_run_gives_the_same_bytes(
@@ -350,7 +357,7 @@ class TestRefusals:
         lowered.CopyFrom(compressed)
         digest = read_digest(lowered)
         assert digest is not None
-        digest.lowering = {"for": "tensorrt"}
+        digest.lowering = LoweringReport(mode="auto", provider="tensorrt", batch=1, sites={})
         write_digest(lowered, digest)
         with pytest.raises(ModelError, match="lowered for a runtime, which is final: fine-tune"):
             finetune(lowered, teacher=teacher, data=data)
@@ -372,8 +379,8 @@ class TestRefusals:
         recipe = short(epochs=1)
         result = finetune(compressed, teacher=teacher, data=tmp_path / "d.npz", recipe=recipe)
         assert result.report.finetune
-        assert "labels are not used" in result.report.finetune["notes"][0]
-        assert result.history[0]["accuracy"] is None
+        assert "labels are not used" in result.report.finetune.notes[0]
+        assert result.history[0].accuracy is None
 
     def test_another_teacher(self, compressed: onnx.ModelProto, data: Path) -> None:
         other = classifier(end="Softmax")
@@ -413,6 +420,13 @@ class TestRefusals:
         assert not output.exists()
 
 
+def trained(before: dict[str, Any], after: dict[str, Any]) -> RewriteReport:
+    """The report of a run of two epochs with that damage before and after."""
+    run = replace(finetune_report(2), val_before=None, check=None)
+    run.damage_before = DamageReport(samples=1, **before)
+    return RewriteReport(finetune=run, damage=DamageReport(samples=1, **after))
+
+
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
@@ -426,25 +440,43 @@ class TestRefusals:
         ({"relative_error": 0.1}, {"relative_error": 0.1}, None),
         ({"relative_error": None}, {"relative_error": 0.25}, None),
         ({"agreement": 0.28}, {"relative_error": 0.25}, None),
-        ({}, {"agreement": 0.0}, None),
+        ({"not_finite": 3}, {"agreement": 0.0}, None),
     ],
 )
 def test_what_training_made_worse_is_told(
     before: dict[str, Any], after: dict[str, Any], words: str | None
 ) -> None:
-    found = _worse(before, after)
+    report = trained(before, after)
+    found = worse_than_before(report)
     assert found is None if words is None else words in str(found)
 
 
 def test_the_summary_ends_with_what_is_to_be_known() -> None:
-    report = RewriteReport(
-        warnings=["worse than before"],
-        damage={"agreement": 0.5},
-        finetune={"damage_before": {"agreement": 0.75}},
-    )
-    lines = FinetuneResult(classifier(), report, [{"loss": 2.0}, {"loss": 1.0}]).summary()
+    report = trained({"agreement": 0.75}, {"agreement": 0.5})
+    report.warnings = ["worse than before"]
+    assert report.finetune is not None
+    lines = FinetuneResult(classifier(), report, report.finetune.epochs).summary()
     assert lines == [
         "fine-tuned: loss 2 -> 1",
         "agreement with the original: 75.0% -> 50.0%",
         "warning: worse than before",
     ]
+
+
+def test_another_run_takes_back_what_the_one_before_warned_of() -> None:
+    report = trained({"agreement": 0.75}, {"agreement": 0.5})
+    worse, damage = worse_than_before(report), report.damage
+    assert worse is not None
+    other = f"not ours, but in the same words: {worse}"
+    report.warnings = [NO_DATA_WARNING, RANDOM_WARNING, worse, other]
+    report.notes = [*(each.note for each in MeasuredOn), "the damage was measured elsewhere"]
+    run, job = (
+        finetune_report(1),
+        SimpleNamespace(val=None, data=SimpleNamespace(preprocessing=None)),
+    )
+    update_report(cast(Job, job), report, run, None, classifier())
+    assert report.warnings == [other]
+    assert report.notes == ["the damage was measured elsewhere"]
+    assert report.damage is None
+    assert report.finetune is run
+    assert run.damage_before == damage

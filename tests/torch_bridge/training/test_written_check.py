@@ -58,7 +58,7 @@ def check(model: onnx.ModelProto, module: torch.nn.Module) -> dict[str, Any]:
 def test_rounding_that_the_network_amplifies_is_no_difference() -> None:
     module = Difference()
     found = check(the_same_in_another_order(), module)
-    assert 1e-4 < found["relative"] <= found["bound"] < 1e-2
+    assert 1e-4 < found.relative <= found.bound < 1e-2
     assert module.a.dtype == torch.float32
 
 

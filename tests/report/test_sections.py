@@ -1,0 +1,213 @@
+"""Sections of a report out of a file: read whole, or refused in one line; whatever is read can be shown."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from onnx_igpc.cli import main
+from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.errors import ModelError
+from onnx_igpc.report.console.lowering import show_lowering
+from onnx_igpc.report.console.rewrite import show_rewrite
+from onnx_igpc.report.digest import DIGEST_KEY, read_digest, write_digest
+from onnx_igpc.report.html import render_html
+from onnx_igpc.report.sections import DamageReport, LatencyReport, MeasuredOn, Thumbnail, TriedShare
+from onnx_igpc.report.tree import Change, Permutation, RewriteReport, SiteReport
+from tests.helpers import pointwise_model
+from tests.html_reports import finetune_report, lowering_report, network_report
+
+SECTIONS = (
+    *("options", "calibration", "preprocessing", "selection", "damage", "lowering", "finetune"),
+    *("verify", "benchmark", "sites", "totals", "permutations"),
+)
+ODD: tuple[Any, ...] = (
+    *(None, True, "\n", 0, -1, 0.0, float("nan"), float("inf"), 1e308, 10**400),
+    *([], {}, [[]], [0, 0], {"a": 1}, ...),
+)
+"""Values to put in a place of JSON; ``...`` stands for none at all."""
+
+
+def full_report() -> RewriteReport:
+    """With every section and every field of them, but few entries."""
+    report = network_report(1)
+    report.sites.append(SiteReport("kept", 8, 8, "kept", "a reason", parameters=Change(64, 64)))
+    report.sites[0].thumbnails = {
+        "M": Thumbnail(cells=(1, 1), shape=(32, 64), largest=0.5, data="eJxjAAAAAQAB")
+    }
+    report.permutations = [Permutation({"conv/permuted": "conv"}, [1, 0])]
+    report.preprocessing = Preprocessing(resize=(8, 8), mean=(0.5,), std=(0.25,))
+    report.damage = DamageReport(agreement=0.9, not_finite=1, samples=300)
+    report.notes = [MeasuredOn.FITTED.note]
+    report.lowering, report.finetune = lowering_report(), finetune_report(2)
+    assert report.selection is not None
+    report.selection.curve = [(0.1, 0.5), (0.4, 0.014), (1.0, 0.0)]
+    tried = TriedShare(predicted=0.5, measured=0.6, damage=0.1)
+    report.selection.latency = LatencyReport(
+        predicted=0.5, measured=0.6, damage=0.1, dense_seconds=0.01, tried=[tried]
+    )
+    return report
+
+
+def show(report: RewriteReport) -> str:
+    """All views of the report command, one after the other."""
+    console = Console(file=io.StringIO(), width=80)
+    show_rewrite(console, report, verbose=True)
+    show_lowering(console, report, verbose=True)
+    return render_html(report, "small.onnx")
+
+
+def test_every_section_is_read_as_it_was_written() -> None:
+    report = full_report()
+    assert RewriteReport.from_json(report.to_json()) == report
+    assert RewriteReport.from_json(report.to_json()).to_json() == report.to_json()
+    assert list(report.to_dict()["verify"])[-1] == "passed"
+
+
+def test_what_is_not_known_is_not_in_the_json() -> None:
+    def written(damage: DamageReport) -> dict[str, Any]:
+        values: dict[str, Any] = RewriteReport(damage=damage).to_dict()["damage"]
+        return values
+
+    assert written(DamageReport(agreement=1.0, samples=3)) == {"agreement": 1.0, "samples": 3}
+    # The original's output can be all zero.
+    unknown = {"relative_error": None, "output": "y", "samples": 3}
+    assert written(DamageReport(output="y", samples=3)) == unknown
+    assert RewriteReport().to_dict()["options"] == {}
+
+
+def test_the_digest_tells_nothing_of_the_machine() -> None:
+    report, model = full_report(), pointwise_model()
+    assert report.calibration is not None
+    assert report.finetune is not None
+    report.calibration.source, report.calibration.seconds = "/home/me/images", 1.5
+    report.finetune.data = report.finetune.data.__class__("/home/me/train", 3, True, None)
+    report.finetune.notes = ["/home/me/train has no labels"]
+    report.finetune.epochs[0].seconds = 1.5
+    write_digest(model, report)
+    (entry,) = model.metadata_props
+    assert "/home" not in entry.value
+    assert "seconds" not in json.dumps(json.loads(entry.value)["finetune"])
+    assert "train has no labels" in entry.value
+    data = json.loads(entry.value)
+    assert set(data["lowering"]) == {"mode", "provider", "threads", "batch", "shapes", "sites"}
+    assert "seconds" not in data["calibration"]
+    digest = read_digest(model)
+    assert digest is not None
+    write_digest(model, digest)
+    assert model.metadata_props[0].value == entry.value
+
+
+def changes(data: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every place in ``data`` with every odd value in it, and without it."""
+    if isinstance(data, (dict, list)):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            here = (*place, key)
+            yield from ((here, odd) for odd in ODD)
+            yield from changes(value, here)
+
+
+def changed(data: dict[str, Any], place: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    whole = copy.deepcopy(data)
+    *way, last = place
+    inner: Any = whole
+    for key in way:
+        inner = inner[key]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return whole
+
+
+def read(data: dict[str, Any]) -> RewriteReport | str:
+    """The report, or why it is refused."""
+    try:
+        return RewriteReport.from_dict(data)
+    except ModelError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_is_refused_in_one_line_or_can_be_shown(section: str) -> None:
+    # The other sections would only take time.
+    whole = json.loads(full_report().to_json())
+    data = json.loads(RewriteReport().to_json()) | {section: whole[section]}
+    refused = []
+    for place, value in changes({section: data[section]}):
+        report = read(changed(data, place, value))
+        if isinstance(report, str):
+            refused.append(report)
+            continue
+        try:
+            show(report)
+        except Exception as error:
+            raise AssertionError(f"{place} = {value!r}") from error
+        assert RewriteReport.from_dict(report.to_dict()).to_json() == report.to_json()
+    assert len(refused) > 10
+    assert all(text.startswith("the report is damaged: ") for text in refused)
+    assert all(text.isprintable() for text in refused)
+
+
+WITHOUT: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "options": (("options", "ch"), "x", "options.ch is not a whole number"),
+    "calibration": (("calibration", "samples"), ..., "calibration.samples is missing"),
+    "preprocessing": (("preprocessing", "std"), [0.0], "preprocessing: std must not be 0"),
+    "selection": (("selection", "chosen"), ..., "selection.chosen is missing"),
+    "damage": (("damage", "agreement"), "all", "damage.agreement is not a number"),
+    "lowering": (("lowering", "sites"), [1], "lowering.sites is not an object"),
+    "finetune": (("finetune", "epochs", 0, "loss"), ..., "finetune.epochs[0].loss is missing"),
+    "verify": (("verify", "outputs", 0, "name"), ..., "verify.outputs[0].name is missing"),
+    "benchmark": (("benchmark", "races"), ..., "benchmark.races is missing"),
+    "races": (("benchmark", "races", 0, "timings"), [], "benchmark.races[0]: a race has no"),
+    "layout": (("sites", 0, "layout"), {"no": "layout"}, "sites[0].layout: not a layout: 'C'"),
+    "thumbnails": (("sites", 0, "thumbnails", "M"), {}, "sites[0].thumbnails.M.cells is missing"),
+    "unknown": (("finetune", "surprise\n"), 1, "finetune.surprise? is not known"),
+}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"scheme": "v2", "C": 2**20, "F": 2**20, "ch": 2**20},
+        {"scheme": "x", "C": 8, "F": 8, "ch": 8, "k": [[1, 2**20, 8], [1, 2**20, 8]]},
+        {"scheme": "x", "C": 8, "F": 8, "ch": 8, "k": [["x" * 99, 10**9, 8]]},
+        {"scheme": "x", "C": 8, "F": 8, "ch": 8, "k": [[[0], 10**9, 8]]},
+    ],
+)
+def test_giant_layouts_are_refused_before_they_take_memory(layout: dict[str, Any]) -> None:
+    data = json.loads(RewriteReport(sites=10 * full_report().sites[:1]).to_json())
+    for site in data["sites"]:
+        site["layout"] = layout
+    tracemalloc.start()
+    with pytest.raises(ModelError, match=r"have more than|not a layout"):
+        RewriteReport.from_dict(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+@pytest.mark.parametrize("view", ["console", "page"])
+@pytest.mark.parametrize("case", WITHOUT)
+def test_the_report_command_names_the_damaged_field(case: str, view: str, tmp_path: Path) -> None:
+    place, value, said = WITHOUT[case]
+    model, page = pointwise_model(), tmp_path / "page.html"
+    damaged = changed(json.loads(full_report().to_json()), place, value)
+    model.metadata_props.add(key=DIGEST_KEY, value=json.dumps(damaged))
+    onnx.save(model, tmp_path / "m.onnx")
+    more = ["--html", str(page)] if view == "page" else []
+    result = CliRunner().invoke(main, ["report", str(tmp_path / "m.onnx"), *more])
+    assert result.exit_code == 2
+    assert f"the report is damaged: {said}" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not page.exists()
