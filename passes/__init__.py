@@ -7,7 +7,7 @@ if __name__ != "onnx_igpc.passes":
     )
 
 from onnx_igpc.passes.absorb_gathers import AbsorbGathers
-from onnx_igpc.passes.base import Pass, PassResult, Pipeline
+from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.fold_batch_norm import FoldBatchNorm
 from onnx_igpc.passes.fold_site_batch_norm import FoldSiteBatchNorm
 from onnx_igpc.passes.group_pointwise import GroupPointwise
@@ -42,6 +42,5 @@ __all__ = [
     "MergeGathers",
     "Pass",
     "PassResult",
-    "Pipeline",
     "RemoveDead",
 ]

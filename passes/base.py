@@ -7,7 +7,6 @@ graph. To add one: a file in ``passes/``, an import in ``passes/__init__.py``, a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from onnx_igpc.graph.model import OpenModel
@@ -40,14 +39,3 @@ class Pass(ABC):
     @abstractmethod
     def run(self, model: OpenModel) -> PassResult:
         """Edit ``model`` in place."""
-
-
-class Pipeline:
-    """Passes in order."""
-
-    def __init__(self, passes: Iterable[Pass]) -> None:
-        self.passes = list(passes)
-
-    def run(self, model: OpenModel) -> dict[str, PassResult]:
-        """Run every pass; the results by the pass's name."""
-        return {each.name: each.run(model) for each in self.passes}

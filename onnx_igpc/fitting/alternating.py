@@ -88,11 +88,6 @@ class FittingProblem:
         self._k_steps = [_KStep(self, *group) for group in self.k_groups]
         self._l_steps = [_LStep(self, *group) for group in self.l_groups]
 
-    @property
-    def A(self) -> np.ndarray:  # noqa: N802 - the formula's name
-        """L P (+ I): shape (F, rows of K)."""
-        return self.L + np.eye(len(self.L)) if self.has_sum else self.L.copy()
-
     def objective(self) -> float:
         """The weighted squared error of the current K and L."""
         return float(np.einsum("f,fc,fc->", self.d2, self.R, self.RS))

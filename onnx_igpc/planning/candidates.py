@@ -29,7 +29,6 @@ CHANNELS_PER_GROUP = (4, 8, 12, 16, 24, 32, 64, 128)
 """Sizes of group at which published V2 is offered, besides those that suit the sizes asked for."""
 
 K_GROUPS = (2, 4, 8)
-L_GROUPS = (2, 4)
 
 # A rough fit's error is up to 30 % above that of the full one. A published layout is fitted in full
 # where the rough fit of its better grouping is not further than this behind the extended family.
@@ -66,7 +65,6 @@ def candidate_layouts(
     sizes: Sequence[float] = SIZES,
     *,
     grouping: Grouping = "learned",
-    permute_filters: bool = False,
     channels_per_group: Sequence[int] = CHANNELS_PER_GROUP,
     tolerance: float = 1e-3,
 ) -> list[Candidate]:
@@ -82,8 +80,6 @@ def candidate_layouts(
         sizes: numbers of weights to offer, as parts of C F.
         grouping: ``"learned"`` chooses the channels of each group; this needs a Gather, in front of
             the layer or taken over by its producer. ``"contiguous"`` leaves them in order.
-        permute_filters: also offer groups of filters of any choice, which need a Gather behind the
-            layer (one that can be taken over by what follows).
         channels_per_group: where to offer published V2, besides at the given sizes.
         tolerance: of the fits, see :func:`~onnx_igpc.fitting.fit.fit_layout`.
 
@@ -98,8 +94,7 @@ def candidate_layouts(
     dense = Candidate(dense_layout(C, F, "kept: best at this size"), IgpcWeights((weight,)), 0.0)
     budgets = sorted({int(size * C * F) for size in sizes})
     with threadpool_limits(1):
-        l_counts = L_GROUPS if permute_filters else ()
-        search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, l_counts, grouping)
+        search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, grouping)
         large = max(C, F) > _LARGE
         layer = _Layer(weight, moments, scale, max(tolerance, _TOLERANCE_LARGE * large), large)
         found = _extended(search, budgets, layer)
@@ -143,7 +138,7 @@ def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> 
 
 
 def _is_low_rank(trial: Trial) -> bool:
-    return not trial.filters and len(trial.problem.columns) == 1
+    return len(trial.problem.columns) == 1
 
 
 def _suitable_widths(C: int, F: int, budgets: Sequence[int]) -> list[int]:

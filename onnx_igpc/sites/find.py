@@ -70,10 +70,6 @@ class PointwiseSite:
     kept_reason: str | None = None
 
     @property
-    def input_tensor(self) -> gs.Tensor:
-        return self.ref.node.inputs[0]
-
-    @property
     def output_tensor(self) -> gs.Tensor:
         return self.ref.node.outputs[0]
 

@@ -67,25 +67,6 @@ def test_without_data() -> None:
     check(candidate_layouts(W, sizes=[0.2, 0.5]), W, None, None)
 
 
-def test_learning_and_filters_of_any_order_help() -> None:
-    """Filters made of one of two sets of rows: with their order free, the layer nearly fits."""
-    generator = np.random.default_rng(1)
-    owner = generator.permutation(np.arange(40) % 2)
-    made_of = generator.normal(size=(2, 4, 16))
-    W = np.stack([generator.normal(size=4) @ made_of[group] for group in owner])
-    W += 0.01 * generator.normal(size=W.shape)
-    weights = 2 * 4 * (16 + 20)
-    size = (weights + 0.5) / W.size
-    fixed = candidate_layouts(W, sizes=[size])
-    free = candidate_layouts(W, sizes=[size], permute_filters=True)
-    check(free, W, None, None)
-    best, other = best_within(free, weights), best_within(fixed, weights)
-    assert best is not None
-    assert other is not None
-    assert best.error < 0.01 * other.error
-    assert best.layout.output_interleave is not None
-
-
 def test_degenerate_layers() -> None:
     W, S, d = layer(16, 16)
     assert candidate_layouts(0 * W, S, d)[-1].error == 0.0
