@@ -40,7 +40,7 @@ from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.passes import GroupPointwise, RemoveDead
+from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.planning.candidates import best_within, candidate_layouts
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
@@ -117,7 +117,7 @@ class Bench:
             self.model, opened, self.calibration, self.preprocessing, self.samples, sequential
         )
         group = GroupPointwise(plan, fit_without_data)
-        RemoveDead(run.rewrite(opened, group).orphans).run(opened)
+        run.rewrite(opened, group)
         sites = site_reports(group.rewrites, before, count(opened), {}, None)
         write_digest(opened.proto, RewriteReport(sites=sites))
         path = self.folder / "model.onnx"

@@ -26,7 +26,7 @@ from onnx_igpc.graph.model import open_model, save_model
 from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.passes import FoldBatchNorm, GroupPointwise, RemoveDead
+from onnx_igpc.passes import FoldBatchNorm, GroupPointwise
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites.find import PointwiseSite
@@ -167,11 +167,11 @@ def write_low_rank(source: Path, target: Path, ch: int) -> None:
     opened = open_model(source)
     before = count(opened)
     fold = FoldBatchNorm(())
-    orphans = fold.run(opened).orphans
+    fold.run(opened)
     group = GroupPointwise(
         plan, lambda site, layout, scale: (random_weights(layout, 0, site.name, False), None)
     )
-    RemoveDead(orphans | group.run(opened).orphans).run(opened)
+    group.run(opened)
     report = RewriteReport()
     report.sites = site_reports(group.rewrites, before, count(opened), fold.renamed, None)
     write_digest(opened.proto, report)

@@ -22,7 +22,6 @@ from onnx_igpc.passes.lower_slices import LowerSlices
 from onnx_igpc.passes.lower_transpose import LowerTranspose
 from onnx_igpc.passes.lowering import Lowering
 from onnx_igpc.passes.merge_gathers import MergeGathers
-from onnx_igpc.passes.remove_dead import RemoveDead
 
 __all__ = [
     "AbsorbGathers",
@@ -42,5 +41,4 @@ __all__ = [
     "MergeGathers",
     "Pass",
     "PassResult",
-    "RemoveDead",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+from onnx_igpc.graph.dead_values import Removed
 from onnx_igpc.graph.model import OpenModel
 
 
@@ -17,16 +18,22 @@ class PassResult:
     """What a pass changed.
 
     ``changed`` names the nodes it rewrote, merged, folded or removed; ``kept`` gives the reason for
-    each node that it looked at and left alone; ``orphans`` are values that lost a consumer and may
-    be dead now.
+    each node that it looked at and left alone; ``removed`` names the nodes and initializers that are
+    gone with them, ``inputs_removed`` those of the initializers that were inputs of the graph.
     """
 
     changed: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
-    orphans: set[str] = field(default_factory=set)
+    removed: list[str] = field(default_factory=list)
+    inputs_removed: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.changed)
+
+    def add_removed(self, removed: Removed) -> None:
+        """Take note of what an edit removed."""
+        self.removed += removed.names
+        self.inputs_removed += removed.inputs
 
 
 class Pass(ABC):

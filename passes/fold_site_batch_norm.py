@@ -48,8 +48,8 @@ class FoldSiteBatchNorm(Pass):
         return result
 
     def _fold_once(self, model: OpenModel, result: PassResult) -> bool:
-        view, edit = GraphView(model), GraphEdit(model)
-        renamed: list[tuple[IgpcSubgraph, str]] = []
+        view, edit = GraphView(model), GraphEdit(model, result.removed)
+        folded = False
         for site in subgraphs_in(view)[0]:
             last = next(ref for ref in site.refs if site.output in ref.proto.output)
             norm = following_batch_norm(view, last)
@@ -62,16 +62,9 @@ class FoldSiteBatchNorm(Pass):
                 result.kept[label] = reason
                 continue
             result.changed.append(label)
-            result.orphans.update(name for ref in site.refs for name in ref.proto.input[1:] if name)
-            result.orphans.update(norm.ref.proto.input[1:])
-            renamed.append((site, site.output))
-        for site, name in renamed:
-            info = site.holder.value_info
-            for index in range(len(info) - 1, -1, -1):
-                if info[index].name == name:
-                    del info[index]
-        edit.apply()
-        return bool(renamed)
+            folded = True
+        result.add_removed(edit.apply())
+        return folded
 
 
 def _fold(edit: GraphEdit, site: IgpcSubgraph, norm: BatchNorm, last: NodeRef) -> str | None:

@@ -78,8 +78,7 @@ class GroupPointwise(Pass):
                 result.kept[site.name] = rewrite.kept_reason
                 continue
             result.changed.append(site.name)
-            result.orphans.update(rewrite.orphans)
-        edit.apply()
+        result.add_removed(edit.apply())
         _write_fixed_tensors(model.proto, fixed)
         return result
 
@@ -135,7 +134,6 @@ class GroupPointwise(Pass):
             convolutions=tuple(nodes.convolutions),
             shares_weight_with=first,
             activation=region.activation.name if region.activation else None,
-            orphans=tuple(name for ref in region.refs for name in ref.proto.input if name),
         )
 
     def _weights(

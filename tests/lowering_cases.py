@@ -15,7 +15,7 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.serialization import layout_to_dict
 from onnx_igpc.lowering.catalogue import LoweredSite, applicable, lower, site_opset
-from onnx_igpc.passes import GroupPointwise, RemoveDead
+from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport, SiteReport
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
@@ -89,8 +89,7 @@ def rewritten_as(model: onnx.ModelProto, layout: GroupLayout, weights: IgpcWeigh
     """
     opened = OpenModel(copy_of(model))
     group = GroupPointwise(lambda site: layout, lambda site, *_: (weights, None))
-    result = group.run(opened)
-    RemoveDead(result.orphans).run(opened)
+    group.run(opened)
     (rewrite,) = group.rewrites
     if rewrite.layout is None:
         reject()

@@ -34,9 +34,8 @@ from onnx_igpc.passes import (
     GroupPointwise,
     MergeGathers,
     Pass,
-    RemoveDead,
+    PassResult,
 )
-from onnx_igpc.passes.remove_dead import unread_values
 from onnx_igpc.planning.knapsack import Target
 from onnx_igpc.planning.options import DEFAULT_CH, CompressOptions, chosen_init
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
@@ -207,13 +206,11 @@ def _compress(
     taken = {name: site.name for site in digest.rewritten for name in site.nodes} if digest else {}
     report = RewriteReport(options=options.as_dict(), notes=list(before.notes))
     report.input_shapes = {name: list(shape) for name, shape in before.input_shapes.items()}
-    cleaner = _Cleaner(opened, report)
-    orphans: set[str] = set()
     fold = FoldBatchNorm(taken)
     if options.fold_batch_norm:
         folded = fold.run(opened)
         report.folded = folded.changed
-        orphans |= folded.orphans
+        _list_removed(report, folded)
     group = GroupPointwise(
         plan or (lambda site: published_layout(site, options)),
         weigh,
@@ -229,18 +226,19 @@ def _compress(
     if lowering is not None:
         lowering.plan(opened, group, partial(_trial, options))
     grouped = calibration.rewrite(opened, group) if calibration else group.run(opened)
-    orphans |= grouped.orphans
-    cleaner.clean(orphans)
+    _list_removed(report, grouped)
+    if options.fold_batch_norm:
+        report.removed.sort()  # one list of what two passes removed together
     if checked:
         report.checks["sites"] = check_sites(opened, group.rewrites)
     inserted = {name for rewrite in group.rewrites for name in rewrite.nodes}
     merged = MergeGathers(inserted).run(opened)
     report.merged = merged.changed
-    cleaner.clean(merged.orphans)
+    _list_removed(report, merged)
     rewrites = group.rewrites
     if options.grouping == "learned":
-        rewrites = _absorb(opened, rewrites, report, taken, digest, cleaner)
-    _run_plugins(opened, plugins, rewrites, report, cleaner)
+        rewrites = _absorb(opened, rewrites, report, taken, digest)
+    _run_plugins(opened, plugins, rewrites, report)
     after = count(opened)
     changed = any(rewrite.layout is not None for rewrite in rewrites) or bool(report.folded)
     changed = changed or any(report.passes.values())
@@ -274,7 +272,6 @@ def _absorb(
     report: RewriteReport,
     taken: Mapping[str, str],
     digest: RewriteReport | None,
-    cleaner: _Cleaner,
 ) -> list[SiteRewrite]:
     """Let producers take over the order of channels that learned groups read; checked as a whole."""
     inserted = {name for rewrite in rewrites for name in rewrite.nodes}
@@ -283,7 +280,7 @@ def _absorb(
     done = absorb.run(opened)
     if not done:
         return list(rewrites)
-    cleaner.clean(done.orphans)
+    _list_removed(report, done)
     report.permuted = absorb.permuted
     report.permutations = absorb.permutations
     report.checks["order"] = check_reordered(before, opened)
@@ -299,13 +296,12 @@ def _run_plugins(
     plugins: Sequence[PluginPass],
     rewrites: Sequence[SiteRewrite],
     report: RewriteReport,
-    cleaner: _Cleaner,
 ) -> None:
     inserted = [name for rewrite in rewrites for name in rewrite.nodes]
     for plugin in plugins:
         done = run_plugin(plugin, opened, inserted)
         report.passes[plugin.label] = done.changed
-        cleaner.clean(done.orphans)
+        _list_removed(report, done)
 
 
 def _interface(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -319,15 +315,6 @@ def _interface(proto: onnx.ModelProto) -> onnx.ModelProto:
     return kept
 
 
-class _Cleaner:
-    """Removes what passes leave without a reader, and lists it; what had none before stays."""
-
-    def __init__(self, opened: OpenModel, report: RewriteReport) -> None:
-        self._opened = opened
-        self._report = report
-        self._unread = unread_values(opened.proto)
-
-    def clean(self, orphans: set[str]) -> None:
-        dead = RemoveDead(orphans, self._unread)
-        self._report.removed += dead.run(self._opened).changed
-        self._report.inputs_removed += dead.inputs_removed
+def _list_removed(report: RewriteReport, done: PassResult) -> None:
+    report.removed += done.removed
+    report.inputs_removed += done.inputs_removed

@@ -56,4 +56,3 @@ class SiteRewrite:
     convolutions: tuple[str, ...] = ()
     shares_weight_with: str | None = None
     activation: str | None = None
-    orphans: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.passes import GroupPointwise, PassResult, RemoveDead
+from onnx_igpc.passes import GroupPointwise, PassResult
 from onnx_igpc.sites.find import PointwiseSite, SiteFilter
 from onnx_igpc.sites.rewrite import Form
 
@@ -26,7 +26,6 @@ class Grouping:
     rewrites: GroupPointwise
     weights: dict[str, IgpcWeights]
     layouts: dict[str, GroupLayout] = field(default_factory=dict)
-    removed: list[str] = field(default_factory=list)
 
     def nodes(self, op_type: str) -> list[onnx.NodeProto]:
         return [node for node in self.model.graph.node if node.op_type == op_type]
@@ -79,9 +78,8 @@ def group(
 
     rewriting = GroupPointwise(plan, weigh, form, SiteFilter((), tuple(exclude), heads))
     result = rewriting.run(opened)
-    removed = RemoveDead(result.orphans).run(opened).changed
     onnx.checker.check_model(opened.proto, full_check=True)
-    return Grouping(opened.proto, result, rewriting, weights, layouts, removed)
+    return Grouping(opened.proto, result, rewriting, weights, layouts)
 
 
 def igpc(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from onnx_igpc.graph.traversal import scopes
 from onnx_igpc.layout.extended import extended_layout, with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.passes import AbsorbGathers, GroupPointwise, RemoveDead
+from onnx_igpc.passes import AbsorbGathers, GroupPointwise
 from onnx_igpc.sites.find import PointwiseSite
 from tests.helpers import GraphBuilder, run, tensor_named
 from tests.passes.absorbing import C, absorbed, finish, gather, grouped, start
@@ -74,13 +74,13 @@ def grouped_sites(model: onnx.ModelProto, plan: Planner) -> tuple[OpenModel, Gro
     rewriting = GroupPointwise(
         plan, lambda site, layout, scale: (random_weights(layout, 0, site.name, False), None)
     )
-    RemoveDead(rewriting.run(opened).orphans).run(opened)
+    rewriting.run(opened)
     return opened, rewriting
 
 
 def absorb_all(opened: OpenModel, rewriting: GroupPointwise) -> AbsorbGathers:
     absorb = AbsorbGathers({name for site in rewriting.rewrites for name in site.nodes})
-    RemoveDead(absorb.run(opened).orphans).run(opened)
+    absorb.run(opened)
     onnx.checker.check_model(opened.proto, full_check=True)
     return absorb
 
