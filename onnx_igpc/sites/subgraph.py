@@ -7,7 +7,7 @@ after any fine-tuning, folding, merging and reordering.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,22 +95,33 @@ def subgraphs_in(view: GraphView) -> tuple[list[IgpcSubgraph], list[tuple[str, s
     digest = read_digest(view.model.proto)
     if digest is None or not digest.rewritten:
         return [], []
-    by_name: dict[str, list[NodeRef]] = {}
-    for ref in view.nodes:
-        by_name.setdefault(ref.proto.name, []).append(ref)
+    by_name = nodes_by_name(view)
     found: list[IgpcSubgraph] = []
     unknown: list[tuple[str, str]] = []
     for site in digest.rewritten:
         try:
-            found += _site(view, site, by_name)
+            found += site_subgraphs(view, site, by_name)
         except NotRecognisedError as reason:
             unknown.append((site.name, str(reason)))
     return found, unknown
 
 
-def _site(
-    view: GraphView, site: SiteReport, by_name: dict[str, list[NodeRef]]
+def nodes_by_name(view: GraphView) -> dict[str, list[NodeRef]]:
+    """The nodes of a model by their names, which need not be unique."""
+    by_name: dict[str, list[NodeRef]] = {}
+    for ref in view.nodes:
+        by_name.setdefault(ref.proto.name, []).append(ref)
+    return by_name
+
+
+def site_subgraphs(
+    view: GraphView, site: SiteReport, by_name: Mapping[str, list[NodeRef]]
 ) -> list[IgpcSubgraph]:
+    """One rewritten site of a report as it stands in the file; in the paper's form its stages.
+
+    Raises:
+        NotRecognisedError: its nodes are not what the report says.
+    """
     refs: list[NodeRef] = []
     for name in site.nodes:
         known = by_name.get(name, [])
