@@ -50,7 +50,16 @@ class NotRecognisedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What was read; fields as in :class:`~onnx_igpc.sites.subgraph.IgpcSubgraph`."""
+    """What nodes do: x -> M x + b, strided and padded like the dense Conv was.
+
+    ``input`` and ``output`` are the tensors that they read and make. ``layout`` counts channels as the
+    file has them now. ``k`` and ``l`` have one float64 array of shape (filters of the path, channels per
+    group) for each path, ``bias`` is float64 of shape (F,), everything that is added anywhere.
+    ``conv_attributes`` are K's, without group and kernel_shape; ``dtype`` is that of the stored weights.
+
+    ``refs`` has the nodes themselves, ``k_convs`` and ``l_convs`` the convolutions of each path;
+    they can be used until the model is edited.
+    """
 
     layout: GroupLayout
     k: tuple[np.ndarray, ...]
@@ -61,9 +70,9 @@ class Structure:
     conv_attributes: tuple[onnx.AttributeProto, ...]
     dtype: np.dtype
     spatial_rank: int
-    refs: tuple[NodeRef, ...]
-    k_convs: tuple[NodeRef, ...]
-    l_convs: tuple[NodeRef, ...]
+    refs: tuple[NodeRef, ...] = field(repr=False)
+    k_convs: tuple[NodeRef, ...] = field(repr=False)
+    l_convs: tuple[NodeRef, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
