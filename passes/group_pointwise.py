@@ -13,7 +13,7 @@ import onnx
 
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, fixed_tensors
-from onnx_igpc.graph.edit import GraphEdit, SubgraphBuilder
+from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.graph.view import GraphView, NodeRef
@@ -102,21 +102,16 @@ class GroupPointwise(Pass):
         if found is None:
             return SiteRewrite(site, f"the weights of K and L would not be finite in {site.dtype}")
         tensors, weights, error, first = found
-        base = site.ref.proto.name or site.ref.proto.output[0]
-        builder = SubgraphBuilder(edit.names, site.ref.proto)
-        attributes = list(site.ref.proto.attribute)
         opset = opset_version(view.model.proto, site.ref.scope)
-        nodes = IgpcNodes(
-            edit, builder, layout, tensors, base, attributes, site.spatial_rank, opset=opset
-        )
+        nodes = IgpcNodes(edit, site, layout, tensors, opset)
         if self.form == "paper":
             nodes.own_biases = True
             if region.norm or region.activation:
-                nodes.unit = _PaperUnit(edit, builder, region, base, tensors, fixed).after
+                nodes.unit = _PaperUnit(nodes, region, fixed).after
         bias, stored = self._bias(site, layout, weights)
         source = site.ref.proto.input[0]
         nodes.write(source, stored, bias, region.output)
-        region.splice(edit, builder.build(opset))
+        region.splice(edit, nodes.nodes())
         return SiteRewrite(
             site,
             layout=layout,
@@ -129,7 +124,7 @@ class GroupPointwise(Pass):
             pads=tuple(site.ref.attribute("pads", ())),
             input=source,
             output=region.output,
-            nodes=tuple(builder.node_names),
+            nodes=nodes.node_names,
             replaced=tuple(ref.proto.name or ref.proto.output[0] for ref in region.refs),
             convolutions=tuple(nodes.convolutions),
             shares_weight_with=first,
@@ -159,8 +154,7 @@ class GroupPointwise(Pass):
         if not all(np.abs(each).max() <= largest for each in (*weights.k, *(weights.l or ()))):
             return None
         tensors = SiteTensors(site.weight.holder)
-        base = site.ref.proto.name or site.ref.proto.output[0]
-        add_weights(edit, tensors, base, weights, site.dtype, site.spatial_rank)
+        add_weights(edit, tensors, site, weights)
         # The weights of all layers together may not fit into memory: only what is asked for again stays.
         if self._readers[id(site.weight.root)] > 1:
             shared[key] = (tensors, weights, error, site.name)
@@ -224,24 +218,13 @@ class _Region:
         edit.replace(self.refs[-1], nodes)
 
 
+@dataclass
 class _PaperUnit:
     """BatchNorm and activation after K and after L, as the papers have them."""
 
-    def __init__(
-        self,
-        edit: GraphEdit,
-        builder: SubgraphBuilder,
-        region: _Region,
-        base: str,
-        tensors: SiteTensors,
-        fixed: list[str],
-    ) -> None:
-        self.edit = edit
-        self.builder = builder
-        self.region = region
-        self.base = base
-        self.tensors = tensors
-        self.fixed = fixed
+    writer: IgpcNodes
+    region: _Region
+    fixed: list[str]
 
     def after(self, x: str, label: str, output: str | None) -> str:
         """Append the unit behind ``x``; ``label`` is K or L, ``output`` what it is to make."""
@@ -257,32 +240,22 @@ class _PaperUnit:
         starts = (("scale", 1.0), ("bias", 0.0), ("mean", 0.0), ("var", 1.0))
         for index, (part, start) in enumerate(starts, start=1):
             values = np.full(len(norm.scale), start, dtype=norm.dtypes[index - 1])
-            wanted = f"{self.base}/igpc/{label}_bn.{part}"
-            name = self.edit.constant(self.tensors.holder, wanted, values)
+            name = self.writer.constant(f"{label}_bn.{part}", values)
             if norm.ref.proto.input[index] in self.fixed:
                 self.fixed.append(name)
             inputs.append(name)
-        return self.builder.add(
-            "BatchNormalization",
-            inputs,
-            output or self.builder.fresh(f"{self.base}/igpc/{label}_bn_output"),
-            self.builder.fresh(f"{self.base}/igpc/{label}_bn"),
-            list(norm.ref.proto.attribute),
-        )
+        attributes = list(norm.ref.proto.attribute)
+        return self.writer.node("BatchNormalization", inputs, f"{label}_bn", output, attributes)
 
     def _activation(self, activation: Activation, x: str, label: str, output: str | None) -> str:
         renamed = {activation.input.name: x}
         for ref in activation.nodes:
             made = ref.proto.output[0]
-            wanted = f"{self.base}/igpc/{label}_{ref.op_type}"
-            renamed[made] = self.builder.fresh(f"{wanted}_output")
-            if output is not None and made == activation.output.name:
-                renamed[made] = output
-            self.builder.add(
+            renamed[made] = self.writer.node(
                 ref.op_type,
                 [renamed.get(name, name) for name in ref.proto.input],
-                renamed[made],
-                self.builder.fresh(wanted),
+                f"{label}_{ref.op_type}",
+                output if made == activation.output.name else None,
                 list(ref.proto.attribute),
             )
         return renamed[activation.output.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from onnx_igpc.layout.permutations import (
     invert_permutation,
 )
 from onnx_igpc.sites.subgraph import IgpcSubgraph
-from onnx_igpc.sites.writer import SiteWriter
+from onnx_igpc.sites.writer import NodeWriter, SiteWriter
 
 # Given a tensor, a label, the channels wanted and how many the tensor has: the tensor with those.
 Gathering = Callable[[str, str, Sequence[int], int], str]
@@ -80,6 +81,36 @@ def stage_order(site: IgpcSubgraph, values: np.ndarray | None) -> np.ndarray | N
     return values[list(invert_permutation(order))]
 
 
+def write_paths(
+    writer: NodeWriter,
+    x: str,
+    label: str,
+    stage: GroupedStage,
+    interleave: Sequence[int] | None,
+    order: Callable[[str, int | None, tuple[int, ...]], str],
+    convolve: Callable[[str, str, int, str | None], str],
+    output: str | None,
+) -> str:
+    """A stage path by path: Gather or Split where it needs one, grouped Conv, Concat.
+
+    ``order`` puts the channels of a tensor in order for one path, or for all (``None``); ``convolve``
+    makes one path of a tensor, with a label, the path's index and the name of what it makes.
+    """
+    sources = path_sources(stage, interleave)
+    if sources.order is not None:
+        x = order(x, None, sources.order)
+    parts = writer.split(x, label, sources.parts) if sources.parts else {}
+    single = len(stage.paths) == 1
+    made = []
+    for index, gathered in enumerate(sources.gathers):
+        source = parts.get(index, x)
+        if gathered is not None:
+            source = order(source, index, gathered)
+        name = label if single else f"{label}{index + 1}"
+        made.append(convolve(source, name, index, output if single else None))
+    return made[0] if single else writer.concat(made, f"{label}/concat", output)
+
+
 def write_stage(
     writer: SiteWriter,
     x: str,
@@ -93,41 +124,24 @@ def write_stage(
     output: str | None = None,
     gather: Gathering | None = None,
 ) -> str:
-    """A stage path by path: Gather or Split where it needs one, grouped Conv, Concat."""
-    sources = path_sources(stage, interleave)
-    choose = gather or (lambda x, name, order, _: writer.gather(x, name, order))
-    if sources.order is not None:
-        x = choose(x, f"{label}/order", sources.order, stage.in_channels)
-    parts = dict(
-        zip(
-            sources.parts,
-            writer.split(x, f"{label}/split", list(sources.parts.values()))
-            if sources.parts
-            else (),
-            strict=True,
+    """A stage with these weights, and with a bias of one value for each filter."""
+    single = len(stage.paths) == 1
+    ends = list(accumulate(path.filters for path in stage.paths))
+
+    def order(x: str, index: int | None, channels: tuple[int, ...]) -> str:
+        name = f"{label if single or index is None else f'{label}{index + 1}'}/order"
+        if gather is None:
+            return writer.gather(x, name, channels)
+        return gather(x, name, channels, stage.in_channels)
+
+    def convolve(x: str, name: str, index: int, output: str | None) -> str:
+        path = stage.paths[index]
+        own = None if bias is None else bias[ends[index] - path.filters : ends[index]]
+        return writer.conv(
+            x, name, weights[index], groups=path.groups, bias=own, moving=moving, output=output
         )
-    )
-    made = []
-    first = 0
-    for index, (path, values) in enumerate(zip(stage.paths, weights, strict=True)):
-        single = len(stage.paths) == 1
-        name = label if single else f"{label}{index + 1}"
-        source, order = parts.get(index, x), sources.gathers[index]
-        if order is not None:
-            source = choose(x, f"{name}/order", order, stage.in_channels)
-        made.append(
-            writer.conv(
-                source,
-                name,
-                values,
-                groups=path.groups,
-                bias=None if bias is None else bias[first : first + path.filters],
-                moving=moving,
-                output=output if single else None,
-            )
-        )
-        first += path.filters
-    return made[0] if len(made) == 1 else writer.concat(made, f"{label}/concat", output)
+
+    return write_paths(writer, x, label, stage, interleave, order, convolve, output)
 
 
 def write_after_k(
