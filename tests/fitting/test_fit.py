@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.fitting.alternating import FittingProblem
+from onnx_igpc.fitting.alternating import BlockPattern, FittingProblem
 from onnx_igpc.fitting.alternating_plain import PlainProblem
 from onnx_igpc.fitting.anderson import solve_gram
 from onnx_igpc.fitting.fit import fit_layout, random_weights, stage_groups
@@ -338,10 +338,10 @@ def _problem(
     layout: GroupLayout, W: np.ndarray, S: np.ndarray | None
 ) -> FittingProblem | PlainProblem:
     assert layout.l is not None
-    groups = stage_groups(layout.k), stage_groups(layout.l, layout.interleave)
+    pattern = BlockPattern(stage_groups(layout.k), stage_groups(layout.l, layout.interleave))
     if S is None:
-        return PlainProblem(W, np.ones(len(W)), *groups)
-    return FittingProblem(W, np.ones(len(W)), S, *groups)
+        return PlainProblem(W, np.ones(len(W)), pattern)
+    return FittingProblem(W, np.ones(len(W)), S, pattern)
 
 
 @pytest.mark.parametrize("with_moments", [False, True])
@@ -415,9 +415,9 @@ def test_without_data_the_fit_is_that_of_the_identity(
     if layout.l is None:
         return
     W, scale = dense(F, C, seed), np.random.default_rng(seed).uniform(0.1, 2.0, F)
-    groups = stage_groups(layout.k), stage_groups(layout.l, layout.interleave)
-    plain = PlainProblem(W, scale, *groups)
-    general = FittingProblem(W, scale, np.eye(C), *groups)
+    pattern = BlockPattern(stage_groups(layout.k), stage_groups(layout.l, layout.interleave))
+    plain = PlainProblem(W, scale, pattern)
+    general = FittingProblem(W, scale, np.eye(C), pattern)
     for problem in (plain, general):
         problem.start()
     for _ in range(3):
@@ -443,10 +443,11 @@ def test_without_the_sum_and_with_fewer_rows_it_is_low_rank(with_moments: bool) 
     W = dense(20, 30)
     groups = [(np.arange(6), np.arange(30))]
     above = [(np.arange(20), np.arange(6))]
+    pattern = BlockPattern(groups, above, has_sum=False, k_rows=6)
     problem = (
-        FittingProblem(W, np.ones(20), np.eye(30), groups, above, has_sum=False, k_rows=6)
+        FittingProblem(W, np.ones(20), np.eye(30), pattern)
         if with_moments
-        else PlainProblem(W, np.ones(20), groups, above, has_sum=False, k_rows=6)
+        else PlainProblem(W, np.ones(20), pattern)
     )
     problem.start()
     problem.solve(1e-6, 50)
