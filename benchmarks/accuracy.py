@@ -41,7 +41,7 @@ from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.passes import GroupPointwise
-from onnx_igpc.planning.candidates import best_within, candidate_layouts
+from onnx_igpc.planning.candidates import best_fitted, candidate_layouts
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites.batch_norm import following_batch_norm
@@ -173,7 +173,7 @@ class Bench:
                 norm.factor if norm else None,
                 (share,),
             )
-            best = best_within(found, int(share * C * F))
+            best = best_fitted(found, int(share * C * F))
             layouts[site.name] = best.layout if best else dense_layout(C, F, "nothing as small")
         return layouts
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, fixed_tensors
 from onnx_igpc.graph.edit import GraphEdit
@@ -52,7 +52,7 @@ class GroupPointwise(Pass):
         weigh: Weigher,
         form: Form = "linear",
         site_filter: SiteFilter | None = None,
-        on_site: Callable[[int, int, str], None] | None = None,
+        on_site: Progress | None = None,
         rebias: Rebiaser | None = None,
     ) -> None:
         self.plan = plan

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
@@ -66,7 +66,7 @@ class CalibrationRun:
         group: GroupPointwise,
         options: CompressOptions,
         report: RewriteReport,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
         latency: LatencyBudget | None = None,
     ) -> None:
         """Let the data choose the pass's layouts, where a budget or learned grouping asks for it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from onnx_igpc.compression.summary import (
 from onnx_igpc.compression.weighing import no_weights, published_layout, weigher
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.equivalence import check_reordered
 from onnx_igpc.evaluation.site_check import check_sites
@@ -44,8 +45,6 @@ from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.find import SiteFilter
 from onnx_igpc.sites.rewrite import Form, Planner, SiteRewrite, Weigher
-
-Progress = Callable[[int, int, str], None]
 
 
 def compress(
@@ -221,10 +220,10 @@ def _compress(
     if calibration is not None:
         latency = None
         if lowering is not None and options.target is not None and options.target.is_latency:
-            latency = lowering.latency(opened, partial(_trial, options))
+            latency = lowering.latency(opened, partial(_random_rewrite, options))
         calibration.plan(opened, group, options, report, progress, latency)
     if lowering is not None:
-        lowering.plan(opened, group, partial(_trial, options))
+        lowering.plan(opened, group, partial(_random_rewrite, options))
     grouped = calibration.rewrite(opened, group) if calibration else group.run(opened)
     _list_removed(report, grouped)
     if options.fold_batch_norm:
@@ -260,7 +259,7 @@ def _compress(
     return CompressResult(opened, report, changed)
 
 
-def _trial(options: CompressOptions, plan: Planner, opened: OpenModel) -> CompressResult:
+def _random_rewrite(options: CompressOptions, plan: Planner, opened: OpenModel) -> CompressResult:
     """The rewrite of ``opened`` with random weights, as fast as with any others."""
     anything = weigher(replace(options, init="random"))
     return _compress(opened, options, anything, None, checked=False, plan=plan)

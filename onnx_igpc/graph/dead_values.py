@@ -10,8 +10,8 @@ import onnx
 
 from onnx_igpc.graph.traversal import NodeHolder, Scope, scopes
 
-# A value: the graph or function that defines it, and its name.
-Owned = tuple[int, str]
+# A value: the id of the graph or function that defines it, and its name.
+OwnedName = tuple[int, str]
 
 
 @dataclass
@@ -46,7 +46,7 @@ def remove_dead(
         for name in node.output
         if name
     }
-    dead: set[Owned] = set()
+    dead: set[OwnedName] = set()
     nodes: list[tuple[NodeHolder, onnx.NodeProto]] = []
     pending = [
         (id(scope.holder), name)
@@ -78,7 +78,7 @@ def remove_dead(
     return removed
 
 
-def _remove_tensors(found: list[Scope], dead: set[Owned], removed: Removed) -> None:
+def _remove_tensors(found: list[Scope], dead: set[OwnedName], removed: Removed) -> None:
     for scope in found:
         holder = scope.holder
         names = {name for owner, name in dead if owner == id(holder)}
@@ -114,7 +114,7 @@ class _Visible:
     def __init__(self, found: list[Scope]) -> None:
         self._defined = {id(scope.holder): _defined(scope.holder) for scope in found}
 
-    def value(self, scope: Scope, name: str) -> Owned:
+    def value(self, scope: Scope, name: str) -> OwnedName:
         for holder in (scope.holder, *scope.parents):
             if name in self._defined[id(holder)]:
                 return id(holder), name
@@ -131,9 +131,9 @@ def _defined(holder: NodeHolder) -> set[str]:
     return names | {sparse.values.name for sparse in holder.sparse_initializer}
 
 
-def _count_readers(found: list[Scope]) -> Counter[Owned]:
+def _count_readers(found: list[Scope]) -> Counter[OwnedName]:
     """How often each value is read, by nodes and as an output, anywhere in the model."""
-    readers: Counter[Owned] = Counter()
+    readers: Counter[OwnedName] = Counter()
     visible = _Visible(found)
     for scope in found:
         holder = scope.holder

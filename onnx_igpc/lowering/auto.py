@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
-from onnx_igpc.lowering.latency import LatencyBudget, Trial
+from onnx_igpc.lowering.latency import LatencyBudget, RandomRewrite
 from onnx_igpc.lowering.lower import finish, prepare
 from onnx_igpc.lowering.race import structure
 from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
-from onnx_igpc.lowering.site_races import DENSE, LITERAL, Progress, lowered, race_whole, uniform
+from onnx_igpc.lowering.site_races import DENSE, LITERAL, lowered, race_whole, uniform
 from onnx_igpc.passes.group_pointwise import GroupPointwise
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.result import CompressResult
@@ -57,16 +58,16 @@ class LoweringRun:
         fitted = (setting or Setting()).fitted(model.proto)
         return cls(fitted, allow_slower, RaceCache(cache_folder(cache)), progress)
 
-    def latency(self, opened: OpenModel, trial: Trial) -> LatencyBudget:
+    def latency(self, opened: OpenModel, rewrite: RandomRewrite) -> LatencyBudget:
         """What a budget of time is measured with."""
-        return LatencyBudget(opened, self.setting, self.cache, trial, self.progress)
+        return LatencyBudget(opened, self.setting, self.cache, rewrite, self.progress)
 
-    def plan(self, opened: OpenModel, group: GroupPointwise, trial: Trial) -> None:
+    def plan(self, opened: OpenModel, group: GroupPointwise, rewrite: RandomRewrite) -> None:
         """Choose lowerings for what ``group`` plans, and let it keep dense what is slower.
 
         Raises as :func:`~onnx_igpc.lowering.selection.select`.
         """
-        tried = trial(group.plan, snapshot(opened))
+        tried = rewrite(group.plan, snapshot(opened))
         if not tried.report.rewritten:
             return
         prepare(tried.opened, tried.report)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.layout.extended import dense_layout
@@ -25,7 +26,6 @@ from onnx_igpc.lowering.race import race_all, race_models
 from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select
 from onnx_igpc.lowering.site_races import (
     DENSE,
-    Progress,
     contenders_of,
     lowered,
     surroundings_of,
@@ -44,7 +44,7 @@ _CHECKS = 4
 _ROOM = 0.95
 
 # Given layouts and a copy of the model, rewrites it with random weights.
-Trial = Callable[[Planner, OpenModel], CompressResult]
+RandomRewrite = Callable[[Planner, OpenModel], CompressResult]
 
 
 @dataclass
@@ -57,7 +57,7 @@ class LatencyBudget:
     model: OpenModel
     setting: Setting
     cache: RaceCache
-    trial: Trial
+    rewrite: RandomRewrite
     progress: Progress | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     dense: float = 0.0
@@ -186,7 +186,7 @@ class LatencyBudget:
 
     def _prepared(self, plan: Planner) -> OpenModel | None:
         """The model rewritten with random weights, BatchNormalization folded."""
-        tried = self.trial(plan, snapshot(self.model))
+        tried = self.rewrite(plan, snapshot(self.model))
         if not tried.report.rewritten:
             return None
         prepare(tried.opened, tried.report)

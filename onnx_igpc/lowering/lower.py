@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.equivalence import check_same_outputs
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
@@ -24,7 +25,7 @@ from onnx_igpc.lowering.catalogue import (
     site_opset,
 )
 from onnx_igpc.lowering.selection import select, setting_dict
-from onnx_igpc.lowering.site_races import LITERAL, Choices, Progress
+from onnx_igpc.lowering.site_races import LITERAL, Choices
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.tree import RewriteReport

@@ -14,6 +14,7 @@ import numpy as np
 from onnx_igpc.calibration.collect import collect_moments, untapped_reason
 from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.fitting.calibrated import corrected_bias
 from onnx_igpc.fitting.moments import Moments, SiteStatistics
@@ -24,8 +25,7 @@ from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.latency import LatencyBudget
-from onnx_igpc.planning.candidates import SIZES, candidate_layouts
-from onnx_igpc.planning.candidates import Candidate as FittedLayout
+from onnx_igpc.planning.candidates import SIZES, FittedLayout, candidate_layouts
 from onnx_igpc.planning.grouping import better_grouping, learned_published
 from onnx_igpc.planning.knapsack import (
     Candidate,
@@ -45,8 +45,6 @@ SENSITIVITY_VERSION = 1
 # Candidates of a site whose damage is measured; that of the others lies between.
 _MEASURED = 4
 _UNOBSERVED = "it cannot be observed on the data, so that it stays dense under a budget"
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass

@@ -46,7 +46,7 @@ _MOST_GROUPS = 32
 _LEAST_WITH_SUM = 0.2
 
 
-class Candidate(NamedTuple):
+class FittedLayout(NamedTuple):
     """One way to rewrite a layer.
 
     ``weights`` are float64; for the kept dense layer, W itself. ``error`` is the fitted objective,
@@ -67,7 +67,7 @@ def candidate_layouts(
     grouping: Grouping = "learned",
     channels_per_group: Sequence[int] = CHANNELS_PER_GROUP,
     tolerance: float = 1e-3,
-) -> list[Candidate]:
+) -> list[FittedLayout]:
     """Ways to rewrite a layer, from few weights to many; the last is the dense layer.
 
     Each has less error than all before it: what others are better than at equal or fewer weights is
@@ -91,7 +91,7 @@ def candidate_layouts(
         raise ValueError(f"moments have shape {moments.shape}, not (C, C)")
     weight = np.asarray(weight, dtype=np.float64)
     scale = _positive_scale(filter_scale, F)
-    dense = Candidate(dense_layout(C, F, "kept: best at this size"), IgpcWeights((weight,)), 0.0)
+    dense = FittedLayout(dense_layout(C, F, "kept: best at this size"), IgpcWeights((weight,)), 0.0)
     budgets = sorted({int(size * C * F) for size in sizes})
     with threadpool_limits(1):
         search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, grouping)
@@ -103,7 +103,7 @@ def candidate_layouts(
     return [*_front(each for each in found if each.layout.weights < C * F), dense]
 
 
-def best_within(candidates: Sequence[Candidate], weights: int) -> Candidate | None:
+def best_fitted(candidates: Sequence[FittedLayout], weights: int) -> FittedLayout | None:
     """The candidate of least error with at most so many weights; ``None`` if all have more."""
     within = [each for each in candidates if each.layout.weights <= weights]
     return min(within, key=lambda each: each.error, default=None)
@@ -119,7 +119,7 @@ def _positive_scale(filter_scale: np.ndarray | None, F: int) -> np.ndarray:
     return np.maximum(scale / max(float(scale.max()), 1e-300), 1e-4)
 
 
-def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> list[Candidate]:
+def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> list[FittedLayout]:
     """The best trial of each budget."""
     found = []
     for trials in search.trials(budgets):
@@ -161,11 +161,11 @@ def _published(
     layer: _Layer,
     channels_per_group: Sequence[int],
     grouping: Grouping,
-    extended: Sequence[Candidate],
-) -> list[Candidate]:
+    extended: Sequence[FittedLayout],
+) -> list[FittedLayout]:
     """Published V2 wherever the extended family is not far ahead of it."""
     F, C = layer.weight.shape
-    found: list[Candidate] = []
+    found: list[FittedLayout] = []
     for ch in channels_per_group:
         layout = plan_layout(C, F, ch)
         if not layout.replaced or layout.weights >= layout.dense_weights:
@@ -174,7 +174,7 @@ def _published(
         if grouping == "learned":
             learned = learned_published(layout, layer.weight, layer.moments, layer.scale)
             layouts.insert(0, learned)
-        rival = best_within(extended, layout.weights)
+        rival = best_fitted(extended, layout.weights)
         factor = _PROMISING_LARGE if layer.large else _PROMISING
         found += layer.promising(layouts, None if rival is None else factor * rival.error)
     return found
@@ -190,17 +190,17 @@ class _Layer:
     tolerance: float
     large: bool
 
-    def fitted(self, layout: GroupLayout, tolerance: float) -> Candidate:
+    def fitted(self, layout: GroupLayout, tolerance: float) -> FittedLayout:
         given = (self.weight, self.moments, self.scale)
         return self.candidate(layout, fit_layout(layout, *given, tolerance=tolerance))
 
-    def candidate(self, layout: GroupLayout, weights: IgpcWeights) -> Candidate:
+    def candidate(self, layout: GroupLayout, weights: IgpcWeights) -> FittedLayout:
         error = fit_error(layout, weights, self.weight, self.moments, self.scale)
-        return Candidate(layout, weights, error)
+        return FittedLayout(layout, weights, error)
 
-    def promising(self, layouts: Sequence[GroupLayout], limit: float | None) -> list[Candidate]:
+    def promising(self, layouts: Sequence[GroupLayout], limit: float | None) -> list[FittedLayout]:
         """Groupings of one published layout, if the first is roughly within the limit: the best."""
-        rough: list[Candidate] = []
+        rough: list[FittedLayout] = []
         for layout in layouts:
             rough.append(self.fitted(layout, _ROUGH_TOLERANCE))
             if limit is not None and rough[0].error > limit:
@@ -214,9 +214,9 @@ class _Layer:
         return [self.fitted(each.layout, self.tolerance) for each in near]
 
 
-def _front(candidates: Iterable[Candidate]) -> list[Candidate]:
+def _front(candidates: Iterable[FittedLayout]) -> list[FittedLayout]:
     """Without those that another one is not worse than, at no more weights."""
-    kept: list[Candidate] = []
+    kept: list[FittedLayout] = []
     for each in sorted(candidates, key=lambda each: (each.layout.weights, each.error)):
         if not kept or each.error < kept[-1].error:
             kept.append(each)

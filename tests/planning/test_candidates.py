@@ -12,7 +12,7 @@ from onnx_igpc.fitting.weights import fit_error
 from onnx_igpc.layout.extended import low_rank_layout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.layout.serialization import layout_from_dict, layout_to_dict
-from onnx_igpc.planning.candidates import Candidate, best_within, candidate_layouts
+from onnx_igpc.planning.candidates import FittedLayout, best_fitted, candidate_layouts
 from onnx_igpc.planning.extended_search import two_levels
 
 
@@ -26,7 +26,7 @@ def layer(C: int, F: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def check(
-    candidates: list[Candidate], W: np.ndarray, S: np.ndarray | None, d: np.ndarray | None
+    candidates: list[FittedLayout], W: np.ndarray, S: np.ndarray | None, d: np.ndarray | None
 ) -> None:
     for each in candidates:
         told = fit_error(each.layout, each.weights, W, S, d)
@@ -50,12 +50,12 @@ def test_never_behind_its_corners(C: int, F: int, grouping: str) -> None:
         published = plan_layout(C, F, ch)
         if published.weights < C * F:
             error = fit_error(published, fit_layout(published, W, S, d), W, S, d)
-            best = best_within(candidates, published.weights)
+            best = best_fitted(candidates, published.weights)
             assert best is None or best.error <= error * (1 + 1e-9)
     for size in sizes:
         low_rank = low_rank_layout(C, F, int(size * C * F) // (C + F) or 1)
         error = fit_error(low_rank, fit_layout(low_rank, W, S, d), W, S, d)
-        best = best_within(candidates, int(size * C * F))
+        best = best_fitted(candidates, int(size * C * F))
         if low_rank.weights <= size * C * F:
             assert best is not None
             assert best.error <= error * (1 + 1e-9)
@@ -74,14 +74,14 @@ def test_degenerate_layers() -> None:
     assert len(candidate_layouts(np.ones((1, 1)))) == 1
     assert candidate_layouts(np.ones((1, 8)))[-1].layout.weights == 8
     rank_one = np.outer(np.arange(1.0, 17.0), np.arange(1.0, 17.0))
-    best = best_within(candidate_layouts(rank_one, S, d), 64)
+    best = best_fitted(candidate_layouts(rank_one, S, d), 64)
     assert best is not None
     assert best.error < 1e-9
 
 
 def test_no_candidate_is_small_enough() -> None:
     W, S, d = layer(16, 16)
-    assert best_within(candidate_layouts(W, S, d, [0.5]), 10) is None
+    assert best_fitted(candidate_layouts(W, S, d, [0.5]), 10) is None
 
 
 def test_shapes_that_do_not_belong_together() -> None:
