@@ -22,7 +22,7 @@ from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.sites.activations import Activation, match_activation
 from onnx_igpc.sites.batch_norm import BatchNorm, following_batch_norm
 from onnx_igpc.sites.find import PointwiseSite, SiteFilter, find_sites
-from onnx_igpc.sites.igpc_nodes import IgpcNodes, SiteTensors, add_weights
+from onnx_igpc.sites.igpc_nodes import Bias, IgpcNodes, SiteTensors, add_weights
 from onnx_igpc.sites.rewrite import Form, Planner, Rebiaser, SiteRewrite, Weigher
 
 # By weight and layout: the new tensors and weights, their error and the first site that has them.
@@ -108,9 +108,9 @@ class GroupPointwise(Pass):
             nodes.own_biases = True
             if region.norm or region.activation:
                 nodes.unit = _PaperUnit(nodes, region, fixed).after
-        bias, stored = self._bias(site, layout, weights)
+        bias = self._bias(site, layout, weights)
         source = site.ref.proto.input[0]
-        nodes.write(source, stored, bias, region.output)
+        nodes.write(source, bias, region.output)
         region.splice(edit, nodes.nodes())
         return SiteRewrite(
             site,
@@ -119,7 +119,7 @@ class GroupPointwise(Pass):
             error=error,
             tensors=tensors,
             stages=nodes.stages,
-            bias=bias,
+            bias=bias.values if bias else None,
             strides=tuple(site.ref.attribute("strides", ())),
             pads=tuple(site.ref.attribute("pads", ())),
             input=source,
@@ -151,7 +151,7 @@ class GroupPointwise(Pass):
         norm = following_batch_norm(view, site.ref)
         weights, error = self.weigh(site, layout, norm.factor if norm is not None else None)
         largest = np.finfo(site.dtype).max
-        if not all(np.abs(each).max() <= largest for each in (*weights.k, *(weights.l or ()))):
+        if not all(np.abs(each).max() <= largest for each in (*weights.k, *weights.l)):
             return None
         tensors = SiteTensors(site.weight.holder)
         add_weights(edit, tensors, site, weights)
@@ -160,15 +160,11 @@ class GroupPointwise(Pass):
             shared[key] = (tensors, weights, error, site.name)
         return tensors, weights, error, None
 
-    def _bias(
-        self, site: PointwiseSite, layout: GroupLayout, weights: IgpcWeights
-    ) -> tuple[np.ndarray | None, str | None]:
-        """What is added once, and the name of the tensor that holds it: empty if it is new."""
+    def _bias(self, site: PointwiseSite, layout: GroupLayout, weights: IgpcWeights) -> Bias | None:
         new = self.rebias(site, layout, weights)
         if new is not None:
-            return new.astype(site.dtype), ""
-        values = site.bias.values() if site.bias is not None else None
-        return values, site.ref.proto.input[2] if site.has_bias else None
+            return Bias(new.astype(site.dtype))
+        return Bias(site.bias.values(), site.ref.proto.input[2]) if site.bias else None
 
 
 def _identity(site: PointwiseSite) -> tuple[object, ...]:

@@ -176,5 +176,5 @@ def _rounded(weights: IgpcWeights, site: PointwiseSite) -> IgpcWeights:
 
     return IgpcWeights(
         tuple(stored(each) for each in weights.k),
-        None if weights.l is None else tuple(stored(each) for each in weights.l),
+        tuple(stored(each) for each in weights.l),
     )

@@ -6,6 +6,7 @@ import numpy as np
 
 from onnx_igpc.fitting.fit import fit_layout, random_weights
 from onnx_igpc.fitting.weights import IgpcWeights, plain_error
+from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.planning.options import CompressOptions
@@ -15,11 +16,18 @@ from onnx_igpc.sites.rewrite import Weigher
 
 def published_layout(site: PointwiseSite, options: CompressOptions) -> GroupLayout:
     """The published layout of a site."""
+    return plan_layout(*_channels(site), options.channels_per_group, options.scheme)
+
+
+def kept_layout(site: PointwiseSite, reason: str) -> GroupLayout:
+    """The dense layout of a site that is kept for ``reason``."""
+    return dense_layout(*_channels(site), reason)
+
+
+def _channels(site: PointwiseSite) -> tuple[int, int]:
     assert site.in_channels is not None
     assert site.out_channels is not None
-    return plan_layout(
-        site.in_channels, site.out_channels, options.channels_per_group, options.scheme
-    )
+    return site.in_channels, site.out_channels
 
 
 def weigher(options: CompressOptions) -> Weigher:
@@ -49,4 +57,4 @@ def no_weights(
     def zeros(stage: GroupedStage) -> tuple[np.ndarray, ...]:
         return tuple(np.zeros(path.weight_shape, dtype=site.dtype) for path in stage.paths)
 
-    return IgpcWeights(zeros(layout.k), zeros(layout.l) if layout.l else None), None
+    return IgpcWeights(zeros(layout.k), zeros(layout.l) if layout.l else ()), None

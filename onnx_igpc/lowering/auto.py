@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnx_igpc.compression.weighing import kept_layout
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
-from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
 from onnx_igpc.lowering.latency import LatencyBudget, RandomRewrite
@@ -38,8 +38,8 @@ class LoweringRun:
     allow_slower: bool
     cache: RaceCache
     progress: Progress | None = None
-    selection: Selection | None = None
-    trial: OpenModel | None = None
+    planned: tuple[Selection, OpenModel] | None = None
+    """What was chosen, and for which model, whose weights are random."""
 
     @classmethod
     def open(
@@ -71,24 +71,20 @@ class LoweringRun:
         if not tried.report.rewritten:
             return
         prepare(tried.opened, tried.report)
-        self.trial = tried.opened
-        self.selection = select(
+        selection = select(
             tried.opened,
             self.setting,
             self.cache,
             allow_slower=self.allow_slower,
             progress=self.progress,
         )
-        slower = {name for name, label in self.selection.choices.items() if label == DENSE}
+        slower = {name for name, label in selection.choices.items() if label == DENSE}
+        self.planned = selection, tried.opened
         planned = group.plan
 
         def plan(site: PointwiseSite) -> GroupLayout:
-            if site.name not in slower:
-                return planned(site)
-            assert site.in_channels is not None
-            assert site.out_channels is not None
-            reason = slower_reason(self.setting)
-            return dense_layout(site.in_channels, site.out_channels, reason)
+            slow = site.name in slower
+            return kept_layout(site, slower_reason(self.setting)) if slow else planned(site)
 
         group.plan = plan
 
@@ -98,30 +94,27 @@ class LoweringRun:
         Raises:
             CheckFailedError: the lowered model deviates, which is a defect of this tool.
         """
-        selection = self.selection
-        if selection is None or not result.changed or not result.report.rewritten:
+        if self.planned is None or not result.changed or not result.report.rewritten:
             if read_digest(result.opened.proto) is not None and not result.changed:
                 result.report.warnings.append(NOT_LOWERED)
             return result
+        selection, tried = self.planned
         before = snapshot(result.opened)
         removed = prepare(result.opened, result.report)
         present = [site.name for site in find_subgraphs(result.opened)[0]]
         choices = {name: selection.choices.get(name, LITERAL) for name in present}
-        self._race_again(lowered(result.opened, choices))
+        self._race_again(selection, tried, lowered(result.opened, choices))
         said = selection.to_dict(self.cache)
         return finish(before, result.opened, result.report, removed, choices, said)
 
-    def _race_again(self, final: OpenModel) -> None:
+    def _race_again(self, selection: Selection, tried: OpenModel, final: OpenModel) -> None:
         """Race what is written, where it differs from what was raced in more than its weights."""
-        selection = self.selection
-        assert selection is not None
-        assert self.trial is not None
-        raced = lowered(self.trial, selection.choices)
+        raced = lowered(tried, selection.choices)
         if structure(final.proto) == structure(raced.proto):
             return
         variants = {
-            LITERAL: lowered(self.trial, uniform(selection.races, LITERAL)),
-            DENSE: lowered(self.trial, uniform(selection.races, DENSE)),
+            LITERAL: lowered(tried, uniform(selection.races, LITERAL)),
+            DENSE: lowered(tried, uniform(selection.races, DENSE)),
             CHOSEN: final,
         }
         selection.whole = race_whole(variants, self.setting, FINAL_ROUNDS, CHOSEN)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from onnx_igpc.compression.weighing import kept_layout
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.model import OpenModel, snapshot
-from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.cut_out import UnknownShapeError
@@ -159,9 +159,7 @@ class LatencyBudget:
             own = layouts.get(owners.get(site.name, site.name))
             if own:
                 return own[min(index, len(own) - 1)]
-            assert site.in_channels is not None
-            assert site.out_channels is not None
-            return dense_layout(site.in_channels, site.out_channels, "not a candidate")
+            return kept_layout(site, "not a candidate")
 
         model = self._prepared(plan)
         if model is None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnx_igpc.calibration.collect import collect_moments, untapped_reason
 from onnx_igpc.calibration.taps import Tap
+from onnx_igpc.compression.weighing import kept_layout
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import DataError, UsageError
@@ -22,7 +23,6 @@ from onnx_igpc.fitting.weights import igpc_matrix
 from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.graph.model import OpenModel, PathLike, write_atomically
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.latency import LatencyBudget
 from onnx_igpc.planning.candidates import SIZES, FittedLayout, candidate_layouts
@@ -109,7 +109,9 @@ def plan_budget(
             for each, index in zip(planned, choice.indices, strict=True)
         }
         result = {site.name: chosen[owners[site.name]] for site in seen}
-        return {site.name: result.get(site.name) or _dense(site, _UNOBSERVED) for site in sites}
+        return {
+            site.name: result.get(site.name) or kept_layout(site, _UNOBSERVED) for site in sites
+        }
 
     if latency is not None:
         planned = latency.priced(planned, owners)
@@ -236,7 +238,7 @@ def _options(
     cost: ModelCost,
 ) -> Options:
     """The site's candidates with dense first, whose error and damage are zero."""
-    dense = Candidate(_dense(site, "dense costs least damage within the budget"), 0.0, 0.0)
+    dense = Candidate(kept_layout(site, "dense costs least damage within the budget"), 0.0, 0.0)
     damages = [0.0] * len(fitted)
     if fitted:
         pairs = [(error, damage) for error, damage in points]
@@ -251,12 +253,6 @@ def _options(
     if node is not None and node.macs:
         positions = max(round(node.macs / dense.weights), 1)
     return Options(site.name, positions, (dense, *candidates))
-
-
-def _dense(site: PointwiseSite, reason: str) -> GroupLayout:
-    assert site.in_channels is not None
-    assert site.out_channels is not None
-    return dense_layout(site.in_channels, site.out_channels, reason)
 
 
 def _dense_cost(planned: Sequence[Options], target: Target) -> float:

@@ -40,6 +40,14 @@ class SiteTensors:
 
 
 @dataclass(frozen=True)
+class Bias:
+    """What is added once: one value for each filter, and the tensor that holds them, if any does."""
+
+    values: np.ndarray
+    stored: str = ""
+
+
+@dataclass(frozen=True)
 class StageIo:
     """What a stage reads and makes: tensor names, for checking the written graph."""
 
@@ -77,26 +85,24 @@ class IgpcNodes(NodeWriter):
         self.stages: dict[str, StageIo] = {}
         self.convolutions: list[str] = []
 
-    def write(self, x: str, bias: str | None, bias_values: np.ndarray | None, output: str) -> str:
+    def write(self, x: str, bias: Bias | None, output: str) -> str:
         """Write all nodes; returns ``output``.
 
-        ``bias`` names the tensor that holds ``bias_values``, which is used as it is where one
-        convolution makes all filters; it is empty where no tensor holds them yet, and ``None``
-        where nothing is added.
+        A stored bias is used as it is where one convolution makes all filters.
         """
         layout = self.layout
-        if self.own_biases and bias_values is not None:
-            bias_values = np.zeros_like(bias_values)
+        if self.own_biases and bias is not None:
+            bias = Bias(np.zeros_like(bias.values))
         order = layout.output_interleave
         stage_output = output if order is None else None
         if layout.l is None:
-            k_bias = self._biases(layout.k, bias, bias_values, "K", order)
+            k_bias = self._biases(layout.k, bias, "K", order)
             y = self._stage(layout.k, "K", x, k_bias, stage_output)
         else:
             own_bias = bias if self.own_biases else None
-            k_bias = self._biases(layout.k, own_bias, bias_values, "K", order)
+            k_bias = self._biases(layout.k, own_bias, "K", order)
             k = self._stage(layout.k, "K", x, k_bias, None)
-            l_bias = self._biases(layout.l, bias, bias_values, "L", order)
+            l_bias = self._biases(layout.l, bias, "L", order)
             y = self._stage(layout.l, "L", k, l_bias, None if layout.has_sum else stage_output)
             if layout.has_sum:
                 y = self.add(y, k, output=stage_output)
@@ -137,16 +143,15 @@ class IgpcNodes(NodeWriter):
     def _biases(
         self,
         stage: GroupedStage,
-        bias: str | None,
-        values: np.ndarray | None,
+        bias: Bias | None,
         label: str,
         interleave: tuple[int, ...] | None,
     ) -> list[str | None]:
         if bias is None:
             return [None] * len(stage.paths)
-        if bias and len(stage.paths) == 1 and interleave is None and not self.own_biases:
-            return [bias]
-        assert values is not None
+        if bias.stored and len(stage.paths) == 1 and interleave is None:
+            return [bias.stored]
+        values = bias.values
         ordered = values if interleave is None else values[list(invert_permutation(interleave))]
         names: list[str | None] = []
         first = 0
@@ -188,7 +193,7 @@ def add_weights(
     edit: GraphEdit, tensors: SiteTensors, site: PointwiseSite, weights: IgpcWeights
 ) -> None:
     """Add the kernels of K and L, shape (filters, channels per group, 1, ...), in the site's dtype."""
-    for label, stage, names in (("K", weights.k, tensors.k), ("L", weights.l or (), tensors.l)):
+    for label, stage, names in (("K", weights.k, tensors.k), ("L", weights.l, tensors.l)):
         for index, values in enumerate(stage):
             suffix = str(index + 1) if len(stage) > 1 else ""
             kernel = values.astype(site.dtype).reshape(*values.shape, *[1] * site.spatial_rank)

@@ -25,10 +25,9 @@ Gathering = Callable[[str, str, Sequence[int], int], str]
 def l_inputs(site: IgpcSubgraph) -> list[tuple[int, ...]]:
     """The rows of K that each path of L reads, after the interleave."""
     stage, order = site.layout.l, site.layout.interleave
-    assert stage is not None
     return [
         path.inputs if order is None else compose_gathers(order, path.inputs)
-        for path in stage.paths
+        for path in (stage.paths if stage else ())
     ]
 
 
@@ -43,7 +42,6 @@ def second_matrix(site: IgpcSubgraph) -> np.ndarray:
     if layout.l is None:
         matrix = np.eye(rows)
     else:
-        assert site.l is not None
         matrix = stage_matrix(layout.l, site.l)
         if layout.interleave is not None:
             matrix = matrix[:, list(invert_permutation(layout.interleave))]
@@ -67,18 +65,21 @@ def write_k(writer: SiteWriter, site: IgpcSubgraph, gather: Gathering | None = N
         layout.k,
         site.k,
         moving=True,
-        bias=stage_order(site, site.bias) if alone else None,
+        bias=stage_bias(site) if alone else None,
         output=site.output if alone and layout.output_interleave is None else None,
         gather=gather,
     )
 
 
-def stage_order(site: IgpcSubgraph, values: np.ndarray | None) -> np.ndarray | None:
+def stage_order(site: IgpcSubgraph, values: np.ndarray) -> np.ndarray:
     """One value for each filter, in the order in which the last stage makes the filters."""
     order = site.layout.output_interleave
-    if values is None or order is None:
-        return values
-    return values[list(invert_permutation(order))]
+    return values if order is None else values[list(invert_permutation(order))]
+
+
+def stage_bias(site: IgpcSubgraph) -> np.ndarray | None:
+    """What the site adds, as the last stage is to add it."""
+    return None if site.bias is None else stage_order(site, site.bias)
 
 
 def write_paths(
@@ -161,7 +162,6 @@ def write_after_k(
     last = site.output if order is None else None
     y = k
     if layout.l is not None:
-        assert site.l is not None
         y = write_stage(
             writer,
             shuffled or k,
@@ -169,7 +169,7 @@ def write_after_k(
             layout.l,
             site.l,
             interleave=layout.interleave if shuffled is None else None,
-            bias=stage_order(site, site.bias),
+            bias=stage_bias(site),
             output=None if layout.has_sum else last,
             gather=gather,
         )

@@ -73,7 +73,6 @@ def applied(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndar
     k = stage(layout.k, weights.k, x)
     y = k
     if layout.l is not None:
-        assert weights.l is not None
         y = stage(layout.l, weights.l, k if layout.interleave is None else k[[*layout.interleave]])
         if layout.has_sum:
             y = y + k

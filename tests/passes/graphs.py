@@ -71,7 +71,7 @@ def group(
     ) -> tuple[IgpcWeights, float]:
         assert site.dtype is not None
         drawn = IgpcWeights(
-            draw(layout.k, site.dtype), draw(layout.l, site.dtype) if layout.l else None
+            draw(layout.k, site.dtype), draw(layout.l, site.dtype) if layout.l else ()
         )
         weights[site.name] = drawn
         return drawn, 0.5
@@ -87,7 +87,6 @@ def igpc(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndarray
     k = stage(layout.k, weights.k, x)
     y = k
     if layout.l is not None:
-        assert weights.l is not None
         shuffled = k if layout.interleave is None else k[:, list(layout.interleave)]
         y = stage(layout.l, weights.l, shuffled) + k
     return y if layout.output_interleave is None else y[:, list(layout.output_interleave)]
