@@ -19,7 +19,7 @@ from onnx_igpc.graph.traversal import NodeHolder, all_names, opset_version, subg
 from onnx_igpc.graph.view import NodeRef, graphsurgeon_quiet
 
 # From this version on, an initializer need not be an input of the graph.
-_IR_WITH_FREE_INITIALIZERS = 4
+IR_WITH_FREE_INITIALIZERS = 4
 _OPSET_INT_CONSTANT = 9
 
 
@@ -66,7 +66,7 @@ class GraphEdit:
         bodies, and up to ir_version 3, in which every initializer must be an input of the graph.
         """
         name = self.names.unique(wanted)
-        free = self.model.proto.ir_version >= _IR_WITH_FREE_INITIALIZERS
+        free = self.model.proto.ir_version >= IR_WITH_FREE_INITIALIZERS
         if isinstance(holder, onnx.GraphProto) and free:
             self._initializers.append((holder, self.model.new_tensor(name, values)))
             return name

@@ -13,6 +13,7 @@ from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.equivalence import check_same_outputs
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import ModelCost, count
+from onnx_igpc.graph.edit import IR_WITH_FREE_INITIALIZERS
 from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
@@ -35,8 +36,6 @@ from onnx_igpc.sites.subgraph import find_subgraphs
 AUTO = "auto"
 # What the model's digest has of the lowering: no times, and nothing of the machine.
 _IN_DIGEST = ("mode", "provider", "threads", "batch", "shapes")
-
-_IR_WITH_FREE_INITIALIZERS = 4
 
 
 def lower_model(
@@ -107,7 +106,7 @@ def prepare(opened: OpenModel, report: RewriteReport) -> list[str]:
     graph = opened.proto.graph
     stored = {tensor.name for tensor in graph.initializer}
     # Up to version 3 of the format all weights must be listed, and none of them can be fed.
-    free = opened.proto.ir_version >= _IR_WITH_FREE_INITIALIZERS
+    free = opened.proto.ir_version >= IR_WITH_FREE_INITIALIZERS
     listed = [value.name for value in graph.input if value.name in stored] if free else []
     if listed:
         kept = [value for value in graph.input if value.name not in stored]
