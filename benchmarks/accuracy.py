@@ -43,8 +43,9 @@ from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.planning.candidates import best_within, candidate_layouts
+from onnx_igpc.planning.candidates import best_fitted, candidate_layouts
 from onnx_igpc.report.digest import write_digest
+from onnx_igpc.report.sections import OptionsReport
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import Rewritable, SiteFilter, find_sites
 
@@ -125,7 +126,7 @@ class Bench:
         with SiteCalibrator(opened, wanted, self.data(), sequential=sequential) as fitter:
             rewriter.rewrite(found, layouts, fitter)
         rewriter.settle()
-        report = describe(original, rewriter.changes, opened, {"init": "fitted"})
+        report = describe(original, rewriter.changes, opened, OptionsReport(init="fitted"))
         write_digest(opened.proto, report)
         path = self.folder / "model.onnx"
         save_model(opened, path)
@@ -176,7 +177,7 @@ class Bench:
                 norm.factor if norm else None,
                 (share,),
             )
-            best = best_within(found, int(share * C * F))
+            best = best_fitted(found, int(share * C * F))
             layouts[site.name] = best.layout if best else dense_layout(C, F, "nothing as small")
         return layouts
 

@@ -27,6 +27,7 @@ from onnx_igpc.layout.extended import dense_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.report.digest import write_digest
+from onnx_igpc.report.sections import OptionsReport
 from onnx_igpc.sites.find import Rewritable, SiteFilter
 from sample_models import build
 
@@ -169,6 +170,6 @@ def write_low_rank(source: Path, target: Path, ch: int) -> None:
     layouts = {site.name: plan(site) for site in found.rewritable}
     rewriter.rewrite(found, layouts, RandomFitter())
     rewriter.settle()
-    report = describe(original, rewriter.changes, opened, {"init": "random"})
+    report = describe(original, rewriter.changes, opened, OptionsReport(init="random"))
     write_digest(opened.proto, report)
     save_model(opened, target)

@@ -7,7 +7,7 @@ if __name__ != "onnx_igpc.passes":
     )
 
 from onnx_igpc.passes.absorb_gathers import AbsorbGathers
-from onnx_igpc.passes.base import Pass, PassResult, Pipeline
+from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.fold_batch_norm import FoldBatchNorm
 from onnx_igpc.passes.fold_site_batch_norm import FoldSiteBatchNorm
 from onnx_igpc.passes.group_pointwise import GroupPointwise
@@ -22,7 +22,6 @@ from onnx_igpc.passes.lower_slices import LowerSlices
 from onnx_igpc.passes.lower_transpose import LowerTranspose
 from onnx_igpc.passes.lowering import Lowering
 from onnx_igpc.passes.merge_gathers import MergeGathers
-from onnx_igpc.passes.remove_dead import RemoveDead
 
 __all__ = [
     "AbsorbGathers",
@@ -42,6 +41,4 @@ __all__ = [
     "MergeGathers",
     "Pass",
     "PassResult",
-    "Pipeline",
-    "RemoveDead",
 ]

@@ -115,7 +115,7 @@ class AbsorbGathers(Pass):
         return result
 
     def _absorb_once(self, model: OpenModel, result: PassResult) -> bool:
-        view, edit = GraphView(model), GraphEdit(model)
+        view, edit = GraphView(model), GraphEdit(model, result.removed)
         writer = _Writer(view, edit)
         result.kept.clear()
         touched: set[int] = set()
@@ -135,10 +135,9 @@ class AbsorbGathers(Pass):
             dropped |= {id(each.ref.node) for each in changes if each.dropped}
             writer.write(region, changes, members)
             self._note(region, members.values(), dropped, writer)
-        result.orphans |= writer.orphans
         # Before sub-graphs move: applying the edit copies them with the nodes that hold them.
         writer.rename_values()
-        edit.apply()
+        result.add_removed(edit.apply())
         _declare_fixed(model.proto, writer.fixed)
         return bool(dropped)
 
@@ -212,7 +211,6 @@ class _Writer:
 
     view: GraphView
     edit: GraphEdit
-    orphans: set[str] = field(default_factory=set)
     fixed: list[str] = field(default_factory=list)
     substitutes: dict[str, str] = field(default_factory=dict)
     """New names of the region written last."""
@@ -235,7 +233,6 @@ class _Writer:
         for ref in sorted(dropped.values(), key=lambda ref: ref.index):
             source, output = str(ref.proto.input[0]), str(ref.proto.output[0])
             self.substitutes[output] = self.substitutes.get(source, source)
-            self.orphans.update(name for name in ref.proto.input[1:] if name)
         constants = {id(change.ref.node): change.constants for change in changes}
         for key, ref in members.items():
             nodes = [] if key in dropped else [self._changed(ref, constants.get(key, ()))]
@@ -248,7 +245,6 @@ class _Writer:
             for index, name in enumerate(names):
                 names[index] = self.substitutes.get(name, name)
         for constant in constants:
-            self.orphans.add(str(ref.proto.input[constant.index]))
             node.input[constant.index] = self._constant(ref, constant)
         return node
 

@@ -7,9 +7,9 @@ graph. To add one: a file in ``passes/``, an import in ``passes/__init__.py``, a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from onnx_igpc.graph.dead_values import Removed
 from onnx_igpc.graph.model import OpenModel
 
 
@@ -18,16 +18,22 @@ class PassResult:
     """What a pass changed.
 
     ``changed`` names the nodes it rewrote, merged, folded or removed; ``kept`` gives the reason for
-    each node that it looked at and left alone; ``orphans`` are values that lost a consumer and may
-    be dead now.
+    each node that it looked at and left alone; ``removed`` names the nodes and initializers that are
+    gone with them, ``inputs_removed`` those of the initializers that were inputs of the graph.
     """
 
     changed: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
-    orphans: set[str] = field(default_factory=set)
+    removed: list[str] = field(default_factory=list)
+    inputs_removed: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.changed)
+
+    def add_removed(self, removed: Removed) -> None:
+        """Take note of what an edit removed."""
+        self.removed += removed.names
+        self.inputs_removed += removed.inputs
 
 
 class Pass(ABC):
@@ -40,14 +46,3 @@ class Pass(ABC):
     @abstractmethod
     def run(self, model: OpenModel) -> PassResult:
         """Edit ``model`` in place."""
-
-
-class Pipeline:
-    """Passes in order."""
-
-    def __init__(self, passes: Iterable[Pass]) -> None:
-        self.passes = list(passes)
-
-    def run(self, model: OpenModel) -> dict[str, PassResult]:
-        """Run every pass; the results by the pass's name."""
-        return {each.name: each.run(model) for each in self.passes}

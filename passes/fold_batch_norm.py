@@ -40,7 +40,7 @@ class FoldBatchNorm(Pass):
         return result
 
     def _fold_once(self, model: OpenModel, result: PassResult) -> bool:
-        view, edit = GraphView(model), GraphEdit(model)
+        view, edit = GraphView(model), GraphEdit(model, result.removed)
         folded = False
         for ref in view.nodes:
             if ref.op_type != "Conv" or not ref.is_standard:
@@ -58,8 +58,7 @@ class FoldBatchNorm(Pass):
                 path, former = ref.scope.path, str(ref.proto.output[0])
                 first = self.renamed.pop((path, former), former)
                 self.renamed[path, str(norm.ref.proto.output[0])] = first
-                result.orphans.update([*ref.proto.input[1:], *norm.ref.proto.input])
-        edit.apply()
+        result.add_removed(edit.apply())
         return folded
 
     def _fold(self, view: GraphView, edit: GraphEdit, ref: NodeRef, norm: BatchNorm) -> str | None:

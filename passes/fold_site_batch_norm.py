@@ -48,8 +48,8 @@ class FoldSiteBatchNorm(Pass):
         return result
 
     def _fold_once(self, model: OpenModel, result: PassResult) -> bool:
-        view, edit = GraphView(model), GraphEdit(model)
-        renamed: list[tuple[IgpcSubgraph, str]] = []
+        view, edit = GraphView(model), GraphEdit(model, result.removed)
+        folded = False
         for site in subgraphs_in(view)[0]:
             last = next(ref for ref in site.refs if site.output in ref.proto.output)
             norm = following_batch_norm(view, last)
@@ -62,16 +62,9 @@ class FoldSiteBatchNorm(Pass):
                 result.kept[label] = reason
                 continue
             result.changed.append(label)
-            result.orphans.update(name for ref in site.refs for name in ref.proto.input[1:] if name)
-            result.orphans.update(norm.ref.proto.input[1:])
-            renamed.append((site, site.output))
-        for site, name in renamed:
-            info = site.holder.value_info
-            for index in range(len(info) - 1, -1, -1):
-                if info[index].name == name:
-                    del info[index]
-        edit.apply()
-        return bool(renamed)
+            folded = True
+        result.add_removed(edit.apply())
+        return folded
 
 
 def _fold(edit: GraphEdit, site: IgpcSubgraph, norm: BatchNorm, last: NodeRef) -> str | None:
@@ -79,27 +72,25 @@ def _fold(edit: GraphEdit, site: IgpcSubgraph, norm: BatchNorm, last: NodeRef) -
     if site.layout.l is not None and site.layout.has_sum and site.dtype != np.float16:
         factor = np.where(np.abs(factor) < _NOTHING, _NOTHING, factor)
     scale = stage_order(site, factor)
-    assert scale is not None
     scaled = _scaled(site, scale)
     if isinstance(scaled, str):
         return scaled
     bias = np.zeros_like(factor) if site.bias is None else site.bias
     shift = stage_order(site, (bias - norm.mean) * norm.factor + norm.bias)
-    assert shift is not None
     with np.errstate(over="ignore"):
         stored = IgpcWeights(
             tuple(each.astype(site.dtype) for each in scaled.k),
-            tuple(each.astype(site.dtype) for each in scaled.l) if scaled.l else None,
+            tuple(each.astype(site.dtype) for each in scaled.l),
         )
         shift = shift.astype(site.dtype)
-    arrays = (*stored.k, *(stored.l or ()), shift)
+    arrays = (*stored.k, *stored.l, shift)
     if not all(np.isfinite(each).all() for each in arrays):
         return f"the folded weights would not be finite in {site.dtype}"
     if not _is_close(site, stored, factor):
         return f"the folded weights would lose precision in {site.dtype}"
     nodes = {id(ref): [_copy(ref.proto)] for ref in site.refs}
     stages = [("K", site.layout.k, site.k_convs, stored.k)]
-    if site.layout.l is not None and stored.l is not None:
+    if site.layout.l is not None:
         stages.append(("L", site.layout.l, site.l_convs, stored.l))
     for label, stage, convs, weights in stages:
         added = shift if label == stages[-1][0] else None
@@ -115,7 +106,7 @@ def _scaled(site: IgpcSubgraph, scale: np.ndarray) -> IgpcWeights | str:
     """K and L that make every filter times its scale, or why there are none."""
     layout = site.layout
     k = _rows_times(layout.k, site.k, scale) if layout.l is None or layout.has_sum else site.k
-    if layout.l is None or site.l is None:
+    if layout.l is None:
         return IgpcWeights(k)
     made = list(_rows_times(layout.l, site.l, scale))
     if layout.has_sum:
@@ -148,7 +139,7 @@ def _is_close(site: IgpcSubgraph, stored: IgpcWeights, factor: np.ndarray) -> bo
     # Of a sum of products, what counts is how large the products are, not what is left of them.
     sizes = IgpcWeights(
         tuple(np.abs(each) for each in site.k),
-        tuple(np.abs(each) for each in site.l) if site.l else None,
+        tuple(np.abs(each) for each in site.l),
     )
     size = (igpc_matrix(site.layout, sizes) * np.abs(factor)[:, None]).max(axis=1, keepdims=True)
     return bool((np.abs(found - wanted) <= _RESOLUTIONS * np.finfo(site.dtype).eps * size).all())

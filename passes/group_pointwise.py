@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, fixed_tensors
-from onnx_igpc.graph.edit import GraphEdit, SubgraphBuilder
+from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.graph.view import GraphView, NodeRef
@@ -21,12 +22,11 @@ from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.sites.activations import Activation, match_activation
 from onnx_igpc.sites.batch_norm import BatchNorm, following_batch_norm
 from onnx_igpc.sites.find import FoundSites, Kept, Rewritable, SiteFilter, find_sites
-from onnx_igpc.sites.igpc_nodes import IgpcNodes, SiteTensors, add_weights
+from onnx_igpc.sites.igpc_nodes import Bias, IgpcNodes, SiteTensors, add_weights
 from onnx_igpc.sites.rewrite import (
     Form,
     Outcome,
     Planner,
-    Progress,
     Rebiaser,
     Rewritten,
     Weigher,
@@ -108,8 +108,7 @@ class GroupPointwise(Pass):
                 result.kept[site.name] = outcome.reason
             else:
                 result.changed.append(site.name)
-                result.orphans.update(outcome.orphans)
-        work.edit.apply()
+        result.add_removed(work.edit.apply())
         _write_fixed_tensors(model.proto, work.fixed)
         return result
 
@@ -125,21 +124,16 @@ class GroupPointwise(Pass):
         if found is None:
             return site.kept(f"the weights of K and L would not be finite in {site.dtype}")
         tensors, weights, error, first = found
-        base = site.ref.proto.name or site.ref.proto.output[0]
-        builder = SubgraphBuilder(edit.names, site.ref.proto)
-        attributes = list(site.ref.proto.attribute)
         opset = opset_version(view.model.proto, site.ref.scope)
-        nodes = IgpcNodes(
-            edit, builder, layout, tensors, base, attributes, site.spatial_rank, opset=opset
-        )
+        nodes = IgpcNodes(edit, site, layout, tensors, opset)
         if self.form == "paper":
             nodes.own_biases = True
             if region.norm or region.activation:
-                nodes.unit = _PaperUnit(edit, builder, region, base, tensors, fixed).after
-        bias, stored = self._bias(site, layout, weights)
+                nodes.unit = _PaperUnit(nodes, region, fixed).after
+        bias = self._bias(site, layout, weights)
         source = site.ref.proto.input[0]
-        nodes.write(source, stored, bias, region.output)
-        region.splice(edit, builder.build(opset))
+        nodes.write(source, bias, region.output)
+        region.splice(edit, nodes.nodes())
         return Rewritten(
             site,
             layout,
@@ -147,17 +141,16 @@ class GroupPointwise(Pass):
             form=self.form,
             error=error,
             stages=nodes.stages,
-            bias=bias,
+            bias=bias.values if bias else None,
             strides=tuple(site.ref.attribute("strides", ())),
             pads=tuple(site.ref.attribute("pads", ())),
             input=source,
             output=region.output,
-            nodes=tuple(builder.node_names),
+            nodes=nodes.node_names,
             replaced=tuple(ref.proto.name or ref.proto.output[0] for ref in region.refs),
             convolutions=tuple(nodes.convolutions),
             shares_weight_with=first,
             activation=region.activation.name if region.activation else None,
-            orphans=tuple(name for ref in region.refs for name in ref.proto.input if name),
         )
 
     def _weights(
@@ -173,25 +166,20 @@ class GroupPointwise(Pass):
         norm = following_batch_norm(work.view, site.ref)
         weights, error = self.weigh(site, layout, norm.factor if norm is not None else None)
         largest = np.finfo(site.dtype).max
-        if not all(np.abs(each).max() <= largest for each in (*weights.k, *(weights.l or ()))):
+        if not all(np.abs(each).max() <= largest for each in (*weights.k, *weights.l)):
             return None
         tensors = SiteTensors(site.weight.holder)
-        base = site.ref.proto.name or site.ref.proto.output[0]
-        add_weights(work.edit, tensors, base, weights, site.dtype, site.spatial_rank)
+        add_weights(work.edit, tensors, site, weights)
         # The weights of all layers together may not fit into memory: only what is asked for again stays.
         if work.readers[id(site.weight.root)] > 1:
             work.shared[key] = (tensors, weights, error, site.name)
         return tensors, weights, error, None
 
-    def _bias(
-        self, site: Rewritable, layout: GroupLayout, weights: IgpcWeights
-    ) -> tuple[np.ndarray | None, str | None]:
-        """What is added once, and the name of the tensor that holds it: empty if it is new."""
+    def _bias(self, site: Rewritable, layout: GroupLayout, weights: IgpcWeights) -> Bias | None:
         new = self.rebias(site, layout, weights)
         if new is not None:
-            return new.astype(site.dtype), ""
-        values = site.bias.values() if site.bias is not None else None
-        return values, site.ref.proto.input[2] if site.has_bias else None
+            return Bias(new.astype(site.dtype))
+        return Bias(site.bias.values(), site.ref.proto.input[2]) if site.bias else None
 
 
 def _identity(site: Rewritable) -> tuple[object, ...]:
@@ -240,24 +228,13 @@ class _Region:
         edit.replace(self.refs[-1], nodes)
 
 
+@dataclass
 class _PaperUnit:
     """BatchNorm and activation after K and after L, as the papers have them."""
 
-    def __init__(
-        self,
-        edit: GraphEdit,
-        builder: SubgraphBuilder,
-        region: _Region,
-        base: str,
-        tensors: SiteTensors,
-        fixed: list[str],
-    ) -> None:
-        self.edit = edit
-        self.builder = builder
-        self.region = region
-        self.base = base
-        self.tensors = tensors
-        self.fixed = fixed
+    writer: IgpcNodes
+    region: _Region
+    fixed: list[str]
 
     def after(self, x: str, label: str, output: str | None) -> str:
         """Append the unit behind ``x``; ``label`` is K or L, ``output`` what it is to make."""
@@ -273,32 +250,22 @@ class _PaperUnit:
         starts = (("scale", 1.0), ("bias", 0.0), ("mean", 0.0), ("var", 1.0))
         for index, (part, start) in enumerate(starts, start=1):
             values = np.full(len(norm.scale), start, dtype=norm.dtypes[index - 1])
-            wanted = f"{self.base}/igpc/{label}_bn.{part}"
-            name = self.edit.constant(self.tensors.holder, wanted, values)
+            name = self.writer.constant(f"{label}_bn.{part}", values)
             if norm.ref.proto.input[index] in self.fixed:
                 self.fixed.append(name)
             inputs.append(name)
-        return self.builder.add(
-            "BatchNormalization",
-            inputs,
-            output or self.builder.fresh(f"{self.base}/igpc/{label}_bn_output"),
-            self.builder.fresh(f"{self.base}/igpc/{label}_bn"),
-            list(norm.ref.proto.attribute),
-        )
+        attributes = list(norm.ref.proto.attribute)
+        return self.writer.node("BatchNormalization", inputs, f"{label}_bn", output, attributes)
 
     def _activation(self, activation: Activation, x: str, label: str, output: str | None) -> str:
         renamed = {activation.input.name: x}
         for ref in activation.nodes:
             made = ref.proto.output[0]
-            wanted = f"{self.base}/igpc/{label}_{ref.op_type}"
-            renamed[made] = self.builder.fresh(f"{wanted}_output")
-            if output is not None and made == activation.output.name:
-                renamed[made] = output
-            self.builder.add(
+            renamed[made] = self.writer.node(
                 ref.op_type,
                 [renamed.get(name, name) for name in ref.proto.input],
-                renamed[made],
-                self.builder.fresh(wanted),
+                f"{label}_{ref.op_type}",
+                output if made == activation.output.name else None,
                 list(ref.proto.attribute),
             )
         return renamed[activation.output.name]

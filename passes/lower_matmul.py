@@ -41,7 +41,6 @@ class LowerMatMul(Lowering):
         k_rows, F = layout.k.out_channels, layout.out_channels
         y = k = self._stage(writer, site.input, "K", layout.k, site.k[0])
         if layout.l is not None:
-            assert site.l is not None
             (order,) = l_inputs(site)
             step = transpose_step(order)
             if step is not None:

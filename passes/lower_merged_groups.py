@@ -58,7 +58,7 @@ class LowerMergedGroups(Lowering):
     def _merged(self, site: IgpcSubgraph) -> tuple[Merged | None, Merged | None]:
         l_stage = site.layout.l
         return self._stage(site.layout.k, site.k), (
-            self._stage(l_stage, site.l) if l_stage and site.l is not None else None
+            self._stage(l_stage, site.l) if l_stage else None
         )
 
     def _stage(self, stage: GroupedStage, weights: tuple[np.ndarray, ...]) -> Merged | None:

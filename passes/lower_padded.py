@@ -9,7 +9,7 @@ import numpy as np
 from onnx_igpc.layout.group_layout import GroupPath
 from onnx_igpc.passes.lowering import Lowering
 from onnx_igpc.sites.cover import Cover, covers
-from onnx_igpc.sites.stages import l_inputs, stage_order
+from onnx_igpc.sites.stages import l_inputs, stage_bias
 from onnx_igpc.sites.subgraph import IgpcSubgraph
 from onnx_igpc.sites.writer import SiteWriter
 
@@ -52,11 +52,10 @@ class LowerPadded(Lowering):
         position[made[made >= 0]] = np.flatnonzero(made >= 0)
         final = layout.output_interleave
         if layout.l is None:
-            k = cover.write(writer, site.input, stage_order(site, site.bias))
+            k = cover.write(writer, site.input, stage_bias(site))
             rows = position if final is None else position[list(final)]
             writer.gather(k, "rows", rows.tolist(), site.output)
             return
-        assert site.l is not None
         (path,) = layout.l.paths
         reads, weights = _widened(path, l_inputs(site)[0], site.l[0], layout.has_sum)
         order = position[reads.reshape(-1)].tolist()
@@ -66,7 +65,7 @@ class LowerPadded(Lowering):
             "L",
             weights.reshape(path.filters, -1),
             groups=path.groups,
-            bias=stage_order(site, site.bias),
+            bias=stage_bias(site),
             output=site.output if final is None else None,
         )
         if final is not None:

@@ -10,7 +10,6 @@ from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.passes.base import Pass, PassResult
-from onnx_igpc.passes.remove_dead import RemoveDead, unread_values
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
 from onnx_igpc.sites.writer import SharedConstants, SiteWriter
 
@@ -68,12 +67,9 @@ class WrittenSite:
 def lower_sites(
     model: OpenModel, sites: Sequence[IgpcSubgraph], chosen: Mapping[str, Lowering]
 ) -> list[WrittenSite]:
-    """Write the sites that ``chosen`` names, and remove what is dead then and was not before."""
-    unread = unread_values(model.proto)
+    """Write the sites that ``chosen`` names."""
     edit = GraphEdit(model)
     constants = SharedConstants(edit)
-    orphans: set[str] = set()
-    gone: list[tuple[IgpcSubgraph, set[str]]] = []
     written = []
     for site in sites:
         lowering = chosen.get(site.name)
@@ -87,15 +83,5 @@ def lower_sites(
         for ref in site.refs[:-1]:
             edit.replace(ref, [])
         edit.replace(site.refs[-1], writer.nodes())
-        orphans.update(name for ref in site.refs for name in ref.proto.input if name)
-        inside = {name for ref in site.refs for name in ref.proto.output}
-        gone.append((site, inside - {site.output}))
-    # Before sub-graphs move: applying the edit copies them with the nodes that hold them.
-    for site, names in gone:
-        info = site.holder.value_info
-        for index in range(len(info) - 1, -1, -1):
-            if info[index].name in names:
-                del info[index]
     edit.apply()
-    RemoveDead(orphans, unread).run(model)
     return written

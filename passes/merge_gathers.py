@@ -21,8 +21,8 @@ class MergeGathers(Pass):
     Rules:
 
     * Both gather along axis 1 with constant, one-dimensional, non-negative indices.
-    * Only nodes named in ``nodes`` are rewritten (all, where it is ``None``); the Gather before is
-      left to the dead-code pass, which removes it if nothing else reads it.
+    * Only nodes named in ``nodes`` are rewritten (all, where it is ``None``); the Gather before goes
+      if nothing else reads it.
     """
 
     def __init__(self, nodes: Collection[str] | None = None) -> None:
@@ -37,7 +37,7 @@ class MergeGathers(Pass):
         return result
 
     def _merge_once(self, model: OpenModel, result: PassResult) -> bool:
-        view, edit = GraphView(model), GraphEdit(model)
+        view, edit = GraphView(model), GraphEdit(model, result.removed)
         merged = False
         for ref in view.nodes:
             if self.nodes is not None and ref.proto.name not in self.nodes:
@@ -58,9 +58,8 @@ class MergeGathers(Pass):
             edit.replace(ref, [node])
             if base not in result.changed:
                 result.changed.append(base)
-            result.orphans.update([*ref.proto.input])
             merged = True
-        edit.apply()
+        result.add_removed(edit.apply())
         return merged
 
 

@@ -109,7 +109,7 @@ def _stated(
         bias = bias[list(layout.output_interleave)]
     flat = [kernel.reshape(kernel.shape[:2]) for kernel in kernels]
     split = len(layout.k.paths)
-    weights = IgpcWeights(tuple(flat[:split]), tuple(flat[split:]) or None)
+    weights = IgpcWeights(tuple(flat[:split]), tuple(flat[split:]))
     return np.asarray(igpc_matrix(layout, weights).astype(kernels[0].dtype)), bias
 
 

@@ -14,7 +14,7 @@ from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.catalogue import LoweredSite, applicable, lower, site_opset
-from onnx_igpc.passes import GroupPointwise, RemoveDead
+from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport, SiteReport
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
@@ -89,7 +89,6 @@ def rewritten_as(model: onnx.ModelProto, layout: GroupLayout, weights: IgpcWeigh
     opened = OpenModel(copy_of(model))
     group = GroupPointwise(lambda site: layout, lambda site, *_: (weights, None))
     result = group.run(opened)
-    RemoveDead(result.orphans).run(opened)
     if not result.rewritten:
         reject()
     (rewrite,) = result.rewritten

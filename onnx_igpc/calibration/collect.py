@@ -23,8 +23,6 @@ from onnx_igpc.sites.find import Rewritable
 TAP_BYTES = 1 << 30
 """Activations that a pass over the data holds at once, in bytes, unless it is said otherwise."""
 
-Progress = Callable[[int, int], None]
-
 
 def untapped_reason(site: Rewritable) -> str | None:
     """Why the input of ``site`` cannot be observed while the model runs; ``None`` where it can."""
@@ -47,7 +45,7 @@ def collect_moments(
     *,
     memory_bytes: int = TAP_BYTES,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[Tap, Moments]:
     """Mean and centred second moments of what each tap reads, over all samples of the data.
 

@@ -60,4 +60,4 @@ class ZeroFitter(_OwnBias):
         def zeros(stage: GroupedStage) -> tuple[np.ndarray, ...]:
             return tuple(np.zeros(path.weight_shape, dtype=site.dtype) for path in stage.paths)
 
-        return IgpcWeights(zeros(layout.k), zeros(layout.l) if layout.l else None), None
+        return IgpcWeights(zeros(layout.k), zeros(layout.l) if layout.l else ()), None

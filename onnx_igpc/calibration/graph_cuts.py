@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnx_igpc.graph.edit import IR_WITH_FREE_INITIALIZERS
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import subgraphs
 
@@ -32,7 +33,6 @@ _NO_TENSOR = frozenset(
 )
 # Their outputs depend on the shape of their input alone, which a rewrite does not change.
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
-_IR_WITH_FREE_INITIALIZERS = 4
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class GraphCuts:
         indices, reads = self._between(outputs, given)
         replaced = replaced or {}
         proto = onnx.ModelProto(
-            ir_version=max(self.model.proto.ir_version, _IR_WITH_FREE_INITIALIZERS)
+            ir_version=max(self.model.proto.ir_version, IR_WITH_FREE_INITIALIZERS)
         )
         proto.opset_import.extend(self.model.proto.opset_import)
         proto.functions.extend(self.model.proto.functions)

@@ -174,5 +174,5 @@ def _rounded(weights: IgpcWeights, site: Rewritable) -> IgpcWeights:
 
     return IgpcWeights(
         tuple(stored(each) for each in weights.k),
-        None if weights.l is None else tuple(stored(each) for each in weights.l),
+        tuple(stored(each) for each in weights.l),
     )

@@ -18,6 +18,7 @@ from onnx_igpc.compression.plugins import PluginPass, load_plugins
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import NOTHING_WARNING, Measured, Original, describe
 from onnx_igpc.data.batches import Data
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.checks import check_graph, check_original
@@ -36,7 +37,7 @@ from onnx_igpc.report.sections import CalibrationReport, OptionsReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
 from onnx_igpc.sites.find import FoundSites, SiteFilter
-from onnx_igpc.sites.rewrite import Fitter, Progress
+from onnx_igpc.sites.rewrite import Fitter
 from onnx_igpc.sites.subgraph import RewrittenModel
 
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx_igpc.compression.plugins import PluginPass, run_plugin
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.evaluation.equivalence import check_reordered
 from onnx_igpc.evaluation.site_check import check_sites
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.passes import AbsorbGathers, FoldBatchNorm, GroupPointwise, MergeGathers, RemoveDead
-from onnx_igpc.passes.remove_dead import unread_values
+from onnx_igpc.passes import AbsorbGathers, FoldBatchNorm, GroupPointwise, MergeGathers, PassResult
 from onnx_igpc.report.tree import Permutation, RewriteReport
 from onnx_igpc.sites.find import FoundSites, SiteFilter, find_sites
-from onnx_igpc.sites.rewrite import Fitter, Form, Outcome, Progress, Rewritten
+from onnx_igpc.sites.rewrite import Fitter, Form, Outcome, Rewritten
 from onnx_igpc.sites.subgraph import RewrittenModel, SiteRecord
 
 
@@ -68,8 +68,6 @@ class Rewriter:
         self._taken = (
             {n: site.name for site in digest.rewritten for n in site.nodes} if digest else {}
         )
-        self._unread = unread_values(model.proto)
-        self._orphans: set[str] = set()
 
     def fold_batch_norms(self) -> None:
         """Fold BatchNormalization into the convolutions of the model."""
@@ -77,7 +75,7 @@ class Rewriter:
         done = fold.run(self.model)
         self.changes.folded = done.changed
         self.changes.folded_outputs = fold.renamed
-        self._orphans |= done.orphans
+        self._list_removed(done)
 
     def find(self, site_filter: SiteFilter) -> FoundSites:
         """The sites of the model as it is now."""
@@ -102,20 +100,19 @@ class Rewriter:
         )
         grouped = group.run(self.model)
         self.changes.outcomes = grouped.outcomes
-        self._orphans |= grouped.orphans
+        self._list_removed(grouped)
 
     def settle(self, checked: bool = True) -> None:
-        """Remove what is dead, check the sites, and merge Gathers.
+        """Check the sites, and merge Gathers.
 
         Raises:
             CheckFailedError: a site does not compute what its weights say.
         """
-        self._clean(self._orphans)
         if checked:
             self.changes.checks["sites"] = check_sites(self.model, self.changes.rewritten)
         merged = MergeGathers(set(self.changes.inserted)).run(self.model)
         self.changes.merged = merged.changed
-        self._clean(merged.orphans)
+        self._list_removed(merged)
 
     def absorb(self, checked: bool = True) -> None:
         """Let producers take over the order of channels that learned groups read; checked as a whole.
@@ -130,7 +127,7 @@ class Rewriter:
         done = absorb.run(self.model)
         if not done:
             return
-        self._clean(done.orphans)
+        self._list_removed(done)
         changes.permuted, changes.permutations = absorb.permuted, absorb.permutations
         changes.renamed = absorb.renamed
         if before is not None:
@@ -142,13 +139,11 @@ class Rewriter:
         for plugin in plugins:
             done = run_plugin(plugin, self.model, self.changes.inserted)
             self.changes.passes[plugin.label] = done.changed
-            self._clean(done.orphans)
+            self._list_removed(done)
 
-    def _clean(self, orphans: set[str]) -> None:
-        """Remove what a pass left without a reader; what had none before stays."""
-        dead = RemoveDead(orphans, self._unread)
-        self.changes.removed += dead.run(self.model).changed
-        self.changes.inputs_removed += dead.inputs_removed
+    def _list_removed(self, done: PassResult) -> None:
+        self.changes.removed += done.removed
+        self.changes.inputs_removed += done.inputs_removed
 
     def result(self) -> RewrittenModel:
         """The model with the records of all its sites, those of the earlier run first."""

@@ -45,7 +45,6 @@ _READ_ERRORS = (
 )
 # Deflate makes one byte of 1032 at most; the other methods are rare and come near it.
 _MOST_COMPRESSION = 1100
-Row = tuple[dict[str, np.ndarray], int | None]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import UsageError
@@ -51,7 +52,7 @@ def benchmark(
     footprint: bool = True,
     per_operator: bool = False,
     limit: bool = True,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> BenchmarkReport:
     """Race models; the first is the baseline of every speed-up.
 
@@ -155,7 +156,7 @@ class _Limits:
         return None
 
 
-def _tell(say: Callable[[int, int, str], None], what: str, done: int, total: int) -> None:
+def _tell(say: Progress, what: str, done: int, total: int) -> None:
     say(done, total, what)
 
 

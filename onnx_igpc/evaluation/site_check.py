@@ -16,7 +16,7 @@ from onnx_igpc.graph.checks import _IR_CHECKED, _OPSET_CHECKED, _first_line
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.runtime.session import import_onnxruntime, make_session, run_session
 from onnx_igpc.sites.rewrite import Rewritten
 
@@ -124,7 +124,7 @@ class _WrittenGraph:
         path = rewrite.site.ref.scope.path
         weights = IgpcWeights(
             tuple(self._matrix(path, name) for name in tensors.k),
-            tuple(self._matrix(path, name) for name in tensors.l) if layout.l else None,
+            tuple(self._matrix(path, name) for name in tensors.l),
         )
         if rewrite.form == "linear":
             whole = partial(apply_igpc, layout, weights)
@@ -134,8 +134,8 @@ class _WrittenGraph:
         k = rewrite.stages["K"]
         first = partial(apply_stage, layout.k, weights.k)
         parts = [_LinearPart(k.input, k.output, layout.in_channels, first, None, True)]
-        if layout.l is not None and weights.l is not None:
-            second = partial(_apply_l, layout, weights.l)
+        if layout.l is not None:
+            second = partial(_apply_l, layout.l, layout.interleave, weights.l)
             io, channels = rewrite.stages["L"], layout.l.in_channels
             parts.append(_LinearPart(io.input, io.output, channels, second, None, False))
         return parts
@@ -213,11 +213,14 @@ def _initializer(values: np.ndarray, name: str, dtype: np.dtype) -> onnx.TensorP
     return onnx.numpy_helper.from_array(kept, name)
 
 
-def _apply_l(layout: GroupLayout, weights: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+def _apply_l(
+    stage: GroupedStage,
+    interleave: Sequence[int] | None,
+    weights: Sequence[np.ndarray],
+    x: np.ndarray,
+) -> np.ndarray:
     """L P x."""
-    assert layout.l is not None
-    seen = x if layout.interleave is None else x[list(layout.interleave)]
-    return apply_stage(layout.l, weights, seen)
+    return apply_stage(stage, weights, x if interleave is None else x[list(interleave)])
 
 
 def _terms(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndarray:
@@ -226,9 +229,10 @@ def _terms(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndarr
     Rounding is relative to these (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
     """
     inside: np.ndarray = np.abs(apply_stage(layout.k, weights.k, x))
-    if weights.l is None:
+    if layout.l is None:
         return inside
-    return np.concatenate([inside, _apply_l(layout, [np.abs(each) for each in weights.l], inside)])
+    sizes = [np.abs(each) for each in weights.l]
+    return np.concatenate([inside, _apply_l(layout.l, layout.interleave, sizes, inside)])
 
 
 def _input_scale(part: _LinearPart, x: np.ndarray, dtype: np.dtype) -> float:

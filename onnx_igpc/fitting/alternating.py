@@ -1,18 +1,21 @@
-"""The least-squares problem of one layer with a K and an L and the second moment of its input.
+"""The least-squares problem of one layer with a K and an L, fitted in turns.
 
 Closed-form sweeps, accelerated (:mod:`onnx_igpc.fitting.anderson`). Kept apart from
-:mod:`onnx_igpc.fitting.fit` because it holds the state of an iteration: K, L and the residual W - A K,
-which every step updates only where the step can change it. Without calibration data
-:mod:`onnx_igpc.fitting.alternating_plain` does the same in less memory.
+:mod:`onnx_igpc.fitting.fit` because it holds the state of an iteration: K, L and, with the second moment
+of the input, the residual W - A K, which every step updates only where the step can change it.
+Without calibration data :mod:`onnx_igpc.fitting.alternating_plain` does the same in less memory.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from onnx_igpc.fitting.anderson import solve_by_sweeps, solve_gram
+from onnx_igpc.fitting.anderson import Sweeping, solve_by_sweeps, solve_gram
 
 Groups = Sequence[tuple[np.ndarray, np.ndarray]]
 
@@ -50,61 +53,121 @@ def leading_rows(block: np.ndarray, gram: np.ndarray | None, count: int) -> np.n
     return np.asarray(basis[np.arange(count) % basis.shape[0]])
 
 
-class FittingProblem:
-    """min over the blocks of K and L of  sum_f d_f^2 |(W - A K)_f|_S^2,  A = L (+ I).
+class BlockStep(Protocol):
+    """One group of K or of L, whose turn it is in a sweep."""
+
+    def solve(self, problem: Any) -> None:
+        """Bring the group's block to its optimum given all others."""
+
+
+@dataclass(frozen=True)
+class BlockPattern:
+    """Where K and L have blocks.
 
     Args:
-        target: W, shape (F, C), float64.
-        scale: d, shape (F,).
-        moments: S, shape (C, C).
         k_groups: (rows of K, input channels) of each group; rows are disjoint.
         l_groups: (filters, rows of K) of each group; filters are disjoint and all are there.
         has_sum: whether K's output is added to L's, as published; K then has F rows.
         k_rows: rows of K (intermediate channels); F if ``None``.
     """
 
-    def __init__(
-        self,
-        target: np.ndarray,
-        scale: np.ndarray,
-        moments: np.ndarray,
-        k_groups: Groups,
-        l_groups: Groups,
-        has_sum: bool = True,
-        k_rows: int | None = None,
-    ) -> None:
+    k_groups: Groups
+    l_groups: Groups
+    has_sum: bool = True
+    k_rows: int | None = None
+
+
+class AlternatingProblem(Sweeping, ABC):
+    """min over the blocks of K and L of  sum_f d_f^2 |(W - A K)_f|_S^2,  A = L (+ I).
+
+    K and L are zero until :meth:`start`.
+
+    Args:
+        target: W, shape (F, C).
+        scale: d, shape (F,).
+        pattern: the blocks.
+    """
+
+    total: float
+    """The objective of K = 0."""
+    _k_steps: Sequence[BlockStep]
+    _l_steps: Sequence[BlockStep]
+
+    def __init__(self, target: np.ndarray, scale: np.ndarray, pattern: BlockPattern) -> None:
         self.W = target
         self.d2 = scale**2
-        self.S = moments
-        self.k_groups = list(k_groups)
-        self.l_groups = list(l_groups)
-        self.has_sum = has_sum
+        self.k_groups, self.l_groups = pattern.k_groups, pattern.l_groups
+        self.has_sum = pattern.has_sum
+        self.rows = len(target) if self.has_sum else pattern.k_rows or len(target)
+
+    @abstractmethod
+    def part(self, filters: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """A part of W in float64."""
+
+    @abstractmethod
+    def _gram(self, columns: np.ndarray) -> np.ndarray | None:
+        """A part of S; ``None`` where it is the identity."""
+
+    @abstractmethod
+    def _set_k(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        """Set rows of K within their group, whose input channels are ``columns``."""
+
+    def start(self) -> None:
+        """K as near to W as it comes alone, L left to the first sweep; without the sum, block SVD.
+
+        Without the sum each pair of a group of K and a group of L owns the rows of K that connect
+        the two, hence a block of W of that rank, whose leading directions the rows start with. With
+        the identity for S these are the optimum.
+        """
+        if self.has_sum:
+            for rows, columns in self.k_groups:
+                self._set_k(rows, columns, self.part(rows, columns))
+            return
+        taken = np.empty(0, dtype=int)
+        for filters, l_rows in self.l_groups:
+            for rows, columns in self.k_groups:
+                common = np.setdiff1d(np.intersect1d(rows, l_rows), taken)
+                if len(common):
+                    taken = np.union1d(taken, common)
+                    block = self.part(filters, columns) * np.sqrt(self.d2[filters])[:, None]
+                    found = leading_rows(block, self._gram(columns), len(common))
+                    self._set_k(common, columns, found)
+
+    def sweep(self) -> None:
+        """Each block of L, then each block of K, to its optimum given all others."""
+        for step in (*self._l_steps, *self._k_steps):
+            step.solve(self)
+
+    def solve(self, tolerance: float, max_sweeps: int) -> None:
+        """Accelerated sweeps: see :func:`~onnx_igpc.fitting.anderson.solve_by_sweeps`."""
+        solve_by_sweeps(self, tolerance, max_sweeps, 1e-14 * self.total)
+
+
+class FittingProblem(AlternatingProblem):
+    """The problem with the second moment ``moments`` of the input, S, shape (C, C); W is float64."""
+
+    def __init__(
+        self, target: np.ndarray, scale: np.ndarray, moments: np.ndarray, pattern: BlockPattern
+    ) -> None:
+        super().__init__(target, scale, pattern)
         F, C = target.shape
-        rows = F if has_sum else k_rows or F
-        self.K, self.L = np.zeros((rows, C)), np.zeros((F, rows))
+        self.S = moments
+        self.K, self.L = np.zeros((self.rows, C)), np.zeros((F, self.rows))
         self.R = self.W.copy()
         self.RS = self.R @ self.S
-        self._total = self.objective()
-        self._k_steps = [_KStep(self, *group) for group in self.k_groups]
-        self._l_steps = [_LStep(self, *group) for group in self.l_groups]
-
-    @property
-    def A(self) -> np.ndarray:  # noqa: N802 - the formula's name
-        """L P (+ I): shape (F, rows of K)."""
-        return self.L + np.eye(len(self.L)) if self.has_sum else self.L.copy()
+        self.total = self.objective()
+        self._k_steps: list[_KStep] = [_KStep(self, *group) for group in self.k_groups]
+        self._l_steps: list[_LStep] = [_LStep(self, *group) for group in self.l_groups]
 
     def objective(self) -> float:
-        """The weighted squared error of the current K and L."""
         return float(np.einsum("f,fc,fc->", self.d2, self.R, self.RS))
 
     def state(self) -> np.ndarray:
-        """All blocks of K and L as one vector."""
         blocks = [self.K[step.block].ravel() for step in self._k_steps]
         blocks += [self.L[step.block].ravel() for step in self._l_steps]
         return np.concatenate(blocks)
 
     def restore(self, state: np.ndarray) -> None:
-        """Make the blocks in ``state`` the current K and L."""
         position = 0
         for matrix, steps in ((self.K, self._k_steps), (self.L, self._l_steps)):
             for step in steps:
@@ -123,42 +186,19 @@ class FittingProblem:
         self.RS = self.R @ self.S
 
     def start(self) -> None:
-        """K as near to W as it comes alone, L left to the first sweep; without the sum, block SVD.
-
-        Without the sum each pair of a group of K and a group of L owns the rows of K that connect
-        the two, hence a block of W of that rank, whose leading directions the rows start with.
-        """
-        self.K.fill(0.0)
-        self.L.fill(0.0)
-        if self.has_sum:
-            for step in self._k_steps:
-                self.K[step.block] = self.W[step.block]
-        else:
-            self._start_from_block_svd()
+        super().start()
         self._refresh()
 
-    def _start_from_block_svd(self) -> None:
-        taken: set[int] = set()
-        for filters, l_rows in self.l_groups:
-            for rows, columns in self.k_groups:
-                common = [row for row in np.intersect1d(rows, l_rows) if row not in taken]
-                if not common:
-                    continue
-                taken.update(common)
-                block = self.W[np.ix_(filters, columns)] * np.sqrt(self.d2[filters])[:, None]
-                gram = self.S[np.ix_(columns, columns)]
-                self.K[np.ix_(common, columns)] = leading_rows(block, gram, len(common))
+    def part(self, filters: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.W[np.ix_(filters, columns)]
+        return found
 
-    def sweep(self) -> None:
-        """Each block of L, then each block of K, to its optimum given all others."""
-        for l_step in self._l_steps:
-            l_step.solve(self)
-        for k_step in self._k_steps:
-            k_step.solve(self)
+    def _gram(self, columns: np.ndarray) -> np.ndarray:
+        gram: np.ndarray = self.S[np.ix_(columns, columns)]
+        return gram
 
-    def solve(self, tolerance: float, max_sweeps: int) -> None:
-        """Accelerated sweeps: see :func:`~onnx_igpc.fitting.anderson.solve_by_sweeps`."""
-        solve_by_sweeps(self, tolerance, max_sweeps, 1e-14 * self._total)
+    def _set_k(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        self.K[np.ix_(rows, columns)] = values
 
 
 class _LStep:

@@ -12,8 +12,14 @@ from functools import cached_property
 
 import numpy as np
 
-from onnx_igpc.fitting.alternating import Groups, filters_reached, joined, leading_rows
-from onnx_igpc.fitting.anderson import solve_by_sweeps, solve_gram
+from onnx_igpc.fitting.alternating import (
+    AlternatingProblem,
+    BlockPattern,
+    Groups,
+    filters_reached,
+    joined,
+)
+from onnx_igpc.fitting.anderson import solve_gram
 
 # Rows of W that are worked on at once where all of them count.
 _ROWS = 64
@@ -52,41 +58,23 @@ class Places:
         self.of[columns] = np.arange(self.count)
 
 
-class PlainProblem:
-    """min over the blocks of K and L of  sum_f d_f^2 |(W - A K)_f|^2,  A = L (+ I).
+class PlainProblem(AlternatingProblem):
+    """The problem with the identity for S; W is of any floating dtype, and not copied."""
 
-    Args:
-        target: W, shape (F, C), of any floating dtype; it is not copied.
-        scale: d, shape (F,).
-        k_groups: (rows of K, input channels) of each group; rows are disjoint.
-        l_groups: (filters, rows of K) of each group; filters are disjoint and all are there.
-        has_sum: whether K's output is added to L's, as published; K then has F rows.
-        k_rows: rows of K (intermediate channels); F if ``None``.
-    """
-
-    def __init__(
-        self,
-        target: np.ndarray,
-        scale: np.ndarray,
-        k_groups: Groups,
-        l_groups: Groups,
-        has_sum: bool = True,
-        k_rows: int | None = None,
-    ) -> None:
-        self.W = target
-        self.d2 = scale**2
-        self.k_groups = list(k_groups)
-        self.l_groups = list(l_groups)
-        self.has_sum = has_sum
+    def __init__(self, target: np.ndarray, scale: np.ndarray, pattern: BlockPattern) -> None:
+        super().__init__(target, scale, pattern)
         F, C = target.shape
-        self.rows = F if has_sum else k_rows or F
         self.K = Blocks(self.rows, self.k_groups, C)
         self.L = Blocks(F, self.l_groups, self.rows)
-        self._l_steps = [_LStep(self, *group) for group in self.l_groups]
-        self._k_steps = [_KStep(self, *group) for group in self.k_groups]
+        self._l_steps: list[_LStep] = [_LStep(self, *group) for group in self.l_groups]
+        self._k_steps: list[_KStep] = [_KStep(self, *group) for group in self.k_groups]
+        self.total = sum(
+            float(self.d2[start : start + _ROWS] @ (part.astype(np.float64) ** 2).sum(axis=1))
+            for start in range(0, F, _ROWS)
+            for part in [self.W[start : start + _ROWS]]
+        )
 
     def part(self, filters: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """A part of W in float64."""
         every = len(columns) == self.W.shape[1]  # and then in order
         found = self.W[filters] if every else self.W[np.ix_(filters, columns)]
         return np.asarray(found, dtype=np.float64)
@@ -97,66 +85,28 @@ class PlainProblem:
         return found + (filters[:, None] == rows) if self.has_sum else found
 
     @cached_property
-    def _total(self) -> float:
-        """The objective of K = 0."""
-        return sum(
-            float(self.d2[start : start + _ROWS] @ (part.astype(np.float64) ** 2).sum(axis=1))
-            for start in range(0, len(self.W), _ROWS)
-            for part in [self.W[start : start + _ROWS]]
-        )
-
-    @cached_property
     def _unreachable(self) -> float:
         """What no block can change of it."""
-        return self._total - sum(
+        return self.total - sum(
             float(self.d2[step.filters] @ (self.part(step.filters, step.seen) ** 2).sum(axis=1))
             for step in self._l_steps
         )
 
     def objective(self) -> float:
-        """The weighted squared error of the current K and L."""
         return self._unreachable + sum(step.error(self) for step in self._l_steps)
 
     def state(self) -> np.ndarray:
-        """All blocks of K and L as one vector."""
         return np.concatenate([self.K.values.ravel(), self.L.values.ravel()])
 
     def restore(self, state: np.ndarray) -> None:
-        """Make the blocks in ``state`` the current K and L."""
         self.K.values[...] = state[: self.K.values.size].reshape(self.K.values.shape)
         self.L.values[...] = state[self.K.values.size :].reshape(self.L.values.shape)
 
-    def start(self) -> None:
-        """K as near to W as it comes alone, L left to the first sweep; without the sum, block SVD.
+    def _gram(self, columns: np.ndarray) -> None:
+        return None
 
-        Without the sum the singular vectors are the optimum: each pair of a group of K and a group
-        of L owns the rows of K that connect the two, hence a block of W of that rank.
-        """
-        self.K.values.fill(0.0)
-        self.L.values.fill(0.0)
-        if self.has_sum:
-            for rows, columns in self.k_groups:
-                self.K.values[rows, : len(columns)] = self.part(rows, columns)
-            return
-        taken: set[int] = set()
-        for filters, l_rows in self.l_groups:
-            for rows, columns in self.k_groups:
-                common = [row for row in np.intersect1d(rows, l_rows) if row not in taken]
-                if common:
-                    taken.update(common)
-                    block = self.part(filters, columns) * np.sqrt(self.d2[filters])[:, None]
-                    self.K.values[common, : len(columns)] = leading_rows(block, None, len(common))
-
-    def sweep(self) -> None:
-        """Each block of L, then each block of K, to its optimum given all others."""
-        for l_step in self._l_steps:
-            l_step.solve(self)
-        for k_step in self._k_steps:
-            k_step.solve(self)
-
-    def solve(self, tolerance: float, max_sweeps: int) -> None:
-        """Accelerated sweeps: see :func:`~onnx_igpc.fitting.anderson.solve_by_sweeps`."""
-        solve_by_sweeps(self, tolerance, max_sweeps, 1e-14 * self._total)
+    def _set_k(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        self.K.values[rows, : len(columns)] = values
 
 
 class _LStep:

@@ -127,8 +127,8 @@ def scale_filters(layout: GroupLayout, weights: IgpcWeights, gains: np.ndarray) 
     """
     if layout.output_interleave is not None:
         gains = gains[list(invert_permutation(layout.output_interleave))]
-    if layout.l is None or weights.l is None:
-        return IgpcWeights(_scaled_rows(layout.k, weights.k, gains), None)
+    if layout.l is None:
+        return IgpcWeights(_scaled_rows(layout.k, weights.k, gains))
     l_rows = _scaled_rows(layout.l, weights.l, gains)
     if not layout.has_sum:
         return IgpcWeights(weights.k, l_rows)

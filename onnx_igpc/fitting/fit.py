@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnx_igpc.fitting.alternating import FittingProblem
+from onnx_igpc.fitting.alternating import BlockPattern, FittingProblem
 from onnx_igpc.fitting.alternating_plain import Blocks, PlainProblem
 from onnx_igpc.fitting.anderson import solve_gram
 from onnx_igpc.fitting.variable_projection import fit_without_sum
@@ -69,13 +69,13 @@ def fit_layout(
             K, L = fit_without_sum(scaled, moments, k_groups, l_groups, tolerance, _MAX_SWEEPS)
             L /= scale[:, None]
             return IgpcWeights(_paths(layout.k, K), _paths(layout.l, L, layout.interleave))
-        given = (k_groups, l_groups, layout.has_sum, layout.k.out_channels)
+        pattern = BlockPattern(k_groups, l_groups, layout.has_sum, layout.k.out_channels)
         if moments is None:
-            plain = PlainProblem(target, scale, *given)
+            plain = PlainProblem(target, scale, pattern)
             plain.start()
             plain.solve(tolerance, _MAX_SWEEPS)
             return IgpcWeights(_packed(layout.k, plain.K), _packed(layout.l, plain.L))
-        problem = FittingProblem(target.astype(np.float64), scale, moments, *given)
+        problem = FittingProblem(target.astype(np.float64), scale, moments, pattern)
         problem.start()
         problem.solve(tolerance, _MAX_SWEEPS)
     return IgpcWeights(_paths(layout.k, problem.K), _paths(layout.l, problem.L, layout.interleave))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Groups = Sequence[tuple[np.ndarray, np.ndarray]]
+from onnx_igpc.fitting.alternating import Groups
 
 # Added to the variances of a group's inputs, relative to the largest: directions that vary less are
 # as good as constant.

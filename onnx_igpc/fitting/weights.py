@@ -17,12 +17,12 @@ _PART = 64
 class IgpcWeights:
     """Weights of a rewritten layer, one array per path of K and of L, float64.
 
-    Each array has shape (filters of the path, channels per group). ``l`` is ``None`` where the
+    Each array has shape (filters of the path, channels per group). ``l`` is empty where the
     layout has no L.
     """
 
     k: tuple[np.ndarray, ...]
-    l: tuple[np.ndarray, ...] | None = None  # noqa: E741 - the paper's name
+    l: tuple[np.ndarray, ...] = ()  # noqa: E741 - the paper's name
 
 
 def igpc_matrix(layout: GroupLayout, weights: IgpcWeights) -> np.ndarray:
@@ -34,7 +34,6 @@ def apply_igpc(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.n
     """M x for x of shape (C, n), float64, group by group: shape (F, n)."""
     y = apply_stage(layout.k, weights.k, x)
     if layout.l is not None:
-        assert weights.l is not None
         interleaved = y if layout.interleave is None else y[list(layout.interleave)]
         made = apply_stage(layout.l, weights.l, interleaved)
         y = made + y if layout.has_sum else made

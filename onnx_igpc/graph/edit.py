@@ -1,31 +1,33 @@
 """Editing a ModelProto in place: nodes replaced, constants added, names kept unique.
 
 Edits are collected while a :class:`~onnx_igpc.graph.view.GraphView` is in use and applied at the
-end, each list of nodes being written once. Nodes that no edit names are not touched.
+end, each list of nodes being written once; what loses its last reader by that is removed. Nothing
+else is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_igpc.graph.dead_values import Removed, remove_dead, unread_values
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import NodeHolder, all_names, opset_version, subgraphs
 from onnx_igpc.graph.view import NodeRef, graphsurgeon_quiet
 
 # From this version on, an initializer need not be an input of the graph.
-_IR_WITH_FREE_INITIALIZERS = 4
+IR_WITH_FREE_INITIALIZERS = 4
 _OPSET_INT_CONSTANT = 9
 
 
 class Names:
-    """Names that are unique in the whole model."""
+    """Names that are unique in the whole model, and none of those ``taken`` besides."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._taken = all_names(model)
+    def __init__(self, model: onnx.ModelProto, taken: Iterable[str] = ()) -> None:
+        self._taken = all_names(model).union(taken)
 
     def unique(self, wanted: str) -> str:
         """``wanted``, with a number behind it if it is taken; taken from now on."""
@@ -39,11 +41,14 @@ class Names:
 
 
 class GraphEdit:
-    """Changes to the lists of nodes and initializers of a model, applied all at once."""
+    """Changes to the lists of nodes and initializers of a model, applied all at once.
 
-    def __init__(self, model: OpenModel) -> None:
+    ``taken`` are further names not to use: of what was removed before, which the report tells of.
+    """
+
+    def __init__(self, model: OpenModel, taken: Iterable[str] = ()) -> None:
         self.model = model
-        self.names = Names(model.proto)
+        self.names = Names(model.proto, taken)
         self._replaced: dict[int, tuple[NodeHolder, dict[int, list[onnx.NodeProto]]]] = {}
         self._constants: dict[int, tuple[NodeHolder, list[onnx.NodeProto]]] = {}
         self._initializers: list[tuple[onnx.GraphProto, onnx.TensorProto]] = []
@@ -61,7 +66,7 @@ class GraphEdit:
         bodies, and up to ir_version 3, in which every initializer must be an input of the graph.
         """
         name = self.names.unique(wanted)
-        free = self.model.proto.ir_version >= _IR_WITH_FREE_INITIALIZERS
+        free = self.model.proto.ir_version >= IR_WITH_FREE_INITIALIZERS
         if isinstance(holder, onnx.GraphProto) and free:
             self._initializers.append((holder, self.model.new_tensor(name, values)))
             return name
@@ -87,8 +92,15 @@ class GraphEdit:
         label = self.names.unique(f"{name}/cast")
         return [constant, onnx.helper.make_node("Cast", [made], [name], name=label, to=to)]
 
-    def apply(self) -> None:
-        """Write all changes into the model."""
+    def apply(self) -> Removed:
+        """Write all changes into the model; what was read by the replaced nodes alone is removed."""
+        old = [holder.node[i] for holder, by_index in self._replaced.values() for i in by_index]
+        lost = {name for node in old for name in (*node.input, *node.output)}
+        unread = unread_values(self.model.proto)
+        self._write()
+        return remove_dead(self.model.proto, lost, unread)
+
+    def _write(self) -> None:
         # Inner graphs first: writing an outer list copies the nodes that hold the inner ones.
         holders = {key: holder for key, (holder, _) in (*self._replaced.items(),)}
         holders |= {key: holder for key, (holder, _) in self._constants.items()}

@@ -80,10 +80,6 @@ class ConstantRef:
     chain: tuple[NodeRef, ...]
     view: GraphView
 
-    @property
-    def in_constant_node(self) -> bool:
-        return bool(self.chain) and self.chain[-1].op_type == "Constant"
-
     def values(self) -> np.ndarray:
         """The values, read from disk if they are external; shape and dtype as the consumer sees."""
         values = self.view.model.array(self.root)

@@ -73,11 +73,6 @@ class GroupedStage:
         return self.paths[0].channels_per_group
 
     @property
-    def reads_input_as_is(self) -> bool:
-        """Whether the first path reads the whole input in order, so that it needs no Gather."""
-        return self.paths[0].inputs == tuple(range(self.in_channels))
-
-    @property
     def input_order(self) -> tuple[int, ...]:
         """Every channel that is read, in the order in which the paths first read it."""
         return tuple(dict.fromkeys(i for path in self.paths for i in path.inputs))

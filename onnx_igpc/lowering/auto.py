@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import OpenModel, snapshot
-from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
-from onnx_igpc.lowering.latency import LatencyBudget, Trial
+from onnx_igpc.lowering.latency import LatencyBudget, RandomRewrite
 from onnx_igpc.lowering.lower import finish, prepare
 from onnx_igpc.lowering.options import AUTO, Lowering
 from onnx_igpc.lowering.race import structure
 from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
-from onnx_igpc.lowering.site_races import DENSE, LITERAL, Progress, lowered, race_whole, uniform
+from onnx_igpc.lowering.site_races import DENSE, LITERAL, lowered, race_whole, uniform
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.find import FoundSites
+from onnx_igpc.sites.rewrite import kept_layout
 from onnx_igpc.sites.subgraph import find_subgraphs
 
 NOT_LOWERED = (
@@ -39,8 +40,8 @@ class LoweringRun:
     allow_slower: bool
     cache: RaceCache
     progress: Progress | None = None
-    selection: Selection | None = None
-    trial: OpenModel | None = None
+    planned: tuple[Selection, OpenModel] | None = None
+    """What was chosen, and for which model, whose weights are random."""
 
     @classmethod
     def open(cls, model: OpenModel, lowering: Lowering, progress: Progress | None) -> LoweringRun:
@@ -58,35 +59,33 @@ class LoweringRun:
         cache = RaceCache(cache_folder(lowering.cache))
         return cls(fitted, lowering.allow_slower, cache, progress)
 
-    def pricing(self, found: FoundSites, trial: Trial) -> LatencyBudget:
+    def pricing(self, found: FoundSites, rewrite: RandomRewrite) -> LatencyBudget:
         """What a budget of time is measured with."""
-        return LatencyBudget(found, self.setting, self.cache, trial, self.progress)
+        return LatencyBudget(found, self.setting, self.cache, rewrite, self.progress)
 
     def keep_dense(
-        self, found: FoundSites, layouts: Mapping[str, GroupLayout], trial: Trial
+        self, found: FoundSites, layouts: Mapping[str, GroupLayout], rewrite: RandomRewrite
     ) -> dict[str, GroupLayout]:
         """The planned layouts, dense where those would be slower; lowerings are chosen for the others.
 
         Raises as :func:`~onnx_igpc.lowering.selection.select`.
         """
-        tried = trial(layouts)
+        tried = rewrite(layouts)
         if not tried.records:
             return dict(layouts)
         prepare(tried)
-        self.trial = tried
-        self.selection = select(
+        selection = select(
             tried,
             self.setting,
             self.cache,
             allow_slower=self.allow_slower,
             progress=self.progress,
         )
-        slower = {name for name, label in self.selection.choices.items() if label == DENSE}
+        slower = {name for name, label in selection.choices.items() if label == DENSE}
+        self.planned = selection, tried
         reason = slower_reason(self.setting)
         return {
-            site.name: dense_layout(site.in_channels, site.out_channels, reason)
-            if site.name in slower
-            else layouts[site.name]
+            site.name: kept_layout(site, reason) if site.name in slower else layouts[site.name]
             for site in found.rewritable
         }
 
@@ -96,30 +95,27 @@ class LoweringRun:
         Raises:
             CheckFailedError: the lowered model deviates, which is a defect of this tool.
         """
-        selection = self.selection
-        if selection is None or not result.changed or not result.report.rewritten:
+        if self.planned is None or not result.changed or not result.report.rewritten:
             if read_digest(result.opened.proto) is not None and not result.changed:
                 result.report.warnings.append(NOT_LOWERED)
             return result
+        selection, tried = self.planned
         before = snapshot(result.opened)
         removed = prepare(result.opened).put_into(result.report)
         present = [site.name for site in find_subgraphs(result.opened)[0]]
         choices = {name: selection.choices.get(name, LITERAL) for name in present}
-        self._race_again(lowered(result.opened, choices))
+        self._race_again(selection, tried, lowered(result.opened, choices))
         said = selection.described(self.cache)
         return finish(before, result.opened, result.report, removed, choices, said)
 
-    def _race_again(self, final: OpenModel) -> None:
+    def _race_again(self, selection: Selection, tried: OpenModel, final: OpenModel) -> None:
         """Race what is written, where it differs from what was raced in more than its weights."""
-        selection = self.selection
-        assert selection is not None
-        assert self.trial is not None
-        raced = lowered(self.trial, selection.choices)
+        raced = lowered(tried, selection.choices)
         if structure(final.proto) == structure(raced.proto):
             return
         variants = {
-            LITERAL: lowered(self.trial, uniform(selection.races, LITERAL)),
-            DENSE: lowered(self.trial, uniform(selection.races, DENSE)),
+            LITERAL: lowered(tried, uniform(selection.races, LITERAL)),
+            DENSE: lowered(tried, uniform(selection.races, DENSE)),
             CHOSEN: final,
         }
         selection.whole = race_whole(variants, self.setting, FINAL_ROUNDS, CHOSEN)

@@ -21,7 +21,6 @@ from onnx_igpc.passes.lower_padded import LowerPadded
 from onnx_igpc.passes.lower_slices import LowerSlices
 from onnx_igpc.passes.lower_transpose import LowerTranspose
 from onnx_igpc.passes.lowering import Lowering, lower_sites
-from onnx_igpc.passes.remove_dead import RemoveDead, unread_values
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
 
 LOWERINGS: dict[str, Lowering] = {
@@ -77,14 +76,11 @@ def fold_batch_norms(opened: OpenModel) -> PassResult:
     ``changed`` names the BatchNormalizations that are gone, ``kept`` has the reasons for others. May
     be called once more after :func:`lower`: what a site could not take, its dense form can.
     """
-    unread = unread_values(opened.proto)
     sites = FoldSiteBatchNorm().run(opened)
     others = FoldBatchNorm().run(opened)
     folded = [*sites.changed, *others.changed]
     kept = {**sites.kept, **others.kept}
-    orphans = sites.orphans | others.orphans
-    RemoveDead(orphans, unread).run(opened)
-    return PassResult(folded, {n: why for n, why in kept.items() if n not in folded}, orphans)
+    return PassResult(folded, {n: why for n, why in kept.items() if n not in folded})
 
 
 def lower(opened: OpenModel, choices: Mapping[str, str]) -> list[LoweredSite]:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_igpc.graph.edit import Names
+from onnx_igpc.graph.edit import IR_WITH_FREE_INITIALIZERS, Names
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.shape_inference import Trace
 from onnx_igpc.graph.shape_values import Value
@@ -25,7 +25,6 @@ from onnx_igpc.graph.traversal import live_nodes
 from onnx_igpc.sites.subgraph import IgpcSubgraph, RewrittenModel, SiteRecord, records_of
 
 _IMAGE_RANK = 4
-_IR_WITH_FREE_INITIALIZERS = 4
 # Channels that a stand-in for a dense convolution reads and makes: few enough to cost next to
 # nothing; onnxruntime reads fewer channels than a block as they are, without reordering them.
 _FEW_READ = 4
@@ -347,7 +346,7 @@ class _Cut:
         model = helper.make_model(
             graph,
             opset_imports=[each for each in proto.opset_import if each.domain in ("", "ai.onnx")],
-            ir_version=max(_IR_WITH_FREE_INITIALIZERS, int(proto.ir_version)),
+            ir_version=max(IR_WITH_FREE_INITIALIZERS, int(proto.ir_version)),
         )
         return RewrittenModel(model, records=(self._record(),))
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.cut_out import UnknownShapeError
@@ -24,7 +24,6 @@ from onnx_igpc.lowering.race import race_all, race_models
 from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select
 from onnx_igpc.lowering.site_races import (
     DENSE,
-    Progress,
     contenders_of,
     lowered,
     surroundings_of,
@@ -34,6 +33,7 @@ from onnx_igpc.planning.knapsack import Choice, Options, Target, best_within, le
 from onnx_igpc.report.sections import LatencyReport, TriedShare
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.find import FoundSites, Rewritable
+from onnx_igpc.sites.rewrite import kept_layout
 from onnx_igpc.sites.subgraph import RewrittenModel
 
 # Candidates of a site that are timed, from few weights to many.
@@ -43,7 +43,7 @@ _CHECKS = 4
 _ROOM = 0.95
 
 # Given a layout for every site, a copy of the model rewritten so, with random weights.
-Trial = Callable[[Mapping[str, GroupLayout]], RewrittenModel]
+RandomRewrite = Callable[[Mapping[str, GroupLayout]], RewrittenModel]
 
 
 @dataclass
@@ -56,7 +56,7 @@ class LatencyBudget:
     found: FoundSites
     setting: Setting
     cache: RaceCache
-    trial: Trial
+    rewrite: RandomRewrite
     progress: Progress | None = None
     summary: LatencyReport | None = None
     dense: float = 0.0
@@ -165,7 +165,7 @@ class LatencyBudget:
             own = layouts.get(owners.get(site.name, site.name))
             if own:
                 return own[min(index, len(own) - 1)]
-            return dense_layout(site.in_channels, site.out_channels, "not a candidate")
+            return kept_layout(site, "not a candidate")
 
         model = self._prepared({site.name: layout(site) for site in self.found.rewritable})
         if model is None:
@@ -190,7 +190,7 @@ class LatencyBudget:
 
     def _prepared(self, layouts: Mapping[str, GroupLayout]) -> RewrittenModel | None:
         """The model rewritten with random weights, BatchNormalization folded."""
-        tried = self.trial(layouts)
+        tried = self.rewrite(layouts)
         if not tried.records:
             return None
         prepare(tried)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import onnx
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.equivalence import check_same_outputs
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import ModelCost, count
+from onnx_igpc.graph.edit import IR_WITH_FREE_INITIALIZERS
 from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
@@ -23,15 +25,13 @@ from onnx_igpc.lowering.catalogue import (
 )
 from onnx_igpc.lowering.options import AUTO, Lowering
 from onnx_igpc.lowering.selection import describe_lowering, select
-from onnx_igpc.lowering.site_races import LITERAL, Choices, Progress
+from onnx_igpc.lowering.site_races import LITERAL, Choices
 from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.sections import LoweringReport, SiteLowering
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.subgraph import find_subgraphs
-
-_IR_WITH_FREE_INITIALIZERS = 4
 
 
 def lower_model(
@@ -113,7 +113,7 @@ def prepare(opened: OpenModel) -> Preparation:
     graph = opened.proto.graph
     stored = {tensor.name for tensor in graph.initializer}
     # Up to version 3 of the format all weights must be listed, and none of them can be fed.
-    free = opened.proto.ir_version >= _IR_WITH_FREE_INITIALIZERS
+    free = opened.proto.ir_version >= IR_WITH_FREE_INITIALIZERS
     listed = [value.name for value in graph.input if value.name in stored] if free else []
     if listed:
         kept = [value for value in graph.input if value.name not in stored]

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.inputs import model_inputs
@@ -19,7 +20,6 @@ from onnx_igpc.lowering.site_races import (
     LITERAL,
     Choices,
     Improver,
-    Progress,
     SiteRace,
     WholeRace,
     lowered,

@@ -7,11 +7,12 @@ model as it is, all dense, and each lowering throughout, and sites are changed w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import ModelError
 from onnx_igpc.graph.inputs import model_inputs, resolve_shapes
 from onnx_igpc.graph.model import OpenModel, snapshot
@@ -31,7 +32,6 @@ TIE = 1.02
 # Sessions hold their weights, often twice: of larger models, fewer are raced together.
 _BYTES_AT_ONCE = 2**30
 
-Progress = Callable[[int, int, str], None]
 Choices = dict[str, str]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from onnx_igpc.calibration.collect import collect_moments, untapped_reason
 from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.fitting.calibrated import corrected_bias
 from onnx_igpc.fitting.moments import Moments, SiteStatistics
@@ -21,10 +22,8 @@ from onnx_igpc.fitting.weights import igpc_matrix
 from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.graph.model import OpenModel, PathLike, write_atomically
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.planning.candidates import SIZES, candidate_layouts
-from onnx_igpc.planning.candidates import Candidate as FittedLayout
+from onnx_igpc.planning.candidates import SIZES, FittedLayout, candidate_layouts
 from onnx_igpc.planning.grouping import better_grouping, learned_published
 from onnx_igpc.planning.knapsack import (
     Candidate,
@@ -40,7 +39,7 @@ from onnx_igpc.planning.sensitivity import DamageProbe
 from onnx_igpc.report.sections import LatencyReport, SelectionReport
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import FoundSites, Rewritable
-from onnx_igpc.sites.rewrite import Progress
+from onnx_igpc.sites.rewrite import kept_layout
 
 SENSITIVITY_VERSION = 1
 # Candidates of a site whose damage is measured; that of the others lies between.
@@ -124,7 +123,9 @@ def plan_budget(
             for each, index in zip(planned, choice.indices, strict=True)
         }
         result = {site.name: chosen[owners[site.name]] for site in seen}
-        return {site.name: result.get(site.name) or _dense(site, _UNOBSERVED) for site in sites}
+        return {
+            site.name: result.get(site.name) or kept_layout(site, _UNOBSERVED) for site in sites
+        }
 
     if latency is not None:
         planned = latency.priced(planned, owners)
@@ -249,7 +250,7 @@ def _options(
     cost: ModelCost,
 ) -> Options:
     """The site's candidates with dense first, whose error and damage are zero."""
-    dense = Candidate(_dense(site, "dense costs least damage within the budget"), 0.0, 0.0)
+    dense = Candidate(kept_layout(site, "dense costs least damage within the budget"), 0.0, 0.0)
     damages = [0.0] * len(fitted)
     if fitted:
         pairs = [(error, damage) for error, damage in points]
@@ -264,10 +265,6 @@ def _options(
     if node is not None and node.macs:
         positions = max(round(node.macs / dense.weights), 1)
     return Options(site.name, positions, (dense, *candidates))
-
-
-def _dense(site: Rewritable, reason: str) -> GroupLayout:
-    return dense_layout(site.in_channels, site.out_channels, reason)
 
 
 def _dense_cost(planned: Sequence[Options], target: Target) -> float:

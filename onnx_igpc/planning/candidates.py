@@ -29,7 +29,6 @@ CHANNELS_PER_GROUP = (4, 8, 12, 16, 24, 32, 64, 128)
 """Sizes of group at which published V2 is offered, besides those that suit the sizes asked for."""
 
 K_GROUPS = (2, 4, 8)
-L_GROUPS = (2, 4)
 
 # A rough fit's error is up to 30 % above that of the full one. A published layout is fitted in full
 # where the rough fit of its better grouping is not further than this behind the extended family.
@@ -47,7 +46,7 @@ _MOST_GROUPS = 32
 _LEAST_WITH_SUM = 0.2
 
 
-class Candidate(NamedTuple):
+class FittedLayout(NamedTuple):
     """One way to rewrite a layer.
 
     ``weights`` are float64; for the kept dense layer, W itself. ``error`` is the fitted objective,
@@ -66,10 +65,9 @@ def candidate_layouts(
     sizes: Sequence[float] = SIZES,
     *,
     grouping: Grouping = "learned",
-    permute_filters: bool = False,
     channels_per_group: Sequence[int] = CHANNELS_PER_GROUP,
     tolerance: float = 1e-3,
-) -> list[Candidate]:
+) -> list[FittedLayout]:
     """Ways to rewrite a layer, from few weights to many; the last is the dense layer.
 
     Each has less error than all before it: what others are better than at equal or fewer weights is
@@ -82,8 +80,6 @@ def candidate_layouts(
         sizes: numbers of weights to offer, as parts of C F.
         grouping: ``"learned"`` chooses the channels of each group; this needs a Gather, in front of
             the layer or taken over by its producer. ``"contiguous"`` leaves them in order.
-        permute_filters: also offer groups of filters of any choice, which need a Gather behind the
-            layer (one that can be taken over by what follows).
         channels_per_group: where to offer published V2, besides at the given sizes.
         tolerance: of the fits, see :func:`~onnx_igpc.fitting.fit.fit_layout`.
 
@@ -95,11 +91,10 @@ def candidate_layouts(
         raise ValueError(f"moments have shape {moments.shape}, not (C, C)")
     weight = np.asarray(weight, dtype=np.float64)
     scale = _positive_scale(filter_scale, F)
-    dense = Candidate(dense_layout(C, F, "kept: best at this size"), IgpcWeights((weight,)), 0.0)
+    dense = FittedLayout(dense_layout(C, F, "kept: best at this size"), IgpcWeights((weight,)), 0.0)
     budgets = sorted({int(size * C * F) for size in sizes})
     with threadpool_limits(1):
-        l_counts = L_GROUPS if permute_filters else ()
-        search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, l_counts, grouping)
+        search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, grouping)
         large = max(C, F) > _LARGE
         layer = _Layer(weight, moments, scale, max(tolerance, _TOLERANCE_LARGE * large), large)
         found = _extended(search, budgets, layer)
@@ -108,7 +103,7 @@ def candidate_layouts(
     return [*_front(each for each in found if each.layout.weights < C * F), dense]
 
 
-def best_within(candidates: Sequence[Candidate], weights: int) -> Candidate | None:
+def best_fitted(candidates: Sequence[FittedLayout], weights: int) -> FittedLayout | None:
     """The candidate of least error with at most so many weights; ``None`` if all have more."""
     within = [each for each in candidates if each.layout.weights <= weights]
     return min(within, key=lambda each: each.error, default=None)
@@ -124,7 +119,7 @@ def _positive_scale(filter_scale: np.ndarray | None, F: int) -> np.ndarray:
     return np.maximum(scale / max(float(scale.max()), 1e-300), 1e-4)
 
 
-def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> list[Candidate]:
+def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> list[FittedLayout]:
     """The best trial of each budget."""
     found = []
     for trials in search.trials(budgets):
@@ -143,7 +138,7 @@ def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> 
 
 
 def _is_low_rank(trial: Trial) -> bool:
-    return not trial.filters and len(trial.problem.columns) == 1
+    return len(trial.problem.columns) == 1
 
 
 def _suitable_widths(C: int, F: int, budgets: Sequence[int]) -> list[int]:
@@ -166,11 +161,11 @@ def _published(
     layer: _Layer,
     channels_per_group: Sequence[int],
     grouping: Grouping,
-    extended: Sequence[Candidate],
-) -> list[Candidate]:
+    extended: Sequence[FittedLayout],
+) -> list[FittedLayout]:
     """Published V2 wherever the extended family is not far ahead of it."""
     F, C = layer.weight.shape
-    found: list[Candidate] = []
+    found: list[FittedLayout] = []
     for ch in channels_per_group:
         layout = plan_layout(C, F, ch)
         if not layout.replaced or layout.weights >= layout.dense_weights:
@@ -179,7 +174,7 @@ def _published(
         if grouping == "learned":
             learned = learned_published(layout, layer.weight, layer.moments, layer.scale)
             layouts.insert(0, learned)
-        rival = best_within(extended, layout.weights)
+        rival = best_fitted(extended, layout.weights)
         factor = _PROMISING_LARGE if layer.large else _PROMISING
         found += layer.promising(layouts, None if rival is None else factor * rival.error)
     return found
@@ -195,17 +190,17 @@ class _Layer:
     tolerance: float
     large: bool
 
-    def fitted(self, layout: GroupLayout, tolerance: float) -> Candidate:
+    def fitted(self, layout: GroupLayout, tolerance: float) -> FittedLayout:
         given = (self.weight, self.moments, self.scale)
         return self.candidate(layout, fit_layout(layout, *given, tolerance=tolerance))
 
-    def candidate(self, layout: GroupLayout, weights: IgpcWeights) -> Candidate:
+    def candidate(self, layout: GroupLayout, weights: IgpcWeights) -> FittedLayout:
         error = fit_error(layout, weights, self.weight, self.moments, self.scale)
-        return Candidate(layout, weights, error)
+        return FittedLayout(layout, weights, error)
 
-    def promising(self, layouts: Sequence[GroupLayout], limit: float | None) -> list[Candidate]:
+    def promising(self, layouts: Sequence[GroupLayout], limit: float | None) -> list[FittedLayout]:
         """Groupings of one published layout, if the first is roughly within the limit: the best."""
-        rough: list[Candidate] = []
+        rough: list[FittedLayout] = []
         for layout in layouts:
             rough.append(self.fitted(layout, _ROUGH_TOLERANCE))
             if limit is not None and rough[0].error > limit:
@@ -219,9 +214,9 @@ class _Layer:
         return [self.fitted(each.layout, self.tolerance) for each in near]
 
 
-def _front(candidates: Iterable[Candidate]) -> list[Candidate]:
+def _front(candidates: Iterable[FittedLayout]) -> list[FittedLayout]:
     """Without those that another one is not worse than, at no more weights."""
-    kept: list[Candidate] = []
+    kept: list[FittedLayout] = []
     for each in sorted(candidates, key=lambda each: (each.layout.weights, each.error)):
         if not kept or each.error < kept[-1].error:
             kept.append(each)

@@ -23,11 +23,6 @@ def channel_affinity(target: np.ndarray, moments: np.ndarray | None) -> np.ndarr
     return 1.0 - unlike
 
 
-def filter_affinity(target: np.ndarray, moments: np.ndarray | None) -> np.ndarray:
-    """Affinity of each pair of filters, shape (F, F): their outputs' squared correlation."""
-    return squared_cosines((target if moments is None else target @ moments) @ target.T)
-
-
 def squared_cosines(gram: np.ndarray) -> np.ndarray:
     """cos^2 between vectors, given their inner products; 0 for a vector that is zero."""
     power = np.maximum(np.diagonal(gram), 0.0)

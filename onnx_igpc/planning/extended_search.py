@@ -8,7 +8,7 @@ K and as many in L as there are filters that read it. Trials are cheap; only the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
 import numpy as np
@@ -16,23 +16,17 @@ import numpy as np
 from onnx_igpc.fitting.fit import layout_weights
 from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.fitting.weights import IgpcWeights
-from onnx_igpc.layout.extended import LGroup, extended_layout, k_row_positions
+from onnx_igpc.layout.extended import extended_layout, k_row_positions
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.planning.clustering import channel_affinity
-from onnx_igpc.planning.grouping import (
-    Grouping,
-    contiguous_groups,
-    even_sizes,
-    learned_columns,
-    learned_filters,
-)
+from onnx_igpc.planning.grouping import Grouping, contiguous_groups, even_sizes, learned_columns
 
 # Of the budget, for rows that read every channel, beside groups.
 _SHARED_PART = 0.3
 # Groups are learned for few sizes, as a part of C F, each for the sizes near it.
 _ANCHORS = (0.35, 0.12)
 _POLISH_ROUNDS = 60
-# Fewer channels or filters in a group than this make slow convolutions and gain little.
+# Fewer channels in a group than this make slow convolutions and gain little.
 _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
 _REFITS, _REFITS_AT, _LEAST_REFITS = 40, 128, 5
@@ -42,17 +36,11 @@ _LARGE = 256
 
 @dataclass
 class Trial:
-    """Groups of channels, or of filters, the rows of each, and the squared error they leave.
-
-    Either one group of L reads all rows (``filters`` is empty), or each group of rows reads every
-    channel and is read by the group of filters with its index.
-    """
+    """Groups of channels, how many rows each has, and the squared error they leave."""
 
     problem: ProjectionProblem
     ranks: list[int]
     error: float
-    filters: list[np.ndarray] = field(default_factory=list)
-    rows: list[np.ndarray] = field(default_factory=list)
 
 
 class ExtendedSearch:
@@ -62,9 +50,7 @@ class ExtendedSearch:
         target: T = diag(d) W, shape (F, C), float64.
         moments: S, shape (C, C), or ``None`` for the identity.
         k_counts: numbers of groups of K to try, besides one.
-        l_counts: numbers of groups of L to try with a dense K, besides one; their filters are
-            permuted, so that the layer's output must be put back into order.
-        grouping: whether channels and filters are grouped by what fits or as they come.
+        grouping: whether channels are grouped by what fits or as they come.
 
     ``polished_trials`` is how many trials of one size are worth polishing.
     """
@@ -74,7 +60,6 @@ class ExtendedSearch:
         target: np.ndarray,
         moments: np.ndarray | None,
         k_counts: Sequence[int],
-        l_counts: Sequence[int],
         grouping: Grouping,
     ) -> None:
         self.F, self.C = target.shape
@@ -82,7 +67,6 @@ class ExtendedSearch:
         self.moments = moments
         self.grouping = grouping
         self.k_counts = [g for g in k_counts if 1 < g <= self.C // _LEAST_GROUP]
-        self.l_counts = [h for h in l_counts if 1 < h <= self.F // _LEAST_GROUP]
         self.low_rank = ProjectionProblem(target, moments, [np.arange(self.C)])
         self._spectrum = self.low_rank.directions(0)
         self._affinity = channel_affinity(target, moments)
@@ -106,9 +90,6 @@ class ExtendedSearch:
             if grouped:
                 best = min(grouped, key=lambda trial: trial.error)
                 each += self._with_shared_rows(best, budget)
-        for h in self.l_counts:
-            for index, budget in enumerate(budgets):
-                found[index] += self._filter_trial(h, budget)
         return found
 
     def polished(self, trial: Trial, tolerance: float) -> Trial:
@@ -132,8 +113,6 @@ class ExtendedSearch:
 
     def layout(self, trial: Trial, scale: np.ndarray) -> tuple[GroupLayout, IgpcWeights]:
         """The trial as a layout and its weights, for filters that were multiplied by ``scale``."""
-        if trial.filters:
-            return self._filter_layout(trial, scale)
         parts = zip(trial.problem.columns, trial.ranks, strict=True)
         k_groups = [(columns.tolist(), rank) for columns, rank in parts]
         layout = extended_layout(self.C, self.F, k_groups)
@@ -211,45 +190,6 @@ class ExtendedSearch:
         problem.step(len(columns), shared)
         error = problem.solve([*ranks, shared], 0.0, 1)
         return [Trial(problem, [*ranks, shared], error)]
-
-    def _filter_trial(self, h: int, budget: int) -> list[Trial]:
-        """A dense K with rows for each of h groups of filters: exact once the groups are chosen."""
-        rank = int(budget / (self.C + self.F / h) / h)
-        if rank < 1:
-            return []
-        if self.grouping == "learned":
-            filters = learned_filters(self.target, self.moments, h, rank)
-        else:
-            filters = contiguous_groups(even_sizes(self.F, h))
-        everything = [np.arange(self.C)]
-        parts = [ProjectionProblem(self.target[f], self.moments, everything) for f in filters]
-        found = [part.directions(0) for part in parts]
-        costs = [self.C + len(f) for f in filters]
-        most = [len(each.rows) for each in found]
-        # Each group must have a row: a convolution cannot have a group without inputs.
-        ranks = _grow([1] * h, [each.gains for each in found], costs, most, budget)
-        if sum(rank * cost for rank, cost in zip(ranks, costs, strict=True)) > budget:
-            return []
-        left = sum(
-            each.without - float(each.gains[:rank].sum())
-            for each, rank in zip(found, ranks, strict=True)
-        )
-        rows = [each.rows[:rank] for each, rank in zip(found, ranks, strict=True)]
-        return [Trial(self.low_rank, ranks, max(left, 0.0), filters, rows)]
-
-    def _filter_layout(self, trial: Trial, scale: np.ndarray) -> tuple[GroupLayout, IgpcWeights]:
-        K = np.concatenate(trial.rows)
-        L = np.zeros((self.F, len(K)))
-        groups: list[LGroup] = []
-        first = 0
-        for filters, rows in zip(trial.filters, trial.rows, strict=True):
-            part = ProjectionProblem(self.target[filters], self.moments, [np.arange(self.C)])
-            part.assign(0, rows)
-            L[filters, first : first + len(rows)] = part.best_l(self.target[filters])
-            groups.append((range(first, first + len(rows)), filters.tolist()))
-            first += len(rows)
-        layout = extended_layout(self.C, self.F, [(range(self.C), len(K))], groups)
-        return layout, layout_weights(layout, K, L / scale[:, None])
 
 
 def two_levels(ranks: Sequence[int], costs: Sequence[int], most: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Learned grouping: which input channels share a group, and which filters do.
+"""Learned grouping: which input channels share a group.
 
 Groups start as clusters of channels with a high affinity (:mod:`onnx_igpc.planning.clustering`). Those of
 layouts without the sum are then improved by exchanges that are measured by a refit
@@ -17,7 +17,7 @@ from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.fitting.weights import IgpcWeights, fit_error
 from onnx_igpc.layout.extended import with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.planning.clustering import balanced_clusters, channel_affinity, filter_affinity
+from onnx_igpc.planning.clustering import balanced_clusters, channel_affinity
 from onnx_igpc.planning.exchange_search import search_groups
 
 Grouping = Literal["learned", "contiguous"]
@@ -65,34 +65,6 @@ def learned_columns(
         problem.solve(ranks, 1e-2, _MAX_ROUNDS)
     best = min((clustered, plain), key=ProjectionProblem.objective)
     return [np.sort(each) for each in search_groups(best, ranks, refits).columns]
-
-
-def learned_filters(
-    target: np.ndarray, moments: np.ndarray | None, groups: int, rank: int
-) -> list[np.ndarray]:
-    """Filters of each group of L, for a dense K of which each group of L has ``rank`` rows.
-
-    Clusters of filters with correlated outputs, then k-subspaces (Bradley and Mangasarian, "k-plane
-    clustering", J. Global Optimization 16, 2000): each filter goes to the group whose rows say most
-    about it, and rows are made anew. The error never rises.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    sizes = even_sizes(len(target), groups)
-    points = target if moments is None else target @ _square_root(moments)
-    owners = np.zeros(len(target), dtype=int)
-    for index, cluster in enumerate(balanced_clusters(filter_affinity(target, moments), sizes)):
-        owners[cluster] = index
-    slots = np.repeat(np.arange(groups), sizes)
-    for _ in range(_MAX_ROUNDS):
-        captured = np.stack(
-            [_captured(points, points[owners == g], rank) for g in range(groups)], axis=1
-        )
-        _, columns = linear_sum_assignment(-captured[:, slots])
-        if np.array_equal(owners, slots[columns]):
-            break
-        owners = slots[columns]
-    return [np.flatnonzero(owners == index) for index in range(groups)]
 
 
 def learned_published(
@@ -161,16 +133,3 @@ def _explained(target: np.ndarray, moments: np.ndarray | None, columns: np.ndarr
     ridge = 1e-9 * max(float(np.trace(inner)) / len(inner), 1e-100)
     solved = np.linalg.solve(inner + ridge * np.eye(len(inner)), cross.T)
     return np.asarray((solved.T * cross).sum(axis=1))
-
-
-def _square_root(moments: np.ndarray) -> np.ndarray:
-    power, vectors = np.linalg.eigh(moments)
-    root: np.ndarray = vectors * np.sqrt(np.maximum(power, 0.0))
-    return root
-
-
-def _captured(points: np.ndarray, members: np.ndarray, rank: int) -> np.ndarray:
-    """The power of each point in the leading ``rank`` directions of ``members``."""
-    _, _, directions = np.linalg.svd(members, full_matrices=False)
-    captured: np.ndarray = ((points @ directions[:rank].T) ** 2).sum(axis=1)
-    return captured

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnx_igpc.data.batches import Data
+from onnx_igpc.data.progress import Progress
 from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
@@ -12,7 +13,6 @@ from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.planning.budget import Plan, Pricing, learned_layouts, plan_budget
 from onnx_igpc.planning.options import Budget, Published
 from onnx_igpc.sites.find import FoundSites
-from onnx_igpc.sites.rewrite import Progress
 
 
 def plan_published(

@@ -50,20 +50,29 @@ class NotRecognisedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What was read; fields as in :class:`~onnx_igpc.sites.subgraph.IgpcSubgraph`."""
+    """What nodes do: x -> M x + b, strided and padded like the dense Conv was.
+
+    ``input`` and ``output`` are the tensors that they read and make. ``layout`` counts channels as the
+    file has them now. ``k`` and ``l`` have one float64 array of shape (filters of the path, channels per
+    group) for each path, ``bias`` is float64 of shape (F,), everything that is added anywhere.
+    ``conv_attributes`` are K's, without group and kernel_shape; ``dtype`` is that of the stored weights.
+
+    ``refs`` has the nodes themselves, ``k_convs`` and ``l_convs`` the convolutions of each path;
+    they can be used until the model is edited.
+    """
 
     layout: GroupLayout
     k: tuple[np.ndarray, ...]
-    l: tuple[np.ndarray, ...] | None  # noqa: E741 - the paper's name
+    l: tuple[np.ndarray, ...]  # noqa: E741 - the paper's name
     bias: np.ndarray | None
     input: str
     output: str
     conv_attributes: tuple[onnx.AttributeProto, ...]
     dtype: np.dtype
     spatial_rank: int
-    refs: tuple[NodeRef, ...]
-    k_convs: tuple[NodeRef, ...]
-    l_convs: tuple[NodeRef, ...]
+    refs: tuple[NodeRef, ...] = field(repr=False)
+    k_convs: tuple[NodeRef, ...] = field(repr=False)
+    l_convs: tuple[NodeRef, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -151,8 +160,11 @@ class _Reader:
         self.stages = {"K": _Stage(), "L": _Stage()}
         self.known: dict[str, _Channels] = {}
         self.attributes: tuple[onnx.AttributeProto, ...] = ()
-        self.dtype: np.dtype | None = None
-        self.rank = 0
+        first = next((ref for ref in refs if ref.op_type == "Conv"), None)
+        if first is None:
+            raise NotRecognisedError("it has no convolution")
+        weight = self._weight(first)
+        self.dtype, self.rank = weight.dtype, weight.ndim - 2
         self.channels = self._input_channels(stated)
 
     def read(self, ref: NodeRef) -> None:
@@ -186,11 +198,10 @@ class _Reader:
             output_interleave=order,
             has_sum=has_sum,
         )
-        assert self.dtype is not None
         return Structure(
             layout,
             tuple(k.weights),
-            tuple(l_stage.weights) if has_l else None,
+            tuple(l_stage.weights),
             self._bias(layout),
             self.input,
             output,
@@ -343,8 +354,6 @@ class _Reader:
 
     def _check_attributes(self, ref: NodeRef, label: str, weight: np.ndarray) -> None:
         """All paths of K move over the input alike, those of L do not, and all have one dtype."""
-        if self.dtype is None:
-            self.dtype, self.rank = weight.dtype, weight.ndim - 2
         if weight.dtype != self.dtype or weight.ndim - 2 != self.rank:
             raise NotRecognisedError(f"{_label(ref)} has weights of another type or rank")
         own = tuple(entry for entry in ref.proto.attribute if entry.name not in _SHAPE_ONLY)

@@ -9,13 +9,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from onnx_igpc.fitting.weights import IgpcWeights
+from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.sites.find import Kept, Rewritable
 from onnx_igpc.sites.igpc_nodes import SiteTensors, StageIo
 
 Form = Literal["linear", "paper"]
-# Called with (done, in all, what is next).
-Progress = Callable[[int, int, str], None]
 Planner = Callable[[Rewritable], GroupLayout]
 # Given the site, its layout and the scale that a following BatchNorm gives each filter.
 Weigher = Callable[[Rewritable, GroupLayout, np.ndarray | None], tuple[IgpcWeights, float | None]]
@@ -49,7 +48,11 @@ class Rewritten:
     convolutions: tuple[str, ...] = ()
     shares_weight_with: str | None = None
     activation: str | None = None
-    orphans: tuple[str, ...] = ()
+
+
+def kept_layout(site: Rewritable, reason: str) -> GroupLayout:
+    """The dense layout of a site that is kept for ``reason``."""
+    return dense_layout(site.in_channels, site.out_channels, reason)
 
 
 # What became of a pointwise convolution.

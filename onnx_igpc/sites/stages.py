@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from onnx_igpc.layout.permutations import (
     invert_permutation,
 )
 from onnx_igpc.sites.subgraph import IgpcSubgraph
-from onnx_igpc.sites.writer import SiteWriter
+from onnx_igpc.sites.writer import NodeWriter, SiteWriter
 
 # Given a tensor, a label, the channels wanted and how many the tensor has: the tensor with those.
 Gathering = Callable[[str, str, Sequence[int], int], str]
@@ -24,10 +25,9 @@ Gathering = Callable[[str, str, Sequence[int], int], str]
 def l_inputs(site: IgpcSubgraph) -> list[tuple[int, ...]]:
     """The rows of K that each path of L reads, after the interleave."""
     stage, order = site.layout.l, site.layout.interleave
-    assert stage is not None
     return [
         path.inputs if order is None else compose_gathers(order, path.inputs)
-        for path in stage.paths
+        for path in (stage.paths if stage else ())
     ]
 
 
@@ -42,7 +42,6 @@ def second_matrix(site: IgpcSubgraph) -> np.ndarray:
     if layout.l is None:
         matrix = np.eye(rows)
     else:
-        assert site.l is not None
         matrix = stage_matrix(layout.l, site.l)
         if layout.interleave is not None:
             matrix = matrix[:, list(invert_permutation(layout.interleave))]
@@ -66,18 +65,51 @@ def write_k(writer: SiteWriter, site: IgpcSubgraph, gather: Gathering | None = N
         layout.k,
         site.k,
         moving=True,
-        bias=stage_order(site, site.bias) if alone else None,
+        bias=stage_bias(site) if alone else None,
         output=site.output if alone and layout.output_interleave is None else None,
         gather=gather,
     )
 
 
-def stage_order(site: IgpcSubgraph, values: np.ndarray | None) -> np.ndarray | None:
+def stage_order(site: IgpcSubgraph, values: np.ndarray) -> np.ndarray:
     """One value for each filter, in the order in which the last stage makes the filters."""
     order = site.layout.output_interleave
-    if values is None or order is None:
-        return values
-    return values[list(invert_permutation(order))]
+    return values if order is None else values[list(invert_permutation(order))]
+
+
+def stage_bias(site: IgpcSubgraph) -> np.ndarray | None:
+    """What the site adds, as the last stage is to add it."""
+    return None if site.bias is None else stage_order(site, site.bias)
+
+
+def write_paths(
+    writer: NodeWriter,
+    x: str,
+    label: str,
+    stage: GroupedStage,
+    interleave: Sequence[int] | None,
+    order: Callable[[str, int | None, tuple[int, ...]], str],
+    convolve: Callable[[str, str, int, str | None], str],
+    output: str | None,
+) -> str:
+    """A stage path by path: Gather or Split where it needs one, grouped Conv, Concat.
+
+    ``order`` puts the channels of a tensor in order for one path, or for all (``None``); ``convolve``
+    makes one path of a tensor, with a label, the path's index and the name of what it makes.
+    """
+    sources = path_sources(stage, interleave)
+    if sources.order is not None:
+        x = order(x, None, sources.order)
+    parts = writer.split(x, label, sources.parts) if sources.parts else {}
+    single = len(stage.paths) == 1
+    made = []
+    for index, gathered in enumerate(sources.gathers):
+        source = parts.get(index, x)
+        if gathered is not None:
+            source = order(source, index, gathered)
+        name = label if single else f"{label}{index + 1}"
+        made.append(convolve(source, name, index, output if single else None))
+    return made[0] if single else writer.concat(made, f"{label}/concat", output)
 
 
 def write_stage(
@@ -93,41 +125,24 @@ def write_stage(
     output: str | None = None,
     gather: Gathering | None = None,
 ) -> str:
-    """A stage path by path: Gather or Split where it needs one, grouped Conv, Concat."""
-    sources = path_sources(stage, interleave)
-    choose = gather or (lambda x, name, order, _: writer.gather(x, name, order))
-    if sources.order is not None:
-        x = choose(x, f"{label}/order", sources.order, stage.in_channels)
-    parts = dict(
-        zip(
-            sources.parts,
-            writer.split(x, f"{label}/split", list(sources.parts.values()))
-            if sources.parts
-            else (),
-            strict=True,
+    """A stage with these weights, and with a bias of one value for each filter."""
+    single = len(stage.paths) == 1
+    ends = list(accumulate(path.filters for path in stage.paths))
+
+    def order(x: str, index: int | None, channels: tuple[int, ...]) -> str:
+        name = f"{label if single or index is None else f'{label}{index + 1}'}/order"
+        if gather is None:
+            return writer.gather(x, name, channels)
+        return gather(x, name, channels, stage.in_channels)
+
+    def convolve(x: str, name: str, index: int, output: str | None) -> str:
+        path = stage.paths[index]
+        own = None if bias is None else bias[ends[index] - path.filters : ends[index]]
+        return writer.conv(
+            x, name, weights[index], groups=path.groups, bias=own, moving=moving, output=output
         )
-    )
-    made = []
-    first = 0
-    for index, (path, values) in enumerate(zip(stage.paths, weights, strict=True)):
-        single = len(stage.paths) == 1
-        name = label if single else f"{label}{index + 1}"
-        source, order = parts.get(index, x), sources.gathers[index]
-        if order is not None:
-            source = choose(x, f"{name}/order", order, stage.in_channels)
-        made.append(
-            writer.conv(
-                source,
-                name,
-                values,
-                groups=path.groups,
-                bias=None if bias is None else bias[first : first + path.filters],
-                moving=moving,
-                output=output if single else None,
-            )
-        )
-        first += path.filters
-    return made[0] if len(made) == 1 else writer.concat(made, f"{label}/concat", output)
+
+    return write_paths(writer, x, label, stage, interleave, order, convolve, output)
 
 
 def write_after_k(
@@ -147,7 +162,6 @@ def write_after_k(
     last = site.output if order is None else None
     y = k
     if layout.l is not None:
-        assert site.l is not None
         y = write_stage(
             writer,
             shuffled or k,
@@ -155,7 +169,7 @@ def write_after_k(
             layout.l,
             site.l,
             interleave=layout.interleave if shuffled is None else None,
-            bias=stage_order(site, site.bias),
+            bias=stage_bias(site),
             output=None if layout.has_sum else last,
             gather=gather,
         )

@@ -7,8 +7,8 @@ weights are read from the graph as it is now, after any fine-tuning, folding, me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.permutations import compose_gathers
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.tree import SiteReport
-from onnx_igpc.sites.recognition import LINEAR, NotRecognisedError, read_structure
+from onnx_igpc.sites.recognition import LINEAR, NotRecognisedError, Structure, read_structure
 from onnx_igpc.sites.rewrite import Rewritten
 
 
@@ -75,38 +75,18 @@ def records_of(model: OpenModel) -> tuple[SiteRecord, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class IgpcSubgraph:
-    """One site as it stands in the file: x -> M x + b, strided and padded like its Conv was.
+class IgpcSubgraph(Structure):
+    """One site as it stands in the file.
 
     ``name`` is the site's in the digest (the original Conv's); in the paper's form, where BatchNorm
     and activation stand between the stages, each stage is a subgraph of its own and ``/K`` or
-    ``/L`` follows the name. ``input`` and ``output`` are the tensors it reads and makes, ``nodes``
-    the names of its nodes in the order of the graph, all of them in ``holder``.
-
-    ``layout`` counts channels as the file has them now. ``k`` and ``l`` have one float64 array of
-    shape (filters of the path, channels per group) for each path, ``bias`` is float64 of shape
-    (F,), everything that is added anywhere in the site. ``conv_attributes`` are K's, without group
-    and kernel_shape; ``dtype`` is that of the stored weights.
-
-    ``refs`` has the nodes themselves, ``k_convs`` and ``l_convs`` the convolutions of each path;
-    they can be used until the model is edited.
+    ``/L`` follows the name. ``nodes`` are the names of its nodes in the order of the graph, all of them
+    in ``holder``.
     """
 
     name: str
-    input: str
-    output: str
     nodes: tuple[str, ...]
     holder: NodeHolder
-    layout: GroupLayout
-    k: tuple[np.ndarray, ...]
-    l: tuple[np.ndarray, ...] | None  # noqa: E741 - the paper's name
-    bias: np.ndarray | None
-    conv_attributes: tuple[onnx.AttributeProto, ...]
-    dtype: np.dtype
-    spatial_rank: int
-    refs: tuple[NodeRef, ...] = field(default=(), repr=False)
-    k_convs: tuple[NodeRef, ...] = field(default=(), repr=False)
-    l_convs: tuple[NodeRef, ...] = field(default=(), repr=False)
 
     def matrix(self) -> np.ndarray:
         """M of x -> M x + b, float64 of shape (F, C)."""
@@ -143,22 +123,33 @@ def subgraphs_in(view: GraphView) -> tuple[list[IgpcSubgraph], list[tuple[str, s
     records = records_of(view.model)
     if not records:
         return [], []
-    by_name: dict[str, list[NodeRef]] = {}
-    for ref in view.nodes:
-        by_name.setdefault(ref.proto.name, []).append(ref)
+    by_name = nodes_by_name(view)
     found: list[IgpcSubgraph] = []
     unknown: list[tuple[str, str]] = []
     for site in records:
         try:
-            found += _site(view, site, by_name)
+            found += site_subgraphs(view, site, by_name)
         except NotRecognisedError as reason:
             unknown.append((site.name, str(reason)))
     return found, unknown
 
 
-def _site(
-    view: GraphView, site: SiteRecord, by_name: dict[str, list[NodeRef]]
+def nodes_by_name(view: GraphView) -> dict[str, list[NodeRef]]:
+    """The nodes of a model by their names, which need not be unique."""
+    by_name: dict[str, list[NodeRef]] = {}
+    for ref in view.nodes:
+        by_name.setdefault(ref.proto.name, []).append(ref)
+    return by_name
+
+
+def site_subgraphs(
+    view: GraphView, site: SiteRecord, by_name: Mapping[str, list[NodeRef]]
 ) -> list[IgpcSubgraph]:
+    """One rewritten site as it stands in the file; in the paper's form its stages.
+
+    Raises:
+        NotRecognisedError: its nodes are not what the record says.
+    """
     refs: list[NodeRef] = []
     for name in site.nodes:
         known = by_name.get(name, [])
@@ -223,21 +214,10 @@ def _subgraph(
             f"it makes {layout.out_channels} filters, where the digest says {site.out_channels}"
         )
     return IgpcSubgraph(
-        name,
-        structure.input,
-        structure.output,
-        tuple(ref.proto.name for ref in structure.refs),
-        structure.refs[0].scope.holder,
-        layout,
-        structure.k,
-        structure.l,
-        structure.bias,
-        structure.conv_attributes,
-        structure.dtype,
-        structure.spatial_rank,
-        structure.refs,
-        structure.k_convs,
-        structure.l_convs,
+        **{**vars(structure), "layout": layout},
+        name=name,
+        nodes=tuple(ref.proto.name for ref in structure.refs),
+        holder=structure.refs[0].scope.holder,
     )
 
 

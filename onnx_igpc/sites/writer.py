@@ -1,9 +1,10 @@
-"""What a lowering writes with: names, constants and nodes in the place of one site."""
+"""What sites are written with: names, constants and nodes in the place of one site."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,20 +36,36 @@ class SharedConstants:
         return self._known[key]
 
 
-class SiteWriter:
-    """Writes the nodes of one site; all names are derived from the original Conv's.
+class NodeWriter(ABC):
+    """Writes the nodes of one site.
 
     Tensors are given and returned by name. Node methods return the tensor they make: ``output``
-    where it is given, or else a new one.
+    where it is given, or else a new one. All new names begin with ``prefix``. ``conv_attributes`` are
+    those of the first convolution: strides, padding and whatever else the dense one has.
     """
 
-    def __init__(self, site: IgpcSubgraph, constants: SharedConstants, opset: int) -> None:
-        self.site = site
+    part = "{label}/split{place}"
+    """What the parts of a Split are called, by their place or the index of the path they are for."""
+    sizes = "{label}/split.sizes"
+    """What their sizes are called."""
+
+    def __init__(
+        self,
+        builder: SubgraphBuilder,
+        prefix: str,
+        conv_attributes: Sequence[onnx.AttributeProto],
+        spatial_rank: int,
+        opset: int,
+    ) -> None:
         self.opset = opset
-        self._constants = constants
-        self._base = site.nodes[0].split("/igpc/")[0]
-        origin = site.refs[0].proto
-        self._builder = SubgraphBuilder(constants.edit.names, origin)
+        self._builder = builder
+        self._prefix = prefix
+        self._conv_attributes = conv_attributes
+        self._spatial_rank = spatial_rank
+
+    @abstractmethod
+    def integers(self, label: str, values: Sequence[int]) -> str:
+        """An int64 constant."""
 
     @property
     def node_names(self) -> tuple[str, ...]:
@@ -59,48 +76,19 @@ class SiteWriter:
         """All nodes as protobuf messages."""
         return self._builder.build(self.opset)
 
-    def weights(self, label: str, values: np.ndarray) -> str:
-        """A float constant in the site's dtype.
-
-        Raises:
-            ModelError: a value that is too large for it.
-        """
-        with np.errstate(over="ignore"):
-            stored = values.astype(self.site.dtype)
-        if not np.isfinite(stored).all():
-            raise ModelError(
-                f"site {self.site.name!r} cannot be lowered this way: {label} would not be finite "
-                f"in {self.site.dtype}"
-            )
-        return self._constants.name(self.site.holder, self._wanted(label), stored)
-
-    def integers(self, label: str, values: Sequence[int]) -> str:
-        """An int64 constant."""
-        stored = np.asarray(values, dtype=np.int64)
-        return self._constants.name(self.site.holder, self._wanted(label), stored)
-
-    def conv(
+    def convolution(
         self,
         x: str,
         label: str,
-        weight: np.ndarray,
-        *,
-        groups: int = 1,
-        bias: np.ndarray | None = None,
-        moving: bool = False,
-        output: str | None = None,
+        tensors: Sequence[str],
+        groups: int,
+        moving: bool,
+        output: str | None,
     ) -> str:
-        """A pointwise convolution; ``weight`` has shape (filters, channels per group).
-
-        ``moving`` gives it the strides and padding of the site, as the first convolution needs.
-        """
-        kernel = weight.reshape(*weight.shape, *[1] * self.site.spatial_rank)
-        inputs = [x, self.weights(f"{label}.weight", kernel)]
-        if bias is not None:
-            inputs.append(self.weights(f"{label}.bias", bias))
-        attributes = self.site.conv_attributes if moving else ()
-        shape = {"group": groups, "kernel_shape": [1] * self.site.spatial_rank}
-        return self.node("Conv", inputs, label, output, attributes, **shape)
+        """A pointwise convolution with a kernel and perhaps a bias; as the first one if ``moving``."""
+        attributes = self._conv_attributes if moving else ()
+        shape = {"group": groups, "kernel_shape": [1] * self._spatial_rank}
+        return self.node("Conv", [x, *tensors], label, output, attributes, **shape)
 
     def gather(self, x: str, label: str, channels: Sequence[int], output: str | None = None) -> str:
         """Channels of ``x``."""
@@ -115,15 +103,22 @@ class SiteWriter:
         """The channels of all parts."""
         return self.node("Concat", parts, label, output, axis=1)
 
-    def split(self, x: str, label: str, sizes: Sequence[int]) -> list[str]:
-        """Consecutive channels of ``x``; the sizes are an attribute up to opset 12."""
-        made = [self.value(f"{label}{index + 1}") for index in range(len(sizes))]
-        name = self._builder.fresh(self._wanted(label))
+    def split(self, x: str, label: str, sizes: Mapping[int, int]) -> dict[int, str]:
+        """Consecutive channels of ``x`` for the paths of a stage, by index.
+
+        The sizes are an attribute up to opset 12.
+        """
+        made = {
+            index: self.value(self.part.format(label=label, place=place, path=index + 1))
+            for place, index in enumerate(sizes, start=1)
+        }
+        name = self._builder.fresh(self._wanted(f"{label}/split"))
+        outputs, stated = list(made.values()), list(sizes.values())
         if self.opset < _OPSET_SPLIT_INPUT:
-            self._builder.add_with_outputs("Split", [x], made, name, axis=1, split=list(sizes))
+            self._builder.add_with_outputs("Split", [x], outputs, name, axis=1, split=stated)
         else:
-            inputs = [x, self.integers(f"{label}.sizes", sizes)]
-            self._builder.add_with_outputs("Split", inputs, made, name, axis=1)
+            inputs = [x, self.integers(self.sizes.format(label=label), stated)]
+            self._builder.add_with_outputs("Split", inputs, outputs, name, axis=1)
         return made
 
     def slice(self, x: str, label: str, start: int, end: int, axis: int = 0) -> str:
@@ -153,4 +148,55 @@ class SiteWriter:
         return self._builder.fresh(self._wanted(f"{label}_output"))
 
     def _wanted(self, label: str) -> str:
-        return f"{self._base}/igpc/lowered/{label}"
+        return f"{self._prefix}/{label}"
+
+
+class SiteWriter(NodeWriter):
+    """Writes a site in another way; all names are derived from the original Conv's."""
+
+    def __init__(self, site: IgpcSubgraph, constants: SharedConstants, opset: int) -> None:
+        builder = SubgraphBuilder(constants.edit.names, site.refs[0].proto)
+        prefix = f"{site.nodes[0].split('/igpc/')[0]}/igpc/lowered"
+        super().__init__(builder, prefix, site.conv_attributes, site.spatial_rank, opset)
+        self.site = site
+        self._constants = constants
+
+    def weights(self, label: str, values: np.ndarray) -> str:
+        """A float constant in the site's dtype.
+
+        Raises:
+            ModelError: a value that is too large for it.
+        """
+        with np.errstate(over="ignore"):
+            stored = values.astype(self.site.dtype)
+        if not np.isfinite(stored).all():
+            raise ModelError(
+                f"site {self.site.name!r} cannot be lowered this way: {label} would not be finite "
+                f"in {self.site.dtype}"
+            )
+        return self._constants.name(self.site.holder, self._wanted(label), stored)
+
+    def integers(self, label: str, values: Sequence[int]) -> str:
+        stored = np.asarray(values, dtype=np.int64)
+        return self._constants.name(self.site.holder, self._wanted(label), stored)
+
+    def conv(
+        self,
+        x: str,
+        label: str,
+        weight: np.ndarray,
+        *,
+        groups: int = 1,
+        bias: np.ndarray | None = None,
+        moving: bool = False,
+        output: str | None = None,
+    ) -> str:
+        """A pointwise convolution; ``weight`` has shape (filters, channels per group).
+
+        ``moving`` gives it the strides and padding of the site, as the first convolution needs.
+        """
+        kernel = weight.reshape(*weight.shape, *[1] * self.site.spatial_rank)
+        tensors = [self.weights(f"{label}.weight", kernel)]
+        if bias is not None:
+            tensors.append(self.weights(f"{label}.bias", bias))
+        return self.convolution(x, label, tensors, groups, moving, output)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from onnx_igpc.torch_bridge.program import Known, Local, Program, Step, Stored, Value
+from onnx_igpc.torch_bridge.program import Known, Local, Operand, Program, Step, Stored
 
 _files = Counter[str]()
 
@@ -99,10 +99,10 @@ class _Writer:
         return f"{', '.join(targets)} = f{index}({', '.join(arguments)})  # {step.op_type} {label}"
 
     @staticmethod
-    def _on_device(value: Value | None) -> bool:
+    def _on_device(value: Operand | None) -> bool:
         return isinstance(value, Stored) or (isinstance(value, Local) and not value.host)
 
-    def _value(self, value: Value | None) -> str:
+    def _value(self, value: Operand | None) -> str:
         match value:
             case Local(name=name):
                 return self._local(name)

@@ -11,7 +11,7 @@ from onnx_igpc.torch_bridge.fusion import fuse
 from onnx_igpc.torch_bridge.graph import Graph, read_graph
 from onnx_igpc.torch_bridge.module import OnnxModule
 from onnx_igpc.torch_bridge.names import torch_names
-from onnx_igpc.torch_bridge.program import lower
+from onnx_igpc.torch_bridge.program import build_program
 from onnx_igpc.torch_bridge.tensors import HALF_TYPES, compute_type
 from onnx_igpc.torch_bridge.weights import assign_roles
 
@@ -21,7 +21,7 @@ def convert(model: ModelProto) -> OnnxModule:
     graph = read_graph(model)
     half_inputs = _half_inputs(graph)
     roles = assign_roles(graph)
-    program = lower(graph, roles)
+    program = build_program(graph, roles)
     program.steps = fuse(program)
     names = torch_names(program.stored)
     forward, code = compile_program(program, names, half_inputs)

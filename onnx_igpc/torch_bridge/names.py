@@ -1,10 +1,10 @@
-"""ONNX tensor names as names of PyTorch parameters, and back.
+"""ONNX tensor names as names of PyTorch parameters.
 
 PyTorch reads the dots of a parameter's name as a path through sub-modules. ONNX names that came
 from PyTorch have dots, so following them gives a ``state_dict`` whose keys are the ONNX names. A
 part of a name that cannot be an attribute (empty, taken by ``torch.nn.Module``, or a tensor where
 another tensor needs a sub-module) gets a ``%_`` in front. ``%`` itself is written ``%25``, so that
-the mapping can be reversed.
+different names stay different.
 """
 
 from __future__ import annotations
@@ -30,18 +30,7 @@ def torch_names(onnx_names: Iterable[str]) -> dict[str, str]:
     }
 
 
-def onnx_name(torch_name: str) -> str:
-    """The ONNX name behind a PyTorch name; the inverse of :func:`torch_names`."""
-    return ".".join(_unescape(part) for part in torch_name.split("."))
-
-
 def _escape(part: str) -> str:
     escaped = part.replace("%", "%25")
     taken = hasattr(_PLAIN_MODULE, part) or part in _OWN_ATTRIBUTES
     return _MARK + escaped if taken or not part else escaped
-
-
-def _unescape(part: str) -> str:
-    while part.startswith(_MARK):
-        part = part[len(_MARK) :]
-    return part.replace("%25", "%")

@@ -37,7 +37,7 @@ class Local:
     host: bool = False
 
 
-Value = Known | Stored | Local
+Operand = Known | Stored | Local
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Step:
     op_type: str
     label: str
     run: Callable[..., Any]
-    arguments: tuple[Value | None, ...]
+    arguments: tuple[Operand | None, ...]
     outputs: tuple[str, ...]
     trains: bool = False
     moved: frozenset[int] = frozenset()
@@ -74,34 +74,34 @@ class Program:
     """
 
     inputs: list[str]
-    outputs: list[Value]
+    outputs: list[Operand]
     steps: list[Step]
     stored: dict[str, torch.Tensor]
     trained: set[str]
     kept: set[str]
 
 
-def lower(graph: Graph, roles: Roles) -> Program:
+def build_program(graph: Graph, roles: Roles) -> Program:
     """Build every node of the graph into a step, folding what does not depend on the inputs."""
-    return _Lowering(graph, roles).lower()
+    return _Builder(graph, roles).program()
 
 
 @dataclass
-class _Lowering:
+class _Builder:
     graph: Graph
     roles: Roles
-    values: dict[str, Value] = field(default_factory=dict)
+    values: dict[str, Operand] = field(default_factory=dict)
     stored: dict[str, torch.Tensor] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
-    def lower(self) -> Program:
+    def program(self) -> Program:
         own = self.roles.trained | self.roles.statistics
         for name, tensor in self.graph.constants.items():
             self.values[name] = Stored(name) if name in own else Known(tensor)
         inputs = [value.name for value in self.graph.inputs]
         self.values.update({name: Local(name) for name in inputs})
         for node in self.graph.nodes:
-            self._lower_node(node)
+            self._add_node(node)
         outputs = [self._output(name) for name in self.graph.outputs]
         read = itertools.chain(outputs, *(step.arguments for step in self.steps))
         used = {value.name for value in read if isinstance(value, Stored)}
@@ -116,17 +116,17 @@ class _Lowering:
             kept=used & set(self.graph.constants),
         )
 
-    def _output(self, name: str) -> Value:
+    def _output(self, name: str) -> Operand:
         value = self._lookup(name)
         return self._as_buffer(name, value) if isinstance(value, Known) else value
 
-    def _lookup(self, name: str) -> Value:
+    def _lookup(self, name: str) -> Operand:
         try:
             return self.values[name]
         except KeyError:
             raise ModelError(f"the value {name!r} is read but never computed") from None
 
-    def _lower_node(self, planned: PlannedNode) -> None:
+    def _add_node(self, planned: PlannedNode) -> None:
         proto = planned.proto
         arguments = [self._lookup(name) if name else None for name in proto.input]
         if planned.operator.name == "Identity" and arguments[0] is not None:
@@ -149,7 +149,7 @@ class _Lowering:
         for name in filter(None, proto.output):
             self.values[name] = Local(name, host)
 
-    def _view(self, planned: PlannedNode, arguments: list[Value | None]) -> Node:
+    def _view(self, planned: PlannedNode, arguments: list[Operand | None]) -> Node:
         constants, shapes = {}, {}
         for index, value in enumerate(arguments):
             if isinstance(value, Known):
@@ -170,7 +170,7 @@ class _Lowering:
         )
 
     def _fold(
-        self, node: Node, run: Callable[..., Any], arguments: list[Value | None], trains: bool
+        self, node: Node, run: Callable[..., Any], arguments: list[Operand | None], trains: bool
     ) -> None:
         tensors = [
             value.tensor if isinstance(value, Known) and index not in node.settled else None
@@ -188,7 +188,7 @@ class _Lowering:
         return Stored(name)
 
     def _step(
-        self, planned: PlannedNode, run: Callable[..., Any], arguments: list[Value | None]
+        self, planned: PlannedNode, run: Callable[..., Any], arguments: list[Operand | None]
     ) -> Step:
         step = Step(
             op_type=planned.operator.name,
@@ -208,7 +208,7 @@ class _Lowering:
         return replace(step, moved=moved)
 
 
-def _on_host(values: list[Value]) -> bool:
+def _on_host(values: list[Operand]) -> bool:
     """Whether a node with these inputs computes numbers on the CPU rather than activations."""
     return all(
         isinstance(value, Known) or (isinstance(value, Local) and value.host) for value in values

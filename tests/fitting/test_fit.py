@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_igpc.fitting.alternating import FittingProblem
+from onnx_igpc.fitting.alternating import BlockPattern, FittingProblem
 from onnx_igpc.fitting.alternating_plain import PlainProblem
 from onnx_igpc.fitting.anderson import solve_gram
 from onnx_igpc.fitting.fit import fit_layout, random_weights, stage_groups
@@ -87,7 +87,7 @@ def apply_layout(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np
     k = apply_stage(layout.k, weights.k, x)
     y = k
     if layout.l is not None:
-        assert weights.l is not None
+        assert weights.l
         order = range(len(k)) if layout.interleave is None else layout.interleave
         y = apply_stage(layout.l, weights.l, k[list(order)]) + k
     return y if layout.output_interleave is None else y[list(layout.output_interleave)]
@@ -211,7 +211,7 @@ def test_fit_is_a_stationary_point_of_both_stages() -> None:
     weights = fit_layout(layout, W, S)
     reached = weighted_error(W, igpc_matrix(layout, weights), S)
     generator = np.random.default_rng(0)
-    assert weights.l is not None
+    assert weights.l
     for stage in ("k", "l"):
         for _ in range(10):
             moved = {
@@ -308,7 +308,7 @@ def test_replicated_channels_share_their_weight() -> None:
     W, S = dense(12, 18), moments_of(18)
     weights = fit_layout(layout, W, S)
     M = igpc_matrix(layout, weights)
-    assert weights.l is not None
+    assert weights.l
     by_hand = [apply_layout(layout, weights, x) for x in np.eye(18)]
     np.testing.assert_allclose(np.array(by_hand).T, M, atol=1e-10)
     assert relative_error(W, M, S) < 1
@@ -338,10 +338,10 @@ def _problem(
     layout: GroupLayout, W: np.ndarray, S: np.ndarray | None
 ) -> FittingProblem | PlainProblem:
     assert layout.l is not None
-    groups = stage_groups(layout.k), stage_groups(layout.l, layout.interleave)
+    pattern = BlockPattern(stage_groups(layout.k), stage_groups(layout.l, layout.interleave))
     if S is None:
-        return PlainProblem(W, np.ones(len(W)), *groups)
-    return FittingProblem(W, np.ones(len(W)), S, *groups)
+        return PlainProblem(W, np.ones(len(W)), pattern)
+    return FittingProblem(W, np.ones(len(W)), S, pattern)
 
 
 @pytest.mark.parametrize("with_moments", [False, True])
@@ -395,9 +395,10 @@ def test_the_residual_is_kept_up_to_date() -> None:
     problem.start()
     for _ in range(5):
         problem.sweep()
-    np.testing.assert_allclose(problem.R, W - problem.A @ problem.K, atol=1e-9)
+    product = problem.L @ problem.K + (problem.K if layout.has_sum else 0.0)
+    np.testing.assert_allclose(problem.R, W - product, atol=1e-9)
     np.testing.assert_allclose(problem.RS, problem.R @ S, atol=1e-9)
-    exact = weighted_error(W, problem.A @ problem.K, S)
+    exact = weighted_error(W, product, S)
     assert problem.objective() == pytest.approx(exact, rel=1e-9)
 
 
@@ -414,9 +415,9 @@ def test_without_data_the_fit_is_that_of_the_identity(
     if layout.l is None:
         return
     W, scale = dense(F, C, seed), np.random.default_rng(seed).uniform(0.1, 2.0, F)
-    groups = stage_groups(layout.k), stage_groups(layout.l, layout.interleave)
-    plain = PlainProblem(W, scale, *groups)
-    general = FittingProblem(W, scale, np.eye(C), *groups)
+    pattern = BlockPattern(stage_groups(layout.k), stage_groups(layout.l, layout.interleave))
+    plain = PlainProblem(W, scale, pattern)
+    general = FittingProblem(W, scale, np.eye(C), pattern)
     for problem in (plain, general):
         problem.start()
     for _ in range(3):
@@ -442,10 +443,11 @@ def test_without_the_sum_and_with_fewer_rows_it_is_low_rank(with_moments: bool) 
     W = dense(20, 30)
     groups = [(np.arange(6), np.arange(30))]
     above = [(np.arange(20), np.arange(6))]
+    pattern = BlockPattern(groups, above, has_sum=False, k_rows=6)
     problem = (
-        FittingProblem(W, np.ones(20), np.eye(30), groups, above, has_sum=False, k_rows=6)
+        FittingProblem(W, np.ones(20), np.eye(30), pattern)
         if with_moments
-        else PlainProblem(W, np.ones(20), groups, above, has_sum=False, k_rows=6)
+        else PlainProblem(W, np.ones(20), pattern)
     )
     problem.start()
     problem.solve(1e-6, 50)
@@ -471,8 +473,8 @@ def test_fits_are_deterministic_in_float64_and_leave_their_input_alone() -> None
     W, S = dense(40, 48).astype(np.float32), moments_of(48)
     copies = W.copy(), S.copy()
     first, second = fit_layout(layout, W, S), fit_layout(layout, W, S)
-    assert first.l is not None
-    assert second.l is not None
+    assert first.l
+    assert second.l
     for one, two in zip((*first.k, *first.l), (*second.k, *second.l), strict=True):
         assert one.dtype == np.float64
         assert one.tobytes() == two.tobytes()
@@ -497,13 +499,13 @@ def test_random_weights_have_the_variance_that_was_promised() -> None:
     layout = replaced(512, 512, 16)
     for activated, variance in ((True, 2 / 16), (False, 1 / 16)):
         weights = random_weights(layout, 0, "site", activated)
-        assert weights.l is not None
+        assert weights.l
         for kernels in (weights.k, weights.l):
             values = np.concatenate([kernel.ravel() for kernel in kernels])
             assert values.var() == pytest.approx(variance, rel=0.08)
             assert abs(values.mean()) < 4 * np.sqrt(variance / values.size)
     alone = random_weights(replaced(256, 512, 16), 0, "site", activated=False)
-    assert alone.l is None
+    assert not alone.l
     assert alone.k[0].var() == pytest.approx(2 / 16, rel=0.08)
 
 
@@ -528,7 +530,7 @@ def test_every_site_and_every_seed_draws_its_own_weights() -> None:
 
 def test_k_and_l_of_a_site_are_independent() -> None:
     weights = random_weights(replaced(64, 64, 16), 1, "a", activated=True)
-    assert weights.l is not None
+    assert weights.l
     assert abs(np.corrcoef(weights.k[0].ravel(), weights.l[0].ravel())[0, 1]) < 0.15
 
 

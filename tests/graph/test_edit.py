@@ -87,13 +87,26 @@ def test_constants_in_nested_graphs() -> None:
 
 
 def test_a_node_is_removed_and_others_stay_as_they_are() -> None:
-    before = pointwise_model(batch_norm=True)
-    model = OpenModel(pointwise_model(batch_norm=True))
+    builder = GraphBuilder()
+    builder.input("x", [2])
+    builder.stored("w", np.ones(2, np.float32))
+    builder.stored("dead before", np.ones(2, np.float32))
+    builder.add("Neg", ["w"], "chain")
+    builder.add("Add", ["x", "chain"], "gone")
+    builder.add("Neg", ["x"], "y")
+    builder.output("y")
+    before, model = builder.model(), OpenModel(builder.model())
     view, edit = GraphView(model), GraphEdit(model)
-    edit.replace(next(ref for ref in view.nodes if ref.op_type == "Relu"), [])
-    edit.apply()
-    rest = [node for node in before.graph.node if node.op_type != "Relu"]
-    assert list(model.proto.graph.node) == rest
+    edit.replace(next(ref for ref in view.nodes if ref.op_type == "Add"), [])
+    removed = edit.apply()
+    assert removed.names == ["chain_node", "w"]
+    assert list(model.proto.graph.node) == [before.graph.node[2]]
+    assert [tensor.name for tensor in model.proto.graph.initializer] == ["dead before"]
+
+
+def test_names_of_what_was_removed_are_not_used_again() -> None:
+    edit = GraphEdit(nested(), ["gone"])
+    assert edit.names.unique("gone") == "gone_2"
 
 
 @pytest.mark.parametrize("opset", [7, 9, 17])

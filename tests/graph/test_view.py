@@ -124,7 +124,7 @@ def test_constants_in_every_form(weights: str) -> None:
     view = view_of(model)
     found = weight_of(view, "conv")
     assert found is not None
-    assert found.in_constant_node == (weights == "constant")
+    assert [ref.op_type for ref in found.chain] == ["Constant"] * (weights == "constant")
     assert found.holder is model.graph
     assert found.values().shape == (32, 32, 1, 1)
     if weights != "constant":
@@ -166,7 +166,7 @@ def test_an_expanded_constant() -> None:
     builder.add("Expand", [row, shape], "wide")
     found = weight_of(conv_with(builder, "wide"))
     assert found is not None
-    assert found.in_constant_node
+    assert [ref.op_type for ref in found.chain] == ["Expand", "Constant"]
     assert found.values().shape == (4, 6, 1, 1)
     assert np.ptp(found.values(), axis=0).max() == 0
 

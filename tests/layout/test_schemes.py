@@ -40,12 +40,16 @@ def runs(indices: tuple[int, ...]) -> list[list[int]]:
     return found
 
 
+def reads_in_order(stage: GroupedStage) -> bool:
+    return stage.paths[0].inputs == tuple(range(stage.in_channels))
+
+
 def describe(stage: GroupedStage | None) -> dict[str, Any] | None:
     if stage is None:
         return None
     return {
         "channels_per_group": stage.channels_per_group,
-        "gather_runs": None if stage.reads_input_as_is else runs(stage.paths[0].inputs),
+        "gather_runs": None if reads_in_order(stage) else runs(stage.paths[0].inputs),
         "paths": [[path.groups, path.filters_per_group] for path in stage.paths],
         "weights": stage.weights,
     }

@@ -12,7 +12,7 @@ from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.passes import GroupPointwise, RemoveDead
+from onnx_igpc.passes import GroupPointwise
 from onnx_igpc.passes.group_pointwise import GroupedSites
 from onnx_igpc.sites.find import Rewritable, SiteFilter
 from onnx_igpc.sites.rewrite import Form
@@ -26,7 +26,6 @@ class Grouping:
     result: GroupedSites
     weights: dict[str, IgpcWeights]
     layouts: dict[str, GroupLayout] = field(default_factory=dict)
-    removed: list[str] = field(default_factory=list)
 
     def nodes(self, op_type: str) -> list[onnx.NodeProto]:
         return [node for node in self.model.graph.node if node.op_type == op_type]
@@ -69,16 +68,15 @@ def group(
         site: Rewritable, layout: GroupLayout, scale: np.ndarray | None
     ) -> tuple[IgpcWeights, float]:
         drawn = IgpcWeights(
-            draw(layout.k, site.dtype), draw(layout.l, site.dtype) if layout.l else None
+            draw(layout.k, site.dtype), draw(layout.l, site.dtype) if layout.l else ()
         )
         weights[site.name] = drawn
         return drawn, 0.5
 
     rewriting = GroupPointwise(plan, weigh, form, SiteFilter((), tuple(exclude), heads))
     result = rewriting.run(opened)
-    removed = RemoveDead(result.orphans).run(opened).changed
     onnx.checker.check_model(opened.proto, full_check=True)
-    return Grouping(opened.proto, result, weights, layouts, removed)
+    return Grouping(opened.proto, result, weights, layouts)
 
 
 def igpc(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndarray:
@@ -86,7 +84,6 @@ def igpc(layout: GroupLayout, weights: IgpcWeights, x: np.ndarray) -> np.ndarray
     k = stage(layout.k, weights.k, x)
     y = k
     if layout.l is not None:
-        assert weights.l is not None
         shuffled = k if layout.interleave is None else k[:, list(layout.interleave)]
         y = stage(layout.l, weights.l, shuffled) + k
     return y if layout.output_interleave is None else y[:, list(layout.output_interleave)]

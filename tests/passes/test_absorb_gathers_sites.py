@@ -19,7 +19,7 @@ from onnx_igpc.graph.traversal import scopes
 from onnx_igpc.layout.extended import extended_layout, with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.passes import AbsorbGathers, GroupPointwise, RemoveDead
+from onnx_igpc.passes import AbsorbGathers, GroupPointwise
 from onnx_igpc.sites.find import Rewritable
 from onnx_igpc.sites.rewrite import Rewritten
 from tests.helpers import GraphBuilder, run, tensor_named
@@ -76,13 +76,12 @@ def grouped_sites(model: onnx.ModelProto, plan: Planner) -> tuple[OpenModel, lis
         plan, lambda site, layout, scale: (random_weights(layout, 0, site.name, False), None)
     )
     result = rewriting.run(opened)
-    RemoveDead(result.orphans).run(opened)
     return opened, result.rewritten
 
 
 def absorb_all(opened: OpenModel, rewritten: list[Rewritten]) -> AbsorbGathers:
     absorb = AbsorbGathers({name for site in rewritten for name in site.nodes})
-    RemoveDead(absorb.run(opened).orphans).run(opened)
+    absorb.run(opened)
     onnx.checker.check_model(opened.proto, full_check=True)
     return absorb
 

@@ -10,7 +10,7 @@ from onnx import helper
 from onnx_igpc import compress
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.passes import FoldBatchNorm, PassResult, RemoveDead
+from onnx_igpc.passes import FoldBatchNorm, PassResult
 from onnx_igpc.planning.options import Published
 from onnx_igpc.sites.rewrite import Form
 from tests.helpers import GraphBuilder, WeightForm, node_named, pointwise_model, random_feeds, run
@@ -21,7 +21,6 @@ from tests.untouched import assert_untouched
 def folded(before: onnx.ModelProto) -> tuple[onnx.ModelProto, PassResult]:
     opened = OpenModel(copy_of(before))
     result = FoldBatchNorm().run(opened)
-    RemoveDead(result.orphans).run(opened)
     onnx.checker.check_model(opened.proto, full_check=True)
     return opened.proto, result
 

@@ -49,7 +49,6 @@ def test_unit_after_k_and_after_l(kind: str, batch_norm: bool, opset: int) -> No
     k = ACTIVATIONS[kind](scale * stage(layout.k, weights.k, feeds["x"].astype(np.float64)))
     assert layout.l is not None
     assert layout.interleave is not None
-    assert weights.l is not None
     l_out = ACTIVATIONS[kind](scale * stage(layout.l, weights.l, k[:, list(layout.interleave)]))
     found = run(grouped.model, feeds)["y"]
     np.testing.assert_allclose(found, k + l_out, atol=1e-4, rtol=1e-4)

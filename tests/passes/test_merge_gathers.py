@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.passes import MergeGathers, PassResult, RemoveDead
+from onnx_igpc.passes import MergeGathers, PassResult
 from tests.helpers import GraphBuilder, WeightForm, random_feeds, run, tensor_named
 from tests.passes.graphs import copy_of
 
@@ -33,7 +33,6 @@ def merged(
 ) -> tuple[onnx.ModelProto, PassResult]:
     opened = OpenModel(copy_of(before))
     result = MergeGathers(nodes).run(opened)
-    RemoveDead(result.orphans).run(opened)
     onnx.checker.check_model(opened.proto, full_check=True)
     feeds = random_feeds(before)
     for name, values in run(before, feeds).items():

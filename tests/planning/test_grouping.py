@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.planning.clustering import balanced_clusters, channel_affinity, filter_affinity
+from onnx_igpc.planning.clustering import balanced_clusters, channel_affinity
 from onnx_igpc.planning.exchange_search import exchange_gains, search_groups
 from onnx_igpc.planning.grouping import (
     better_grouping,
     contiguous_groups,
     even_sizes,
     learned_columns,
-    learned_filters,
     learned_published,
 )
 
@@ -69,7 +68,6 @@ def test_affinity_is_one_where_channels_can_share_a_row() -> None:
     assert affinity[0, 1] == pytest.approx(1.0)
     assert affinity[2, 3] == pytest.approx(1.0)
     assert 0.0 <= affinity.min() <= affinity.max() <= 1.0
-    assert filter_affinity(np.vstack([W, -W[:1]]), S)[0, 5] == pytest.approx(1.0)
 
 
 def test_channels_that_never_change_are_no_trouble() -> None:
@@ -116,18 +114,6 @@ def test_learned_columns_are_not_worse_than_contiguous() -> None:
         sizes, ranks = even_sizes(20, 4), [1, 1, 1, 1]
         learned = error(W, S, learned_columns(W, S, sizes, ranks, 10), ranks)
         assert learned <= error(W, S, contiguous_groups(sizes), ranks) * (1 + 1e-6)
-
-
-def test_learned_filters_share_what_they_are_made_of() -> None:
-    generator = np.random.default_rng(4)
-    owner = generator.permutation(np.arange(24) % 3)
-    made_of = generator.normal(size=(3, 2, 10))
-    W = np.stack([generator.normal(size=2) @ made_of[group] for group in owner])
-    W += 1e-3 * generator.normal(size=W.shape)
-    filters = learned_filters(W, None, 3, 2)
-    assert {tuple(each) for each in filters} == {
-        tuple(np.flatnonzero(owner == g)) for g in range(3)
-    }
 
 
 @settings(max_examples=20)

@@ -69,6 +69,7 @@ def test_sites_in_every_form(dims: int, dtype: type[np.generic], weights: Weight
     assert (site.name, site.in_channels, site.out_channels) == ("conv_node", 12, 20)
     assert (site.dtype, site.spatial_rank) == (np.dtype(dtype), dims)
     assert site.has_bias
+    assert site.ref.node.inputs[0].name == "x"
     assert site.output_tensor.name == "conv"
     np.testing.assert_array_equal(
         site.weight_matrix(), tensor_named(model, "conv_w").reshape(20, 12)

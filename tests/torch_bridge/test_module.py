@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from onnx_igpc.errors import ModelError
 from onnx_igpc.torch_bridge import from_torch, register_operator, registry, to_torch
-from onnx_igpc.torch_bridge.names import onnx_name, torch_names
+from onnx_igpc.torch_bridge.names import torch_names
 from onnx_igpc.torch_bridge.node import Node, Run
 from tests.torch_bridge.graphs import (
     difference,
@@ -53,10 +53,9 @@ def test_state_dict_has_the_onnx_names() -> None:
         ["block/conv:0", "块.权重", "with space", "1.2.3"],
     ],
 )
-def test_names_are_reversible(names: list[str]) -> None:
+def test_names_stay_different(names: list[str]) -> None:
     mapped = torch_names(names)
     assert len(set(mapped.values())) == len(names)
-    assert [onnx_name(mapped[name]) for name in names] == names
     if all(names):
         tensors = {name: random(2, seed=i) for i, name in enumerate(names)}
         chain = [

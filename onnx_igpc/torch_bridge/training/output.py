@@ -16,8 +16,7 @@ from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
-from onnx_igpc.passes import FoldBatchNorm, RemoveDead
-from onnx_igpc.passes.remove_dead import unread_values
+from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.sections import FinetuneReport, MeasuredOn, WrittenCheck
 from onnx_igpc.report.tree import RewriteReport
@@ -44,11 +43,9 @@ def fold(model: onnx.ModelProto, report: RewriteReport) -> onnx.ModelProto:
     """A copy with BatchNormalization folded into the convolutions before it; listed in the report."""
     opened = OpenModel(onnx.ModelProto())
     opened.proto.CopyFrom(model)
-    unread = unread_values(opened.proto)
     folded = FoldBatchNorm().run(opened)
-    dead = RemoveDead(folded.orphans, unread)
-    report.removed += dead.run(opened).changed
-    report.inputs_removed += dead.inputs_removed
+    report.removed += folded.removed
+    report.inputs_removed += folded.inputs_removed
     report.folded += folded.changed
     for site in report.sites:
         site.nodes = [name for name in site.nodes if name not in folded.changed]

@@ -7,20 +7,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.passes import PassResult, RemoveDead
+from onnx_igpc.graph.dead_values import Removed, remove_dead
 from tests.helpers import GraphBuilder
 from tests.passes.graphs import copy_of
 
 
-def cleaned(
-    before: onnx.ModelProto, *orphans: str
-) -> tuple[onnx.ModelProto, RemoveDead, PassResult]:
-    opened = OpenModel(copy_of(before))
-    remove = RemoveDead(orphans)
-    result = remove.run(opened)
-    onnx.checker.check_model(opened.proto, full_check=True)
-    return opened.proto, remove, result
+def cleaned(before: onnx.ModelProto, *lost: str) -> tuple[onnx.ModelProto, Removed]:
+    after = copy_of(before)
+    removed = remove_dead(after, lost)
+    onnx.checker.check_model(after, full_check=True)
+    return after, removed
 
 
 def start(*stored: str, listed: bool = False) -> GraphBuilder:
@@ -34,10 +30,10 @@ def start(*stored: str, listed: bool = False) -> GraphBuilder:
     return builder
 
 
-def test_only_the_orphans_are_removed() -> None:
+def test_only_what_lost_a_reader_is_removed() -> None:
     before = start("w", "dead before").model()
-    after, _, result = cleaned(before, "w")
-    assert result.changed == ["w"]
+    after, removed = cleaned(before, "w")
+    assert removed.names == ["w"]
     assert [tensor.name for tensor in after.graph.initializer] == ["dead before"]
 
 
@@ -46,9 +42,9 @@ def test_what_is_read_stays() -> None:
     builder.add("Abs", ["w"], "z")
     builder.output("z")
     before = builder.model()
-    after, _, result = cleaned(before, "w", "x", "y", "unknown")
+    after, removed = cleaned(before, "w", "x", "y", "unknown")
     assert after == before
-    assert not result
+    assert removed == Removed()
 
 
 def test_what_is_an_output_stays() -> None:
@@ -58,14 +54,14 @@ def test_what_is_an_output_stays() -> None:
     assert cleaned(before, "w")[0] == before
 
 
-def test_the_nodes_that_only_orphans_were_made_from_go_too() -> None:
+def test_the_nodes_that_only_dead_values_were_made_from_go_too() -> None:
     builder = start("w", "shared")
     builder.add("Add", ["w", "shared"], "sum")
     builder.add("Identity", ["sum"], "same")
     builder.add("Abs", ["shared"], "z")
     builder.output("z")
-    after, _, result = cleaned(builder.model(), "same")
-    assert result.changed == ["same_node", "sum_node", "w"]
+    after, removed = cleaned(builder.model(), "same")
+    assert removed.names == ["same_node", "sum_node", "w"]
     assert [node.name for node in after.graph.node] == ["y_node", "z_node"]
     assert [tensor.name for tensor in after.graph.initializer] == ["shared"]
 
@@ -79,14 +75,14 @@ def test_a_node_with_another_output_that_is_read_stays() -> None:
     before = builder.model()
     assert cleaned(before, "a")[0] == before
     del before.graph.node[-1], before.graph.output[-1]
-    assert cleaned(before, "a")[2].changed == ["halves", "w"]
+    assert cleaned(before, "a")[1].names == ["halves", "w"]
 
 
 @pytest.mark.parametrize("ir_version", [3, 8])
 def test_an_initializer_loses_its_input_entry(ir_version: int) -> None:
     before = start("w", "stays", listed=True).model(ir_version=ir_version)
-    after, remove, _ = cleaned(before, "w")
-    assert remove.inputs_removed == ["w"]
+    after, removed = cleaned(before, "w")
+    assert removed.inputs == ["w"]
     assert [entry.name for entry in after.graph.input] == ["x", "stays"]
 
 
@@ -98,7 +94,7 @@ def test_value_info_and_quantization_annotation_go_with_the_value() -> None:
         info = helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])
         before.graph.value_info.append(info)
         before.graph.quantization_annotation.add(tensor_name=name)
-    after, _, _ = cleaned(before, "same")
+    after, _ = cleaned(before, "same")
     assert [entry.name for entry in after.graph.value_info] == ["stays", "y"]
     left = [entry.tensor_name for entry in after.graph.quantization_annotation]
     assert left == ["stays", "y"]
@@ -108,7 +104,7 @@ def test_a_value_that_is_gone_already_leaves_no_value_info() -> None:
     before = start().model()
     before.graph.value_info.append(helper.make_tensor_value_info("gone", TensorProto.FLOAT, [2]))
     before.graph.value_info.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, [2]))
-    after, _, _ = cleaned(before, "gone")
+    after, _ = cleaned(before, "gone")
     assert [entry.name for entry in after.graph.value_info] == ["other"]
 
 
@@ -139,8 +135,8 @@ def test_a_reader_in_a_branch_keeps_an_initializer_of_the_outer_graph() -> None:
 
 
 def test_without_one_it_goes() -> None:
-    after, _, result = cleaned(branches().model(), "w")
-    assert result.changed == ["w"]
+    after, removed = cleaned(branches().model(), "w")
+    assert removed.names == ["w"]
     assert [tensor.name for tensor in after.graph.initializer] == ["outer"]
 
 
@@ -148,8 +144,8 @@ def test_equal_names_in_branches_are_told_apart() -> None:
     before = branches(
         then_branch_own=["w"], else_branch_own=["w"], else_branch=["w", "outer"]
     ).model()
-    after, _, result = cleaned(before, "w")
-    assert result.changed == ["w"]
+    after, removed = cleaned(before, "w")
+    assert removed.names == ["w"]
     then, other = sorted(after.graph.node[0].attribute, key=lambda a: a.name, reverse=True)
     assert not then.g.initializer
     assert [tensor.name for tensor in other.g.initializer] == ["w"]
@@ -168,8 +164,8 @@ def test_equal_names_in_a_function_are_told_apart() -> None:
     builder.add("Shift", ["x"], "z", domain="local")
     builder.output("z", [2])
     before = builder.model()
-    after, _, result = cleaned(before, "w")
-    assert result.changed == ["w"]
+    after, removed = cleaned(before, "w")
+    assert removed.names == ["w"]
     assert not after.graph.initializer
     assert after.functions == before.functions
 
@@ -187,5 +183,5 @@ def test_what_a_function_reads_no_more() -> None:
     ]
     builder.add("Turn", ["x"], "z", domain="local")
     builder.output("z", [2])
-    after, _, _ = cleaned(builder.model(), "same")
+    after, _ = cleaned(builder.model(), "same")
     assert [node.op_type for node in after.functions[0].node] == ["Neg"]
