@@ -28,8 +28,7 @@ from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.merge_gathers import channel_gather
 from onnx_igpc.report.tree import Permutation
 from onnx_igpc.sites.find import Kept
-from onnx_igpc.sites.igpc_nodes import StageIo
-from onnx_igpc.sites.rewrite import Outcome
+from onnx_igpc.sites.rewrite import Outcome, StageIo
 
 
 class AbsorbGathers(Pass):

@@ -22,13 +22,14 @@ from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.sites.activations import Activation, match_activation
 from onnx_igpc.sites.batch_norm import BatchNorm, following_batch_norm
 from onnx_igpc.sites.find import FoundSites, Kept, Rewritable, SiteFilter, find_sites
-from onnx_igpc.sites.igpc_nodes import Bias, IgpcNodes, SiteTensors, add_weights
+from onnx_igpc.sites.igpc_nodes import Bias, IgpcNodes, add_weights
 from onnx_igpc.sites.rewrite import (
     Form,
     Outcome,
     Planner,
     Rebiaser,
     Rewritten,
+    SiteTensors,
     Weigher,
 )
 

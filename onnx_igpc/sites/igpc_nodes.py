@@ -11,16 +11,16 @@ between them, one Gather (none, if they lie in order) and one Split in the place
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.edit import GraphEdit, SubgraphBuilder
-from onnx_igpc.graph.traversal import NodeHolder
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.permutations import invert_permutation
 from onnx_igpc.sites.find import Rewritable
+from onnx_igpc.sites.rewrite import SiteTensors, StageIo
 from onnx_igpc.sites.stages import write_paths
 from onnx_igpc.sites.writer import NodeWriter
 
@@ -29,30 +29,12 @@ from onnx_igpc.sites.writer import NodeWriter
 Unit = Callable[[str, str, str | None], str]
 
 
-@dataclass
-class SiteTensors:
-    """Names of the constants of one rewritten weight, shared by all sites that share the weight."""
-
-    holder: NodeHolder
-    k: list[str] = field(default_factory=list)
-    l: list[str] = field(default_factory=list)  # noqa: E741 - the paper's name
-    indices: dict[tuple[int, ...], str] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Bias:
     """What is added once: one value for each filter, and the tensor that holds them, if any does."""
 
     values: np.ndarray
     stored: str = ""
-
-
-@dataclass(frozen=True)
-class StageIo:
-    """What a stage reads and makes: tensor names, for checking the written graph."""
-
-    input: str
-    output: str
 
 
 class IgpcNodes(NodeWriter):

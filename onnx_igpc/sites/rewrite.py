@@ -9,10 +9,29 @@ from typing import Literal, Protocol
 import numpy as np
 
 from onnx_igpc.fitting.weights import IgpcWeights
+from onnx_igpc.graph.traversal import NodeHolder
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.sites.find import Kept, Rewritable
-from onnx_igpc.sites.igpc_nodes import SiteTensors, StageIo
+
+
+@dataclass
+class SiteTensors:
+    """Names of the constants of one rewritten weight, shared by all sites that share the weight."""
+
+    holder: NodeHolder
+    k: list[str] = field(default_factory=list)
+    l: list[str] = field(default_factory=list)  # noqa: E741 - the paper's name
+    indices: dict[tuple[int, ...], str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageIo:
+    """What a stage reads and makes: tensor names, for checking the written graph."""
+
+    input: str
+    output: str
+
 
 Form = Literal["linear", "paper"]
 Planner = Callable[[Rewritable], GroupLayout]
