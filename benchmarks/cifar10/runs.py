@@ -18,10 +18,10 @@ from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
-from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress
 from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 
 _POINTS = 10
 """Points of the curve of one epoch."""

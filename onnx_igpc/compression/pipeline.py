@@ -20,6 +20,7 @@ from onnx_igpc.compression.summary import (
 )
 from onnx_igpc.compression.weighing import no_weights, published_layout, weigher
 from onnx_igpc.data.batches import Data
+from onnx_igpc.data.file_guard import FileGuard
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.equivalence import check_reordered
@@ -147,15 +148,17 @@ def compress(
     if calibration is None and preprocessing is not None:
         raise UsageError("preprocessing is for calibration images: give --calibration as well")
     opened = open_copy(model)
+    guard = _guard(opened, calibration, options)
     check_original(opened)
     run = None
     if calibration is not None:
         run = CalibrationRun.open(model, opened, calibration, preprocessing, samples, sequential)
     if options.lowering == "literal":
-        return _compress(opened, options, weigher(options), progress, True, run, plugins)
+        result = _compress(opened, options, weigher(options), progress, True, run, plugins)
+        return replace(result, guard=guard)
     speed = LoweringRun.open(opened, setting, allow_slower, cache, progress)
     result = _compress(opened, options, weigher(options), progress, True, run, plugins, speed)
-    return speed.finish(result)
+    return replace(speed.finish(result), guard=guard)
 
 
 def inspect(
@@ -260,6 +263,19 @@ def _compress(
         write_digest(opened.proto, report)
     report.totals.file_bytes.after = opened.total_bytes() if changed else size
     return CompressResult(opened, report, changed)
+
+
+def _guard(
+    opened: OpenModel, calibration: PathLike | Data | None, options: CompressOptions
+) -> FileGuard:
+    """What the run reads; UsageError where it would write its measurements over some of it."""
+    guard = FileGuard()
+    guard.reads_model(opened)
+    guard.reads_data(calibration, "calibration")
+    guard.reads(options.sensitivity, "sensitivity")
+    guard.writes(options.save_sensitivity, "save_sensitivity")
+    guard.check()
+    return guard
 
 
 def _trial(options: CompressOptions, plan: Planner, opened: OpenModel) -> CompressResult:

@@ -135,13 +135,22 @@ def _worse(before: dict[str, Any], after: dict[str, Any]) -> str | None:
     return f"the model is further from the original (relative error {new:.3g}, not {old:.3g})"
 
 
-def write(model: onnx.ModelProto, report: RewriteReport, digest: bool, target: Path | None) -> None:
-    """Put the report into the model if it had one, and save it whole or not at all."""
+def write(
+    model: onnx.ModelProto,
+    report: RewriteReport,
+    digest: bool,
+    target: Path | None,
+    outside: bool = False,
+) -> None:
+    """Put the report into the model if it had one, and save it whole or not at all.
+
+    ``outside``: with its weights in a file of their own, as where it came from.
+    """
     if digest:
         assert report.finetune is not None
         write_digest(model, replace(report, finetune=portable(report.finetune)))
     if target is not None:
-        save_model(model, target)
+        save_model(model, target, outside=outside)
         report.totals.file_bytes.after = file_bytes(target)
 
 

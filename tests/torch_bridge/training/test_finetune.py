@@ -16,13 +16,13 @@ from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.report.digest import read_digest, write_digest
 from onnx_igpc.report.tree import Permutation, RewriteReport
-from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.finetune import FinetuneResult, finetune
 from onnx_igpc.torch_bridge.training.log import COLUMNS, TIMES
 from onnx_igpc.torch_bridge.training.losses import scale_of
 from onnx_igpc.torch_bridge.training.output import _worse, fold
 from onnx_igpc.torch_bridge.training.preparation import prepare
+from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 from tests.lowering_cases import add_function_with_dead
 from tests.torch_bridge.graphs import difference, make_model, random, run_onnx
 from tests.torch_bridge.training_cases import arrays_of, classifier, short, smaller, write_data
