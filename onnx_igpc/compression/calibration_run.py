@@ -10,7 +10,7 @@ from typing import Any
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
-from onnx_igpc.data.sources import open_data
+from onnx_igpc.data.sources import Arrays, as_data
 from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
@@ -43,21 +43,19 @@ class CalibrationRun:
         cls,
         original: AnyModel,
         opened: OpenModel,
-        source: str | os.PathLike[str] | Data,
+        source: str | os.PathLike[str] | Arrays | Data,
         preprocessing: Preprocessing | None = None,
         samples: int = DEFAULT_SAMPLES,
         sequential: bool = True,
     ) -> CalibrationRun:
-        """A run on ``source``: data that is opened already, or what :func:`open_data` takes.
+        """A run on ``source``, which is what :func:`as_data` takes.
 
         Raises:
             DataError: the data is missing, empty, or does not fit the model's inputs.
             UsageError: options that cannot be used for it.
         """
-        if not isinstance(source, (str, os.PathLike)):
-            return cls(original, source, sequential)
         inputs = model_inputs(opened.proto)
-        data = open_data(source, inputs, preprocessing, samples=samples, batch_size=_BATCH)
+        data = as_data(source, inputs, preprocessing, samples=samples, batch_size=_BATCH)
         return cls(original, data, sequential)
 
     def plan(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 
+from onnx_igpc.arguments import texts
 from onnx_igpc.compression.calibration_run import DEFAULT_SAMPLES, CalibrationRun
 from onnx_igpc.compression.plugins import PluginPass, load_plugins, run_plugin
 from onnx_igpc.compression.summary import (
@@ -22,6 +23,7 @@ from onnx_igpc.compression.weighing import no_weights, published_layout, weigher
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.file_guard import FileGuard
 from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.sources import Arrays
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.equivalence import check_reordered
 from onnx_igpc.evaluation.site_check import check_sites
@@ -59,10 +61,10 @@ def compress(
     init: str | None = None,
     seed: int = 0,
     fold_batch_norm: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     include_heads: bool = False,
-    calibration: PathLike | Data | None = None,
+    calibration: PathLike | Arrays | Data | None = None,
     preprocessing: Preprocessing | None = None,
     samples: int = DEFAULT_SAMPLES,
     sequential: bool = True,
@@ -71,7 +73,7 @@ def compress(
     grouping: str | None = None,
     sensitivity: PathLike | None = None,
     save_sensitivity: PathLike | None = None,
-    passes: Sequence[str | Pass] = (),
+    passes: str | Pass | Sequence[str | Pass] = (),
     lowering: str = "literal",
     setting: Setting | None = None,
     allow_slower: bool = False,
@@ -90,11 +92,12 @@ def compress(
             paper's, which cannot be fitted.
         seed: for random weights.
         fold_batch_norm: fold BatchNormalization into the convolutions first.
-        include: only sites whose name matches one of these globs.
-        exclude: no site whose name matches one of these globs.
+        include: only sites whose name matches this glob, or one of these.
+        exclude: no site whose name matches this glob, or one of these.
         include_heads: rewrite heads too: convolutions that make a model output.
         calibration: unlabelled data to fit the weights to, and to measure the damage on: a folder of
-            images, tar shards, arrays (see :func:`~onnx_igpc.data.sources.open_data`), or opened data.
+            images, tar shards, files of arrays (see :func:`~onnx_igpc.data.sources.open_data`), an array or
+            arrays by the name of their input, or opened data.
         preprocessing: how images become inputs of the model.
         samples: at most so many of a data source that is not opened already.
         sequential: fit each site on what the rewritten sites before it make of the data, towards what
@@ -106,7 +109,7 @@ def compress(
         grouping: ``"learned"`` puts channels that belong together into one group (the default under a
             budget), ``"contiguous"`` leaves them in order.
         sensitivity: a file of measurements to reuse; ``save_sensitivity`` is where to write them.
-        passes: names of passes that installed packages bring (:mod:`onnx_igpc.compression.plugins`), or passes; they
+        passes: names of passes (one, or several) that installed packages bring (:mod:`onnx_igpc.compression.plugins`), or passes; they
             run in this order behind the rewrite.
         lowering: ``"auto"`` measures on this machine: sites that would be slower than dense stay dense,
             and the others are written for speed at the end, which is final.
@@ -133,8 +136,8 @@ def compress(
         chosen_init(form, init),
         seed,
         fold_batch_norm,
-        tuple(include),
-        tuple(exclude),
+        texts("include", include),
+        texts("exclude", exclude),
         include_heads,
         wanted,
         family or ("extended" if target else "published"),
@@ -166,8 +169,8 @@ def inspect(
     *,
     channels_per_group: int | None = None,
     scheme: str = "v2",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     include_heads: bool = False,
 ) -> RewriteReport:
     """The report that :func:`compress` would give, without fitting or writing anything.
@@ -177,8 +180,8 @@ def inspect(
     options = CompressOptions(
         DEFAULT_CH if channels_per_group is None else channels_per_group,
         scheme,
-        include=tuple(include),
-        exclude=tuple(exclude),
+        include=texts("include", include),
+        exclude=texts("exclude", exclude),
         include_heads=include_heads,
     )
     options.check(calibrated=False)
@@ -266,7 +269,7 @@ def _compress(
 
 
 def _guard(
-    opened: OpenModel, calibration: PathLike | Data | None, options: CompressOptions
+    opened: OpenModel, calibration: PathLike | Arrays | Data | None, options: CompressOptions
 ) -> FileGuard:
     """What the run reads; UsageError where it would write its measurements over some of it."""
     guard = FileGuard()

@@ -59,7 +59,9 @@ class FileGuard:
                 self._files += _model_files(model)
 
     def reads_data(self, source: object, what: str) -> None:
-        """Images or arrays, as :func:`~onnx_igpc.data.sources.open_data` takes them, given for ``what``."""
+        """Images or arrays, by path or opened, given for ``what``."""
+        if hasattr(source, "describe"):
+            source = source.describe().get("source")
         if isinstance(source, (str, os.PathLike)):
             path = Path(source)
             within = next((each for each in (path, *path.parents) if each.exists()), path)

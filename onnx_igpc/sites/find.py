@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_igpc.arguments import texts
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
 from onnx_igpc.sites.conv_form import malformed
@@ -49,6 +50,10 @@ class SiteFilter:
     exclude: tuple[str, ...] = ()
     include_heads: bool = False
     taken: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, texts(name, getattr(self, name)))
 
 
 @dataclass(frozen=True, eq=False)
