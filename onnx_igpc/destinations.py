@@ -155,7 +155,9 @@ def _classified(given: Path, path: Path, mode: int) -> Destination:
 
 def _closed(descriptor: int | None) -> str:
     """Why a descriptor cannot be written to, if so."""
-    if fcntl is None or (descriptor == 1 and sys.stdout is not None):
+    if descriptor == 1 and sys.stdout is None:
+        return "it is closed"  # a file that was opened since may have its number
+    if fcntl is None or descriptor == 1:
         return ""
     try:
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)

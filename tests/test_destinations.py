@@ -155,6 +155,27 @@ class TestStreams:
         assert first == "before"
         assert json.loads(rest)["sites"]
 
+    def test_a_closed_stdout(self, model: Path, tmp_path: Path) -> None:
+        """A report for people has nowhere to go; one that was asked for is refused."""
+
+        def closed(*arguments: object) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-m", "onnx_igpc", *map(str, arguments)],
+                preexec_fn=lambda: os.close(1),
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+
+        output = tmp_path / "o.onnx"
+        done = closed("compress", model, "--ch", 12, "-o", output)
+        assert (done.returncode, done.stderr) == (0, "")
+        onnx.checker.check_model(output)
+        for line in (("inspect", model, "--json", "-"), ("compress", model, "-o", "-")):
+            done = closed(*line)
+            assert done.returncode == 2
+            assert done.stderr == "error: cannot write /dev/stdout: it is closed\n"
+
     def test_descriptors_are_written_into(self, tmp_path: Path) -> None:
         with (tmp_path / "out").open("wb") as file:
             path = Path(f"/dev/fd/{file.fileno()}")

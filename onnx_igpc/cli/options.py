@@ -80,7 +80,12 @@ def console(quiet: bool = False) -> Console:
     """Where reports go: stdout, nothing when quiet; plain when piped, and sentences in one line then."""
     from onnx_igpc.report.console.terminal import SafeConsole
 
-    return SafeConsole(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return SafeConsole(quiet=quiet, highlight=False, soft_wrap=not _is_terminal())
+
+
+def _is_terminal() -> bool:
+    """Whether stdout is one; it is None where the caller has closed it."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 class OutputFile(click.Path):
@@ -140,7 +145,7 @@ def guard_model_output(
     """
     if output is None:
         return
-    if goes_to_stdout(output) and sys.stdout.isatty():
+    if goes_to_stdout(output) and _is_terminal():
         raise UsageError("cannot write a model to a terminal: name a file with -o, or pipe it")
     guard.writes_model(output_path(output), "-o", source=source, copied=copied)
 

@@ -106,6 +106,10 @@ def test_a_model_in_which_nothing_was_rewritten(folder: Path) -> None:
     """It is the input, byte for byte: report and lower say what that can mean."""
     assert run("compress", "dense.onnx", "--ch", 48, "-o", "same.onnx").exit_code == 0
     assert Path("same.onnx").read_bytes() == Path("dense.onnx").read_bytes()
+    line = ("finetune", "same.onnx", "--teacher", "dense.onnx", "--data", "data.npz")
+    tuned = run(*line, "-o", "t.onnx", "--epochs", 1)
+    assert tuned.exit_code == 0, tuned.output
+    assert "note: the model carries no report" in tuned.stderr
     for line in (("report", "same.onnx"), ("lower", "same.onnx", "-o", "o.onnx")):
         result = run(*line)
         assert result.exit_code == 2
