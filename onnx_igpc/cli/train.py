@@ -205,6 +205,8 @@ def finetune(
 
     if options["resume"] and options["restart"]:
         raise click.UsageError("--resume and --restart exclude each other")
+    if goes_to_stdout(options["log"]):
+        raise click.UsageError("--log is the start of two files' names: it cannot be stdout")
     sources = (options["data"], options["val"])
     guard = finetune_files((compressed, teacher), sources, output_path(output), options["log"])
     guard.reads(options["preprocess"], "--preprocess")

@@ -32,12 +32,17 @@ class _Read:
 
 @dataclass(frozen=True)
 class _Write:
-    """``beside``: names of files that are written with it into its folder."""
+    """``beside``: files that are written with it, relative to its folder."""
 
     goal: Destination
     what: str
     beside: frozenset[str] = frozenset()
     is_model: bool = False
+
+    def companions(self) -> set[Path]:
+        """The files of ``beside``: where the model lies, and where a link to it does."""
+        folders = (self.goal.path.parent, Path(os.path.realpath(self.goal.given.parent)))
+        return {folder / name for folder in folders for name in self.beside}
 
 
 @dataclass
@@ -64,10 +69,11 @@ class FileGuard:
             source = source.describe().get("source")
         if isinstance(source, (str, os.PathLike)):
             path = Path(source)
-            within = next((each for each in (path, *path.parents) if each.exists()), path)
-            (self._data if within.is_dir() and within == path else self._files).append(
-                _Read(within, f"what {what} reads")
-            )
+            # A folder inside an archive is named like one on disk. Path.exists raises for long names.
+            places = (path, *path.parents)
+            there = next((each for each in places if os.path.exists(each)), path)  # noqa: PTH110
+            kind = self._data if there == path and path.is_dir() else self._files
+            kind.append(_Read(there, f"what {what} reads"))
 
     def reads(self, path: PathLike | None, what: str) -> None:
         """Any other file, given for ``what``."""
@@ -140,7 +146,7 @@ class FileGuard:
                     raise UsageError(
                         f"{write.goal.given} is among {read.what}, {read.path}: choose another output"
                     )
-            if write.goal.path.name in write.beside:
+            if write.goal.path in write.companions():
                 raise UsageError(
                     f"{write.goal.given} is how the model's external data is called: "
                     "choose another output"
@@ -161,9 +167,9 @@ def _refuse_pair(one: _Write, other: _Write) -> None:
             f"{one.what} and {other.what} are one file, {other.goal.given}: give each its own"
         )
     for model, file in ((one, other), (other, one)):
-        name = file.goal.path.name
-        within = model.is_model and model.goal.path.parent == file.goal.path.parent
-        if within and (name in model.beside or is_own_name(name, model.goal.path.name)):
+        path, output = file.goal.path, model.goal.path
+        made = model.is_model and path.parent == output.parent
+        if path in model.companions() or (made and is_own_name(path.name, output.name)):
             raise UsageError(
                 f"{file.goal.given} is how external data of {model.goal.given} is called: "
                 f"choose another file for {file.what}"

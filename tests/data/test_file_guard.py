@@ -219,6 +219,24 @@ class TestWhatIsWrittenBeside:
         assert result.exit_code == 0, result.output
         assert set(contents(folder / "out")) == {"o.onnx", "w.bin", "o.json"}
 
+    def test_copies_of_data_in_a_folder_and_beside_a_link(self, folder: Path) -> None:
+        Path("sub").mkdir()
+        proto = pointwise_model(C, C)
+        onnx.save(proto, "deep.onnx", save_as_external_data=True, location="sub/w.bin")
+        for name in ("out/sub", "links"):
+            Path(name).mkdir(parents=True)
+        Path("links/o.onnx").symlink_to("../out/o.onnx")
+        line = ["compress", "deep.onnx", "--ch", 48]
+        message = "how external data of"
+        refused(folder, message, *line, "-o", "out/o.onnx", "--json", "out/sub/w.bin")
+        Path("links/sub").mkdir()
+        refused(folder, message, *line, "-o", "links/o.onnx", "--report", "links/sub/w.bin")
+
+    def test_a_log_on_stdout(self, folder: Path) -> None:
+        result = run(*command("finetune", **{"--log": "-"}))
+        assert result.exit_code == 2
+        assert "cannot be stdout" in result.stderr
+
     @pytest.mark.parametrize("name", ["compress", "lower", "finetune"])
     def test_data_that_a_model_gets(self, name: str, folder: Path) -> None:
         file = f"out/o.onnx.{'0' * 16}.data"
@@ -366,6 +384,17 @@ class TestLibrary:
 
 def test_a_missing_input_is_what_is_said(folder: Path) -> None:
     refused(folder, "none.onnx does not exist", "inspect", "none.onnx", "--json", "o.json")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "y" * 300, "a\0b", "none/at/all"])
+def test_data_of_impossible_names(name: str, folder: Path) -> None:
+    """What is wrong with data is said by whoever reads it; never an exception of the system."""
+    guard = FileGuard()
+    guard.reads_data(name, "--data")
+    guard.reads(name, "--preprocess")
+    guard.reads_model(name)
+    guard.writes("o.json", "--json")
+    guard.check()
 
 
 def test_resume_and_restart_exclude_each_other(folder: Path) -> None:
