@@ -1,5 +1,8 @@
 """Files that appear whole or not at all: written under another name, then renamed into place.
 
+What is no file, a pipe or a device, is written into; a link keeps pointing (see
+:mod:`onnx_igpc.destinations`).
+
 A process that is killed leaves its temporary file behind. Whoever writes a file of that name next
 removes it: a temporary file is locked while its writer lives, so that one which can be locked, and
 has not been written to for a while, belongs to nobody.
@@ -16,30 +19,45 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from onnx_igpc.destinations import PathLike, destination
 from onnx_igpc.errors import UsageError
+
+__all__ = ["PathLike", "locked_folder", "publish", "temporary_file", "write_atomically"]
 
 # Windows has no advisory locks: nothing is locked there, and nothing swept away.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
-PathLike = str | os.PathLike[str]
 # A file is made before it is locked; younger ones may be between the two.
 _STRAY_SECONDS = 60.0
 
 
 def write_atomically(path: PathLike, write: Callable[[IO[bytes]], object]) -> None:
-    """Call ``write`` with a temporary file, then rename that file to ``path``.
+    """Call ``write`` with a temporary file, then rename that file to what ``path`` leads to.
+
+    A stream (pipe, character device, open descriptor) is handed to ``write`` itself.
 
     Raises:
         UsageError: the folder does not exist or the file cannot be written.
     """
-    with temporary_file(Path(path)) as file:
-        write(file)
-        publish(file, Path(path))
+    goal = destination(path)
+    if goal.kind == "file":
+        with temporary_file(goal.path, goal.given) as file:
+            write(file)
+            publish(file, goal.path)
+        return
+    goal.check_writable()
+    try:
+        with goal.open_stream() as stream:
+            write(stream)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
-def temporary_file(target: Path) -> Iterator[IO[bytes]]:
+def temporary_file(target: Path, given: Path | None = None) -> Iterator[IO[bytes]]:
     """A temporary file in the folder of ``target``, removed unless it was renamed.
+
+    ``given`` is how messages call the target.
 
     Raises:
         UsageError: the folder does not exist or the file cannot be written.
@@ -57,7 +75,7 @@ def temporary_file(target: Path) -> Iterator[IO[bytes]]:
                 Path(file.name).unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(f"cannot write {target}: {reason}") from error
+        raise UsageError(f"cannot write {given or target}: {reason}") from error
 
 
 def publish(file: IO[bytes], target: Path) -> None:

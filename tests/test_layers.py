@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one storey stand beside each other.
 STOREYS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "atomic_files"),
+    ("_version", "arguments", "errors", "atomic_files", "destinations"),
     ("layout",),
     ("fitting",),
     ("graph",),

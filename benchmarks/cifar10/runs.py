@@ -20,10 +20,10 @@ from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
 from onnx_igpc.planning.options import Published
 from onnx_igpc.report.typed_json import to_values
-from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress
 from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 
 _POINTS = 10
 """Points of the curve of one epoch."""

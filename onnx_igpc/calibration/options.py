@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.preprocessing import Preprocessing
-from onnx_igpc.data.sources import open_data
+from onnx_igpc.data.sources import Arrays, as_data
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, PathLike
 
@@ -20,7 +19,8 @@ class Calibration:
     """Unlabelled data to fit the weights to, and to measure the damage on.
 
     Args:
-        data: a folder of images, tar shards, arrays (see :func:`~onnx_igpc.data.sources.open_data`), or
+        data: a folder of images, tar shards, files of arrays (see
+            :func:`~onnx_igpc.data.sources.open_data`), an array or arrays by the name of their input, or
             opened data.
         preprocessing: how images become inputs of the model.
         samples: at most so many of a data source that is not opened already.
@@ -28,7 +28,7 @@ class Calibration:
             the original computes; ``False`` fits all on the original's activations.
     """
 
-    data: PathLike | Data
+    data: PathLike | Arrays | Data
     preprocessing: Preprocessing | None = None
     samples: int = DEFAULT_SAMPLES
     sequential: bool = True
@@ -40,9 +40,7 @@ class Calibration:
             DataError: the data is missing, empty, or does not fit the model's inputs.
             UsageError: options that cannot be used for it.
         """
-        if not isinstance(self.data, (str, os.PathLike)):
-            return self.data
-        return open_data(
+        return as_data(
             self.data,
             model_inputs(model.proto),
             self.preprocessing,

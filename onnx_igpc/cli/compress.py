@@ -9,14 +9,18 @@ import click
 
 from onnx_igpc.cli.lower import read_lowering, setting_options
 from onnx_igpc.cli.options import (
-    check_output,
+    OUTPUT,
+    check_files,
     console,
+    goes_to_stdout,
+    guard_model_output,
+    output_path,
     preprocessing_options,
     read_preprocessing,
     write_text,
 )
 from onnx_igpc.cli.progress import ProgressLine
-from onnx_igpc.cli.report import check_report, report_option, write_report
+from onnx_igpc.cli.report import report_option, write_report
 from onnx_igpc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,26 +80,29 @@ def _site_options(command: Any) -> Any:
 @click.argument("model", type=_MODEL)
 @_site_options
 @click.option(
-    "--json", "json_file", type=_FILE, metavar="FILE", help="Write the plan as JSON; - for stdout."
+    "--json", "json_file", type=OUTPUT, metavar="FILE", help="Write the plan as JSON; - for stdout."
 )
 def inspect(
     model: Path, json_file: Path | None, verbose: bool, quiet: bool, **options: Any
 ) -> None:
     """List every pointwise convolution of MODEL and what rewriting it would save."""
     from onnx_igpc.compression.pipeline import inspect as run
+    from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.report.console.rewrite import show_rewrite
 
-    check_output(json_file, model)
+    guard = FileGuard()
+    guard.reads_model(model)
+    check_files(guard, json=json_file)
     sites = _read_sites(options)
     report = run(model, _read_published(options), sites=sites)
     if json_file is not None:
         write_text(json_file, report.to_json())
-    show_rewrite(console(quiet or str(json_file) == "-"), report, planned=True, verbose=verbose)
+    show_rewrite(console(quiet or goes_to_stdout(json_file)), report, planned=True, verbose=verbose)
 
 
 @click.command(epilog="Example: onnx-igpc compress model.onnx -o small.onnx --ch 32")
 @click.argument("model", type=_MODEL)
-@click.option("-o", "--output", type=_FILE, help="The model to write.")
+@click.option("-o", "--output", type=OUTPUT, help="The model to write; - for stdout.")
 @_site_options
 @click.option(
     "--form",
@@ -147,7 +154,7 @@ def inspect(
     type=click.Choice(["learned", "contiguous"]),
     help="Which channels share a group [learned under a budget, else contiguous].",
 )
-@click.option("--save-sensitivity", type=_FILE, help="Keep what a budget measured.")
+@click.option("--save-sensitivity", type=OUTPUT, help="Keep what a budget measured.")
 @click.option("--sensitivity", type=_FILE, help="Use what an earlier run kept.")
 @click.option(
     "--pass",
@@ -168,7 +175,7 @@ def inspect(
 @preprocessing_options
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @report_option
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
+@click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write JSON; - for stdout.")
 def compress(
     model: Path,
     output: Path | None,
@@ -181,15 +188,23 @@ def compress(
 ) -> None:
     """Rewrite the pointwise convolutions of MODEL into interleaved grouped ones."""
     from onnx_igpc.compression.pipeline import compress as run
+    from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.planning.options import Budget
     from onnx_igpc.report.console.lowering import show_lowering
     from onnx_igpc.report.console.rewrite import show_rewrite
 
     if output is None and not dry_run:
         raise click.UsageError("say where to write the model with -o FILE, or use --dry-run")
-    check_output(output, model)
-    check_report(report_file, model)
-    check_output(json_file, model)
+    kept = options["save_sensitivity"]
+    guard = FileGuard()
+    guard.reads_model(model)
+    guard.reads_data(options["calibration"], "--calibration")
+    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(options["sensitivity"], "--sensitivity")
+    guard.writes_folder(options["cache_folder"], "--cache")
+    guard_model_output(guard, output, model, copied=True)
+    check_files(guard, save_sensitivity=kept, report=report_file, json=json_file)
+    options["save_sensitivity"] = output_path(kept) if kept is not None else None
     sites, calibration = _read_sites(options), _read_calibration(options)
     speed, lowering = read_lowering(options), options.pop("lowering")
     fold, passes = options.pop("fold_batch_norm"), options.pop("passes")
@@ -207,11 +222,13 @@ def compress(
             progress=line.update,
         )
     if not dry_run and output is not None:
-        result.save(output)
+        result.save(output_path(output))
     if json_file is not None:
         write_text(json_file, result.report.to_json())
-    write_report(report_file, result.report, (output or model).name, result.opened, model)
-    out = console(quiet or "-" in (str(report_file), str(json_file)))
+    alone = goes_to_stdout(output if not dry_run else None, report_file, json_file, kept)
+    title = model if output is None or goes_to_stdout(output) else output
+    write_report(report_file, result.report, title.name, result.opened, model)
+    out = console(quiet or alone)
     show_rewrite(out, result.report, verbose=verbose)
     show_lowering(out, result.report, verbose=verbose)
     if not result.changed:

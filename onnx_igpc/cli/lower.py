@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnx_igpc.cli.options import Command, check_output, console, write_text
+from onnx_igpc.cli.options import (
+    OUTPUT,
+    Command,
+    check_files,
+    console,
+    goes_to_stdout,
+    guard_model_output,
+    output_path,
+    write_text,
+)
 from onnx_igpc.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -81,7 +90,9 @@ def read_lowering(values: dict[str, Any], kind: str = "auto") -> Lowering:
 
 @click.command(epilog="Example: onnx-igpc lower tuned.onnx -o fast.onnx --threads 1")
 @click.argument("model", type=_FILE)
-@click.option("-o", "--output", type=_FILE, required=True, help="The model to write.")
+@click.option(
+    "-o", "--output", type=OUTPUT, required=True, help="The model to write; - for stdout."
+)
 @click.option(
     "--lowering",
     metavar="NAME",
@@ -90,7 +101,7 @@ def read_lowering(values: dict[str, Any], kind: str = "auto") -> Lowering:
     help="auto: the fastest for each site, measured; literal, dense, ...: that one throughout.",
 )
 @setting_options
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
+@click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write JSON; - for stdout.")
 @click.option("-v", "--verbose", is_flag=True, help="Every site's times.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def lower(
@@ -106,19 +117,23 @@ def lower(
 
     MODEL is what compress or finetune wrote. The result is final: go back to MODEL to train further.
     """
+    from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.lowering.lower import lower_model
     from onnx_igpc.report.console.lowering import show_lowering
     from onnx_igpc.report.console.rewrite import show_checks
 
-    check_output(output, model)
-    check_output(json_file, model)
+    guard = FileGuard()
+    guard.reads_model(model)
+    guard.writes_folder(options["cache_folder"], "--cache")
+    guard_model_output(guard, output, model)
+    check_files(guard, json=json_file)
     chosen = read_lowering(options, lowering)
     with ProgressLine("lowering:", quiet, undisturbed=True) as line:
         result = lower_model(model, lowering=chosen, progress=line.update)
-    result.save(output)
+    result.save(output_path(output))
     if json_file is not None:
         write_text(json_file, result.report.to_json())
-    out = console(quiet or str(json_file) == "-")
+    out = console(quiet or goes_to_stdout(output, json_file))
     show_lowering(out, result.report, verbose=verbose)
     show_checks(out, result.report)
     out.print(f"wrote {output}", markup=False)

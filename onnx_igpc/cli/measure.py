@@ -9,15 +9,17 @@ from typing import Any
 import click
 
 from onnx_igpc.cli.options import (
-    check_output,
+    OUTPUT,
+    check_files,
     console,
+    goes_to_stdout,
     preprocessing_options,
     read_preprocessing,
     recorded_preprocessing,
     write_text,
 )
 from onnx_igpc.cli.progress import ProgressLine
-from onnx_igpc.cli.report import check_report, report_option, write_report
+from onnx_igpc.cli.report import report_option, write_report
 
 _MODEL = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
@@ -32,6 +34,12 @@ def _counts(
         if not (count.isascii() and count.isdigit()) or int(count) < 1:
             raise click.BadParameter(f"{count!r} is not a whole number above 0: write 1,8")
     return tuple(dict.fromkeys(int(count) for count in counts))
+
+
+def _module_file(metric: str | None) -> Path | None:
+    """Where the module of ``MODULE:FUNCTION`` lies, if that is the folder one works in."""
+    module = metric.partition(":")[0] if metric is not None else ""
+    return Path(f"{module.replace('.', '/')}.py") if module else None
 
 
 def register(main: click.Group) -> None:
@@ -68,7 +76,7 @@ def register(main: click.Group) -> None:
 @click.option("--rtol", type=float, help="See --atol.")
 @preprocessing_options
 @report_option
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
+@click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def verify(
     original: Path,
@@ -83,13 +91,18 @@ def verify(
 
     Exit code 1 if a given threshold does not hold, or nodes ran elsewhere than asked.
     """
+    from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.evaluation.verify import verify as run
     from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.report.console.rewrite import show_verify
     from onnx_igpc.report.files import compared_report
 
-    check_report(report_file, original, candidate)
-    check_output(json_file, original, candidate)
+    guard = FileGuard()
+    guard.reads_model(original, candidate)
+    guard.reads_data(options["data"], "--data")
+    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(_module_file(options["metric"]), "--metric")
+    check_files(guard, report=report_file, json=json_file)
     options["preprocessing"] = read_preprocessing(options)
     if options["preprocessing"] is None and options["data"] is not None:
         options["preprocessing"] = recorded_preprocessing(candidate, options["data"])
@@ -103,7 +116,7 @@ def verify(
         report = compared_report(original, candidate)
         report.verify = result
         write_report(report_file, report, candidate.name, candidate, original)
-    show_verify(console(quiet or "-" in (str(json_file), str(report_file))), result)
+    show_verify(console(quiet or goes_to_stdout(json_file, report_file)), result)
     if not result.passed:
         raise SystemExit(1)
 
@@ -152,7 +165,7 @@ def verify(
 )
 @preprocessing_options
 @report_option
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write JSON; - for stdout.")
+@click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def benchmark(
     models: tuple[Path, ...],
@@ -167,13 +180,17 @@ def benchmark(
 
     Exit code 1 if the provider asked for is not there, or did not run a model's arithmetic.
     """
+    from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.evaluation.benchmark import benchmark as run
     from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.report.console.benchmark import show_benchmark
     from onnx_igpc.report.files import compared_report, subject
 
-    check_report(report_file, *models)
-    check_output(json_file, *models)
+    guard = FileGuard()
+    guard.reads_model(*models)
+    guard.reads_data(options["data"], "--data")
+    guard.reads(options["preprocess"], "--preprocess")
+    check_files(guard, report=report_file, json=json_file)
     options["preprocessing"] = read_preprocessing(options)
     with ProgressLine("benchmarking", quiet, undisturbed=True) as line:
         result = run(
@@ -190,6 +207,6 @@ def benchmark(
         report = compared_report(models[0], candidate)
         report.benchmark = result
         write_report(report_file, report, candidate.name, candidate, models[0])
-    show_benchmark(console(quiet or "-" in (str(json_file), str(report_file))), result)
+    show_benchmark(console(quiet or goes_to_stdout(json_file, report_file)), result)
     if result.failures:
         raise SystemExit(1)

@@ -19,6 +19,7 @@ from onnx_igpc.errors import IgpcError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.data.preprocessing import Preprocessing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -79,32 +80,79 @@ def console(quiet: bool = False) -> Console:
     """Where reports go: stdout, nothing when quiet; plain when piped, and sentences in one line then."""
     from onnx_igpc.report.console.terminal import SafeConsole
 
-    return SafeConsole(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return SafeConsole(quiet=quiet, highlight=False, soft_wrap=not _is_terminal())
 
 
-def check_output(path: Path | None, *inputs: Path) -> None:
-    """Refuse an output that cannot be written, before any work is done for it.
+def _is_terminal() -> bool:
+    """Whether stdout is one; it is None where the caller has closed it."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+class OutputFile(click.Path):
+    """The path of an output; ``-`` and every other name of stdout become ``-``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from onnx_igpc.destinations import is_stdout
+
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        return Path("-") if is_stdout(path) else path
+
+
+OUTPUT = OutputFile()
+
+
+def goes_to_stdout(*paths: Path | None) -> bool:
+    """Whether one of the outputs has stdout for itself, where nothing else must be printed then."""
+    return any(path is not None and str(path) == "-" for path in paths)
+
+
+def output_path(path: Path) -> Path:
+    """An output as the library takes it, which knows no ``-``."""
+    from onnx_igpc.destinations import STDOUT
+
+    return STDOUT if goes_to_stdout(path) else path
+
+
+def check_files(guard: FileGuard, **outputs: Path | None) -> None:
+    """Refuse, before any work, outputs that cannot be written, are read, or are one another.
+
+    ``outputs`` are files by the name of their option: ``json``, ``save_sensitivity``. Models are put into
+    the guard by their commands.
 
     Raises:
-        UsageError: the folder is missing or read-only, it is a folder, or it is one of the inputs.
+        UsageError: in one line, which; or ``report`` has neither the suffix of a page nor that of JSON.
     """
-    if path is None or str(path) == "-":
+    from onnx_igpc.report.files import is_page
+
+    for name, path in outputs.items():
+        if path is not None:
+            guard.writes(output_path(path), f"--{name.replace('_', '-')}")
+    guard.check()
+    if (report := outputs.get("report")) is not None:
+        is_page(report)
+
+
+def guard_model_output(
+    guard: FileGuard, output: Path | None, source: Path, *, copied: bool = False
+) -> None:
+    """Tell the guard the model that ``-o`` names, made of ``source``; ``copied``: it may be its copy.
+
+    Raises:
+        UsageError: it cannot be written, or is a terminal.
+    """
+    if output is None:
         return
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise UsageError(f"cannot write {path}: the folder {folder} does not exist")
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"cannot write {path}: the folder {folder} is read-only")
-    for source in inputs:
-        if path.exists() and source.exists() and path.samefile(source):
-            raise UsageError(f"{path} is the input itself: choose another output")
+    if goes_to_stdout(output) and _is_terminal():
+        raise UsageError("cannot write a model to a terminal: name a file with -o, or pipe it")
+    guard.writes_model(output_path(output), "-o", source=source, copied=copied)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write to a file, whole or not at all, or to stdout for ``-``."""
-    if str(path) == "-":
+    if goes_to_stdout(path):
         click.echo(text)
         return
     from onnx_igpc.graph.model import write_atomically

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnx_igpc.cli.options import check_output, console, write_text
+from onnx_igpc.cli.options import OUTPUT, check_files, console, goes_to_stdout, write_text
 
 if TYPE_CHECKING:
     from onnx_igpc.graph.model import OpenModel
@@ -27,23 +27,10 @@ def report_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--report",
         "report_file",
-        type=_PATH,
+        type=OUTPUT,
         metavar="FILE",
         help="Write the report: .html is a page to look at, .json the same as data; - is JSON on stdout.",
     )(command)
-
-
-def check_report(path: Path | None, *inputs: Path) -> None:
-    """Refuse a report file that cannot be written, before any work is done for it.
-
-    Raises:
-        UsageError: as :func:`check_output`, or its suffix is neither .html nor .json.
-    """
-    from onnx_igpc.report.files import is_page
-
-    check_output(path, *inputs)
-    if path is not None:
-        is_page(path)
 
 
 def write_report(
@@ -69,12 +56,16 @@ def write_report(
 @click.command(epilog="Example: onnx-igpc report small.onnx --html small.html")
 @click.argument("model", type=_PATH)
 @click.option(
-    "--html", "html_file", type=_PATH, metavar="FILE", help="Write the report as a page to look at."
+    "--html",
+    "html_file",
+    type=OUTPUT,
+    metavar="FILE",
+    help="Write the report as a page to look at.",
 )
 @click.option(
     "--json",
     "json_file",
-    type=_PATH,
+    type=OUTPUT,
     metavar="FILE",
     help="Write the report as JSON; - for stdout.",
 )
@@ -99,14 +90,18 @@ def report(
     quiet: bool,
 ) -> None:
     """Show the report that a compressed MODEL carries."""
+    from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.evaluation.thumbnails import add_thumbnails
     from onnx_igpc.graph.model import file_bytes, open_model
     from onnx_igpc.report.console.lowering import show_lowering
     from onnx_igpc.report.console.rewrite import show_rewrite
     from onnx_igpc.report.files import carried_report, read_report
 
-    for file in (html_file, json_file):
-        check_output(file, model, *others)
+    guard = FileGuard()
+    guard.reads_model(model, original)
+    for other in others:
+        guard.reads(other, "--merge")
+    check_files(guard, html=html_file, json=json_file)
     opened = open_model(model)
     found = carried_report(opened)
     for other in others:
@@ -121,6 +116,6 @@ def report(
         write_text(html_file, render_html(found, model.name))
     if json_file is not None:
         write_text(json_file, found.to_json())
-    out = console(quiet or "-" in (str(html_file), str(json_file)))
+    out = console(quiet or goes_to_stdout(html_file, json_file))
     show_rewrite(out, found, verbose=verbose)
     show_lowering(out, found, verbose=verbose)

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnx_igpc.cli.options import (
-    check_output,
+    OUTPUT,
+    check_files,
     console,
+    goes_to_stdout,
+    guard_model_output,
+    output_path,
     preprocessing_options,
     read_preprocessing,
     write_text,
 )
 from onnx_igpc.cli.progress import ProgressLine
-from onnx_igpc.cli.report import check_report, report_option, write_report
+from onnx_igpc.cli.report import report_option, write_report
 
 if TYPE_CHECKING:
     from onnx_igpc.report.sections import EpochReport
@@ -171,7 +175,7 @@ def _let_threads_sleep() -> None:
     "--data", type=_PATH, required=True, help="Images (folder, .tar shards) or arrays (.npz)."
 )
 @click.option("--val", type=_PATH, help="Validation data, measured after every epoch.")
-@click.option("-o", "--output", type=_PATH, required=True, help="The model to write.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The model to write.")
 @_recipe_options
 @click.option("--fold-batch-norm", is_flag=True, help="Fold BatchNorm in the written model.")
 @click.option("--device", help="cpu, cuda or cuda:N  [a GPU if there is one].")
@@ -180,7 +184,7 @@ def _let_threads_sleep() -> None:
 @click.option("--restart", is_flag=True, help="Start anew although there is a checkpoint.")
 @click.option("--log", type=_PATH, metavar="BASE", help="BASE.csv and BASE.json  [beside OUTPUT].")
 @report_option
-@click.option("--json", "json_file", type=_PATH, metavar="FILE", help="Write JSON; - for stdout.")
+@click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write JSON; - for stdout.")
 @preprocessing_options
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def finetune(
@@ -197,11 +201,16 @@ def finetune(
     Without --teacher it learns from labels: class folders, .cls files, an array 'labels'.
     """
     from onnx_igpc.torch_bridge import require_torch
+    from onnx_igpc.torch_bridge.training.run_files import finetune_files
 
-    models = [model for model in (compressed, teacher) if model is not None]
-    check_output(output, *models)
-    check_report(report_file, *models)
-    check_output(json_file, *models)
+    if options["resume"] and options["restart"]:
+        raise click.UsageError("--resume and --restart exclude each other")
+    if goes_to_stdout(options["log"]):
+        raise click.UsageError("--log is the start of two files' names: it cannot be stdout")
+    sources = (options["data"], options["val"])
+    guard = finetune_files((compressed, teacher), sources, output_path(output), options["log"])
+    guard.reads(options["preprocess"], "--preprocess")
+    check_files(guard, report=report_file, json=json_file)
     options["preprocessing"] = read_preprocessing(options)
     require_torch()
     _let_threads_sleep()
@@ -223,7 +232,7 @@ def finetune(
     if json_file is not None:
         write_text(json_file, result.report.to_json())
     write_report(report_file, result.report, output.name, output, teacher)
-    out = console(quiet or "-" in (str(report_file), str(json_file)))
+    out = console(quiet or goes_to_stdout(report_file, json_file))
     for text in result.summary():
         out.print(text, markup=False)
     out.print(f"wrote {output}", markup=False)
@@ -238,9 +247,16 @@ def to_torch(model: Path, output: Path, quiet: bool) -> None:
     from onnx_igpc.torch_bridge import require_torch
 
     require_torch()
+    from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.graph.checks import load_checked
     from onnx_igpc.report.digest import read_digest, refuse_lowered
-    from onnx_igpc.torch_bridge.state_files import export_state
+    from onnx_igpc.torch_bridge.state_files import STATE_FILE, export_state
+
+    guard = FileGuard()
+    guard.reads_model(model)
+    if output.is_dir():
+        guard.writes(output / STATE_FILE, "-o", stream=False)
+    guard.check()
 
     proto = load_checked(model)
     refuse_lowered(read_digest(proto), str(model), "train")
@@ -253,17 +269,28 @@ def to_torch(model: Path, output: Path, quiet: bool) -> None:
 )
 @click.argument("model", type=_PATH)
 @click.argument("state", type=_PATH)
-@click.option("-o", "--output", type=_PATH, required=True, help="The model to write.")
+@click.option(
+    "-o", "--output", type=OUTPUT, required=True, help="The model to write; - for stdout."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def from_torch(model: Path, state: Path, output: Path, quiet: bool) -> None:
     """Write the weights in STATE (.safetensors, .pt, or what to-torch wrote) into the graph of MODEL."""
     from onnx_igpc.torch_bridge import require_torch
 
-    check_output(output, model)
     require_torch()
-    from onnx_igpc.graph.checks import load_checked
-    from onnx_igpc.graph.model import save_model
-    from onnx_igpc.torch_bridge.state_files import import_state
+    from onnx_igpc.data.file_guard import FileGuard
+    from onnx_igpc.graph.checks import check_original
+    from onnx_igpc.graph.model import open_model, save_model
+    from onnx_igpc.torch_bridge.state_files import import_state, state_file
 
-    save_model(import_state(load_checked(model), state), output)
-    console(quiet).print(f"wrote {output}", markup=False)
+    opened = open_model(model)
+    guard = FileGuard()
+    guard.reads_model(opened)
+    guard.reads(state_file(state), "STATE")
+    guard_model_output(guard, output, model)
+    guard.check()
+    check_original(opened)
+    proto = opened.materialized() if opened.has_external_data else opened.proto
+    changed = import_state(proto, state)
+    save_model(changed, output_path(output), outside=opened.has_external_data)
+    console(quiet or goes_to_stdout(output)).print(f"wrote {output}", markup=False)

@@ -18,7 +18,9 @@ from onnx_igpc.compression.plugins import PluginPass, load_plugins
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import NOTHING_WARNING, Measured, Original, describe
 from onnx_igpc.data.batches import Data
+from onnx_igpc.data.file_guard import FileGuard
 from onnx_igpc.data.progress import Progress
+from onnx_igpc.data.sources import Arrays
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.checks import check_graph, check_original
@@ -46,10 +48,10 @@ def compress(
     plan: Published | Budget | None = None,
     *,
     sites: SiteFilter | None = None,
-    calibration: Calibration | PathLike | Data | None = None,
+    calibration: Calibration | PathLike | Arrays | Data | None = None,
     lowering: Lowering | None = None,
     fold_batch_norm: bool = False,
-    passes: Sequence[str | Pass] = (),
+    passes: str | Pass | Sequence[str | Pass] = (),
     progress: Progress | None = None,
 ) -> CompressResult:
     """Rewrite the pointwise convolutions of a model into interleaved grouped ones.
@@ -64,8 +66,8 @@ def compress(
         lowering: measures on this machine: sites that would be slower than dense stay dense, and the
             others are written for speed at the end, which is final. A budget of latency lowers as well.
         fold_batch_norm: fold BatchNormalization into the convolutions first.
-        passes: names of passes that installed packages bring (:mod:`onnx_igpc.compression.plugins`), or
-            passes; they run in this order behind the rewrite.
+        passes: names of passes (one, or several) that installed packages bring
+            (:mod:`onnx_igpc.compression.plugins`), or passes; they run in this order behind the rewrite.
         progress: called with (sites done, sites in all, name of the next).
 
     Raises:
@@ -78,12 +80,14 @@ def compress(
     plugins = load_plugins(passes)
     job = _Job.of(plan, sites, calibration, lowering, fold_batch_norm)
     opened = open_copy(model)
+    guard = job.guard(opened)
     check_original(opened)
     data = job.calibration.open(opened) if job.calibration else None
     if job.lowering is None:
-        return _compress(model, opened, job, data, plugins, progress)
+        return replace(_compress(model, opened, job, data, plugins, progress), guard=guard)
     speed = LoweringRun.open(opened, job.lowering, progress)
-    return speed.finish(_compress(model, opened, job, data, plugins, progress, speed))
+    result = _compress(model, opened, job, data, plugins, progress, speed)
+    return replace(speed.finish(result), guard=guard)
 
 
 def inspect(
@@ -127,7 +131,7 @@ class _Job:
         cls,
         plan: Published | Budget | None,
         sites: SiteFilter | None,
-        calibration: Calibration | PathLike | Data | None = None,
+        calibration: Calibration | PathLike | Arrays | Data | None = None,
         lowering: Lowering | None = None,
         fold_batch_norm: bool = False,
     ) -> _Job:
@@ -155,6 +159,18 @@ class _Job:
         for option, given in needs_data.items():
             if given and self.calibration is None:
                 raise UsageError(f"{option} needs data to choose by: give --calibration")
+
+    def guard(self, model: OpenModel) -> FileGuard:
+        """What the run reads; UsageError where it would write its measurements over some of it."""
+        guard = FileGuard()
+        guard.reads_model(model)
+        if self.calibration is not None:
+            guard.reads_data(self.calibration.data, "calibration")
+        if isinstance(self.plan, Budget):
+            guard.reads(self.plan.sensitivity, "sensitivity")
+            guard.writes(self.plan.save_sensitivity, "save_sensitivity")
+        guard.check()
+        return guard
 
     @property
     def published(self) -> Published:

@@ -34,7 +34,7 @@ def available() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
 
 
-def load_plugins(wanted: Iterable[str | Pass]) -> list[PluginPass]:
+def load_plugins(wanted: str | Pass | Iterable[str | Pass] | None) -> list[PluginPass]:
     """The passes with these names, in this order; a :class:`Pass` stands for itself.
 
     Raises:
@@ -42,9 +42,10 @@ def load_plugins(wanted: Iterable[str | Pass]) -> list[PluginPass]:
         ModelError: a package's pass cannot be imported or is none.
     """
     found = available()
+    several = (wanted,) if isinstance(wanted, (str, Pass)) else wanted or ()
     return [
         PluginPass(each.name, each.name, each) if isinstance(each, Pass) else _load(each, found)
-        for each in wanted
+        for each in several
     ]
 
 

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -63,6 +63,36 @@ class _Header:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+_Array = TypeVar("_Array", _Header, np.ndarray)
+
+
+class HeldArrays:
+    """Samples in memory: arrays by the names of the inputs, and ``labels`` where there are some.
+
+    Shapes are those of :class:`ArrayFile`, and so are the errors; ``name`` is how messages call them.
+    """
+
+    def __init__(
+        self, name: str, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputSpec]
+    ) -> None:
+        given = dict(arrays)
+        labels = given.pop(LABELS, None) if LABELS not in _names(inputs) else None
+        found = _by_input(name, given, inputs)
+        lengths = {_check_fits(name, found[spec.name], spec) for spec in inputs}
+        self.count = _common_length(name, lengths)
+        single = lengths == {None}
+        self._rows = {
+            spec.name: (found[spec.name][np.newaxis] if single else found[spec.name], spec.dtype)
+            for spec in inputs
+        }
+        self.labels = None if labels is None else _checked_labels(name, labels, self.count)
+
+    def read(self, chosen: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """The samples at the chosen positions, ascending, without the batch dimension."""
+        for position in sorted(set(chosen)):
+            yield {name: rows[position].astype(dtype) for name, (rows, dtype) in self._rows.items()}
+
+
 class ArrayFile:
     """The samples of one .npy or .npz file.
 
@@ -79,12 +109,7 @@ class ArrayFile:
         self._dtypes = {spec.name: spec.dtype for spec in inputs}
         lengths = {_check_fits(path, self._arrays[spec.name], spec) for spec in inputs}
         self._single = lengths == {None}
-        counts = {1 if length is None else length for length in lengths}
-        if len(counts) != 1:
-            raise DataError(
-                f"{path}: the arrays hold different numbers of samples: {sorted(counts)}"
-            )
-        [self.count] = counts
+        self.count = _common_length(path, lengths)
         self.labels = None if label_header is None else _labels(label_header, self.count)
 
     def check_memory(self) -> None:
@@ -108,9 +133,16 @@ def _names(inputs: Sequence[InputSpec]) -> set[str]:
     return {spec.name for spec in inputs}
 
 
+def _common_length(path: Path | str, lengths: set[int | None]) -> int:
+    counts = {1 if length is None else length for length in lengths}
+    if len(counts) != 1:
+        raise DataError(f"{path}: the arrays hold different numbers of samples: {sorted(counts)}")
+    return counts.pop()
+
+
 def _by_input(
-    path: Path, headers: Mapping[str, _Header], inputs: Sequence[InputSpec]
-) -> dict[str, _Header]:
+    path: Path | str, headers: Mapping[str, _Array], inputs: Sequence[InputSpec]
+) -> dict[str, _Array]:
     if len(inputs) == 1 and len(headers) == 1:
         return {inputs[0].name: next(iter(headers.values()))}
     if missing := [spec.name for spec in inputs if spec.name not in headers]:
@@ -121,7 +153,7 @@ def _by_input(
     return {spec.name: headers[spec.name] for spec in inputs}
 
 
-def _check_fits(path: Path, header: _Header, spec: InputSpec) -> int | None:
+def _check_fits(path: Path | str, header: _Header | np.ndarray, spec: InputSpec) -> int | None:
     """The number of samples, None for a single one without a batch dimension."""
     shape, single = header.shape, len(header.shape) == len(spec.shape) - 1
     row = shape if single else shape[1:]
@@ -141,10 +173,13 @@ def _check_fits(path: Path, header: _Header, spec: InputSpec) -> int | None:
 
 
 def _labels(header: _Header, count: int) -> tuple[int, ...]:
-    values = _whole(header)
+    return _checked_labels(header.file, _whole(header), count)
+
+
+def _checked_labels(path: Path | str, values: np.ndarray, count: int) -> tuple[int, ...]:
     if values.dtype.kind not in "iu" or values.size != count:
         raise DataError(
-            f"{header.file}: labels must be {count} integers, "
+            f"{path}: labels must be {count} integers, "
             f"not {values.dtype} of shape {list(values.shape)}"
         )
     return tuple(int(value) for value in values.reshape(-1))

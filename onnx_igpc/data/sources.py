@@ -7,18 +7,23 @@ order every time and with memory for one batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from onnx_igpc.data.arrays import ArrayFile
+from onnx_igpc.data.arrays import ArrayFile, HeldArrays
 from onnx_igpc.data.batches import BatchedData, Data, Sample
 from onnx_igpc.data.images import IMAGE_SUFFIXES, TAR_SUFFIXES, ImageFolder, ImageTar, spread
 from onnx_igpc.data.preprocessing import CorruptImageError, Preprocessing
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec
+
+Arrays = np.ndarray | Mapping[str, np.ndarray]
+"""Arrays in memory: for the model's only input, or by input."""
+
+_IN_MEMORY = "arrays in memory"
 
 MAX_CORRUPT = 0.01
 """Share of a source's images that may be unreadable before it is refused."""
@@ -85,16 +90,14 @@ class _ArrayData(BatchedData):
     def __init__(
         self,
         source: str,
-        paths: Sequence[Path],
+        files: Sequence[ArrayFile | HeldArrays],
         inputs: Sequence[InputSpec],
         samples: int | None,
         batch_size: int,
     ) -> None:
         super().__init__(source, inputs, batch_size)
-        self._files = [ArrayFile(path, inputs) for path in paths]
+        self._files = files
         with_labels = [file.labels is not None for file in self._files]
-        if any(with_labels) and not all(with_labels):
-            raise DataError(f"{source}: {paths[with_labels.index(False)].name} has no labels")
         self.labelled = all(with_labels)
         total = sum(file.count for file in self._files)
         if not total:
@@ -154,6 +157,48 @@ def open_data(
     return _ImageData(name, found, inputs, preprocessing, samples, batch_size)
 
 
+def as_data(
+    source: str | os.PathLike[str] | Arrays | Data,
+    inputs: Sequence[InputSpec],
+    preprocessing: Preprocessing | None = None,
+    *,
+    samples: int | None = None,
+    batch_size: int = 32,
+) -> Data:
+    """What a caller gives as data, as batches: a path, arrays in memory, or opened data as it is.
+
+    An array (samples first, or a single sample) is for the model's only input; a mapping has arrays by
+    input, as an .npz has, ``labels`` among them where there are labels. Other arguments and errors are
+    those of :func:`open_data`; DataError also where ``source`` is nothing of these.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return open_data(source, inputs, preprocessing, samples=samples, batch_size=batch_size)
+    arrays = _arrays(source)
+    if arrays is None:
+        if not (hasattr(source, "describe") and hasattr(source, "size")):
+            raise DataError(
+                "data is a path, an array or a dict of arrays by input, or what open_data gives, "
+                f"not {type(source).__name__}"
+            )
+        return cast("Data", source)
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples must be at least 1, not {samples}")
+    _refuse_preprocessing(_IN_MEMORY, preprocessing)
+    held = HeldArrays(_IN_MEMORY, arrays, inputs)
+    return _ArrayData(_IN_MEMORY, [held], inputs, samples, batch_size)
+
+
+def _arrays(source: object) -> dict[str, np.ndarray] | None:
+    """The arrays in memory that ``source`` is; ``None`` where it is something else."""
+    given = source if isinstance(source, Mapping) else {"array": source}
+    if not all(hasattr(values, "__array__") for values in given.values()):
+        return None
+    try:
+        return {str(name): np.asarray(values) for name, values in given.items()}
+    except (TypeError, ValueError, RuntimeError) as error:  # tensors of another device, say
+        raise DataError(f"{_IN_MEMORY} cannot be used: {' '.join(str(error).split())}") from error
+
+
 def _open_arrays(
     name: str,
     paths: Sequence[Path],
@@ -162,9 +207,17 @@ def _open_arrays(
     samples: int | None,
     batch_size: int,
 ) -> Data:
+    _refuse_preprocessing(name, preprocessing)
+    files = [ArrayFile(path, inputs) for path in paths]
+    unlabelled = [path for path, file in zip(paths, files, strict=True) if file.labels is None]
+    if 0 < len(unlabelled) < len(paths):
+        raise DataError(f"{name}: {unlabelled[0].name} has no labels")
+    return _ArrayData(name, files, inputs, samples, batch_size)
+
+
+def _refuse_preprocessing(name: str, preprocessing: Preprocessing | None) -> None:
     if preprocessing not in (None, Preprocessing()):
         raise UsageError(f"{name}: arrays are fed as they are, preprocessing is for images")
-    return _ArrayData(name, paths, inputs, samples, batch_size)
 
 
 def _split_archive_path(path: Path) -> tuple[Path, str]:

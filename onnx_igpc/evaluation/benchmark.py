@@ -14,7 +14,7 @@ import numpy as np
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.random_inputs import random_inputs
-from onnx_igpc.data.sources import open_data
+from onnx_igpc.data.sources import Arrays, as_data
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.contenders import Contender, batched, natural_batch
 from onnx_igpc.evaluation.speed_limit import site_work, speed_limit
@@ -38,13 +38,13 @@ _LIMIT_RUNS = 20
 
 
 def benchmark(
-    models: Sequence[str | os.PathLike[str]],
+    models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     provider: str = "cpu",
-    batches: Sequence[int] = (),
-    threads: Sequence[int | None] = (None,),
+    batches: int | Sequence[int] = (),
+    threads: int | Sequence[int | None] = (None,),
     shapes: Shapes | None = None,
-    data: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | Arrays | None = None,
     preprocessing: Preprocessing | None = None,
     rounds: int = 30,
     warmup: int = 3,
@@ -57,7 +57,7 @@ def benchmark(
     """Race models; the first is the baseline of every speed-up.
 
     batches: sizes to race at; none means the one that the models fix, or 1. shapes: sizes of dynamic
-    dimensions, by input; data: real inputs, as :func:`open_data` takes them; otherwise inputs are
+    dimensions, by input; data: real inputs, as :func:`as_data` takes them; otherwise inputs are
     seeded random numbers. rounds: turns that each model gets. footprint: measure load time and peak
     memory in a process a model. per_operator: add each node's time. limit: against an unrewritten first
     model, measure how fast each rewritten one could at best be. progress: called with (rounds done,
@@ -66,6 +66,9 @@ def benchmark(
     Raises CheckFailedError where the provider asked for ran none of a model's nodes or is not there,
     UsageError for options that do not fit the models, ModelError for models that cannot run.
     """
+    models = [models] if isinstance(models, (str, os.PathLike)) else models
+    batches = [batches] if isinstance(batches, int) else batches
+    threads = [threads] if isinstance(threads, int) else threads
     if not models:
         raise UsageError("benchmark needs at least one model")
     if rounds < 2:
@@ -107,11 +110,17 @@ def benchmark(
         onnxruntime=import_onnxruntime().__version__,
         machine=f"{platform.machine()} {platform.system()}, {os.cpu_count()} processors",
         rounds=rounds,
-        inputs="random" if data is None else os.fspath(data),
+        inputs=_source(data),
         models=tuple(facts),
         races=tuple(races),
         failures=tuple(f"{each.path}: {each.misplaced}" for each in facts if each.misplaced),
     )
+
+
+def _source(data: str | os.PathLike[str] | Arrays | None) -> str:
+    if data is None:
+        return "random"
+    return os.fspath(data) if isinstance(data, (str, os.PathLike)) else "arrays in memory"
 
 
 class _Limits:
@@ -165,7 +174,7 @@ def _feeds(
     batch: int,
     seed: int,
     shapes: Shapes | None,
-    data: str | os.PathLike[str] | None,
+    data: str | os.PathLike[str] | Arrays | None,
     preprocessing: Preprocessing | None,
 ) -> Feeds:
     inputs = session_inputs(session)
@@ -174,7 +183,7 @@ def _feeds(
         raise UsageError(f"batch {batch} was asked for, but a model takes only batches of {fixed}")
     if data is None:
         return random_inputs(inputs, batch=batch, seed=seed, shapes=batched(shapes, batch))
-    source = open_data(data, inputs, preprocessing, samples=batch, batch_size=batch)
+    source = as_data(data, inputs, preprocessing, samples=batch, batch_size=batch)
     feeds = next(iter(source)).feeds
     # Fewer samples than the batch: repeat them, since values hardly matter for time.
     return {name: np.resize(values, (batch, *values.shape[1:])) for name, values in feeds.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnx_igpc.data.batches import Data, random_data
 from onnx_igpc.data.preprocessing import Preprocessing
-from onnx_igpc.data.sources import open_data
+from onnx_igpc.data.sources import Arrays, as_data
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.evaluation.comparison import Comparison
 from onnx_igpc.graph.inputs import InputSpec, Shapes
@@ -34,7 +34,7 @@ def verify(
     original: AnyModel,
     candidate: AnyModel,
     *,
-    data: str | os.PathLike[str] | Data | None = None,
+    data: str | os.PathLike[str] | Arrays | Data | None = None,
     preprocessing: Preprocessing | None = None,
     samples: int | None = None,
     batch_size: int = 16,
@@ -51,7 +51,7 @@ def verify(
 ) -> VerifyReport:
     """Run both models on the same inputs and compare every output.
 
-    data: as :func:`open_data` takes it, or its result; None compares on seeded random inputs (8 unless
+    data: as :func:`as_data` takes it: a path, arrays, or opened data; None compares on seeded random inputs (8 unless
     ``samples`` says otherwise). shapes: sizes of dynamic dimensions for random inputs. scores: the
     output with class scores; without it, the only output that is [batch, classes] once dimensions of 1
     other than the batch are dropped. metric: ``module:function``, see :class:`Metric`. min_agreement in
@@ -150,7 +150,7 @@ def _both_dynamic(x: int | str | None, y: int | str | None) -> bool:
 
 
 def _data(
-    data: str | os.PathLike[str] | Data | None,
+    data: str | os.PathLike[str] | Arrays | Data | None,
     inputs: Sequence[InputSpec],
     preprocessing: Preprocessing | None,
     samples: int | None,
@@ -161,9 +161,7 @@ def _data(
     if data is None:
         count = RANDOM_SAMPLES if samples is None else samples
         return random_data(inputs, samples=count, batch_size=batch_size, seed=seed, shapes=shapes)
-    if isinstance(data, (str, os.PathLike)):
-        return open_data(data, inputs, preprocessing, samples=samples, batch_size=batch_size)
-    return data
+    return as_data(data, inputs, preprocessing, samples=samples, batch_size=batch_size)
 
 
 def _misplacements(role: str, profile: ExecutionProfile, provider: str) -> list[str]:

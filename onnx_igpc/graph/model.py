@@ -27,6 +27,7 @@ from onnx_igpc.atomic_files import (
     temporary_file,
     write_atomically,
 )
+from onnx_igpc.destinations import destination
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.external_data import (
     MAX_INLINE_BYTES,
@@ -58,7 +59,6 @@ __all__ = [
     "file_bytes",
     "load_model",
     "open_model",
-    "refuse_same_file",
     "save_model",
     "write_atomically",
 ]
@@ -177,20 +177,25 @@ def load_model(path: PathLike) -> onnx.ModelProto:
     return model.materialized() if model.has_external_data else model.proto
 
 
-def save_model(model: onnx.ModelProto | OpenModel, path: PathLike) -> None:
+def save_model(
+    model: onnx.ModelProto | OpenModel, path: PathLike, *, outside: bool = False
+) -> None:
     """Write a model; the file appears whole or not at all.
 
-    Where the model has external data, or is too large for one file, its large tensors go to a file
-    ``<name>.<hash>.data`` beside it. ``model`` itself is not changed.
+    Where the model has external data or ``outside`` asks for it, and where it is too large for one
+    file, its large tensors go to a file ``<name>.<hash>.data`` beside it. A link keeps pointing: the
+    model that it leads to is replaced. ``model`` itself is not changed.
 
     Raises:
-        UsageError: the folder does not exist or cannot be written to.
+        UsageError: the folder does not exist or cannot be written to, or ``path`` is a pipe or device
+            and the model needs more than one file.
         ModelError: the model cannot be serialised.
     """
     opened = model if isinstance(model, OpenModel) else OpenModel(model)
     target = Path(path)
-    inline_bytes = sum(len(tensor.raw_data) for tensor in tensors(opened.proto))
-    if opened.has_external_data or inline_bytes > MAX_INLINE_BYTES:
+    inline = [len(tensor.raw_data) for tensor in tensors(opened.proto)]
+    outside = outside and max(inline, default=0) >= MIN_EXTERNAL_BYTES
+    if outside or opened.has_external_data or sum(inline) > MAX_INLINE_BYTES:
         _save_with_data(opened, target)
         return
     try:
@@ -208,18 +213,19 @@ def copy_model(model: OpenModel, path: PathLike) -> None:
     """
     assert model.path is not None
     target = Path(path)
-    for location in sorted(external_locations(model.proto)):
+    locations = sorted(external_locations(model.proto))
+    if locations:
+        target = _regular(target)
+    for location in locations:
         source = model.data.locate(location, location)
         beside = target.parent / location
         if beside.exists():
-            if not beside.samefile(source) and not filecmp.cmp(source, beside, shallow=False):
-                raise UsageError(
-                    f"{beside} already exists and belongs to another model: choose another folder"
-                )
-            continue
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as data:
-            write_atomically(beside, functools.partial(shutil.copyfileobj, data))
+            _refuse_another(source, beside)
+        else:
+            _make_folder(beside.parent)
+            with source.open("rb") as data:
+                write_atomically(beside, functools.partial(shutil.copyfileobj, data))
+        _link_beside(Path(path), beside, location)
     with model.path.open("rb") as file:
         write_atomically(target, functools.partial(shutil.copyfileobj, file))
 
@@ -235,14 +241,51 @@ def file_bytes(path: PathLike, proto: onnx.ModelProto | None = None) -> int:
     return file.stat().st_size + sum(data.locate(each, each).stat().st_size for each in locations)
 
 
-def refuse_same_file(source: Path | None, target: Path) -> None:
-    """Raise UsageError where ``target`` is the model that is being read."""
-    if source is not None and target.exists() and target.samefile(source):
-        raise UsageError(f"{target} is the input itself: choose another output")
+def _regular(path: Path) -> Path:
+    """The file that ``path`` leads to; UsageError for a stream, which has nothing beside it."""
+    goal = destination(path)
+    if goal.kind != "file":
+        goal.check_writable()
+        raise UsageError(
+            f"cannot write {path}: the model has external data, and that needs a folder to lie in"
+        )
+    return goal.path
 
 
-def _save_with_data(model: OpenModel, target: Path) -> None:
+def _link_beside(path: Path, data: Path, location: str) -> None:
+    """Where ``path`` is a link into another folder, link the data beside it: there runtimes look for it."""
+    link = path.parent / location
+    if link.parent.resolve() == data.parent.resolve():
+        return
+    if link.exists():
+        _refuse_another(data, link)
+        return
+    _make_folder(link.parent)
+    try:
+        link.unlink(missing_ok=True)  # a link that leads nowhere any more
+        link.symlink_to(data.absolute())
+    except OSError as error:
+        raise UsageError(f"cannot write {link}: {error.strerror or error}") from error
+
+
+def _refuse_another(data: Path, present: Path) -> None:
+    """Raise UsageError where the file that is there does not hold what ``data`` holds."""
+    if not present.samefile(data) and not filecmp.cmp(data, present, shallow=False):
+        raise UsageError(
+            f"{present} already exists and belongs to another model: choose another folder"
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _save_with_data(model: OpenModel, path: Path) -> None:
     """Write the large tensors to one data file and the rest to the model file."""
+    target = _regular(path)
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     large = [
@@ -250,7 +293,7 @@ def _save_with_data(model: OpenModel, target: Path) -> None:
         for tensor in tensors(proto)
         if is_external(tensor) or len(tensor.raw_data) >= MIN_EXTERNAL_BYTES
     ]
-    with temporary_file(target) as data, temporary_file(target) as file:
+    with temporary_file(target, path) as data, temporary_file(target, path) as file:
         offsets = model.data.write(large, data)
         location = content_name(target.name, data)
         for tensor in large:
@@ -260,9 +303,12 @@ def _save_with_data(model: OpenModel, target: Path) -> None:
         with locked_folder(target.parent):
             replaced = own_data_of(target) - {location}
             publish(data, target.with_name(location))
+            _link_beside(path, target.with_name(location), location)
             publish(file, target)
             for old in replaced - used_by_others(target, replaced):
                 target.with_name(old).unlink(missing_ok=True)
+                if path.with_name(old).is_symlink():
+                    path.with_name(old).unlink()
 
 
 def _length(tensor: onnx.TensorProto) -> int:

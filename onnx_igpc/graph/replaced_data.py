@@ -23,7 +23,7 @@ def own_data_of(target: Path) -> set[str]:
     except ModelError:
         return set()
     locations = external_locations(old)
-    return {name for name in locations if _is_own_name(name, target.name)}
+    return {name for name in locations if is_own_name(name, target.name)}
 
 
 def used_by_others(target: Path, locations: set[str]) -> set[str]:
@@ -64,6 +64,6 @@ def _named_in(path: Path, names: set[str]) -> set[str]:
     return found
 
 
-def _is_own_name(name: str, model_name: str) -> bool:
+def is_own_name(name: str, model_name: str) -> bool:
     digest = name.removeprefix(f"{model_name}.").removesuffix(".data")
     return name == f"{model_name}.{digest}.data" and len(digest) == 16 and digest.isalnum()

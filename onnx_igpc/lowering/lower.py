@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
+from onnx_igpc.data.file_guard import FileGuard
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.equivalence import check_same_outputs
@@ -61,6 +62,8 @@ def lower_model(
         known = ", ".join([AUTO, *LOWERINGS])
         raise UsageError(f"unknown lowering {lowering.kind!r}: choose from {known}")
     opened = open_copy(model)
+    guard = FileGuard()
+    guard.reads_model(opened)
     check_original(opened)
     setting = (lowering.setting or Setting()).fitted(opened.proto)
     report = lowerable_digest(opened)
@@ -74,7 +77,7 @@ def lower_model(
         choices, said = selection.choices, selection.described(races)
     else:
         choices, said = fixed_choices(opened, lowering.kind, setting)
-    return finish(before, opened, report, removed, choices, said)
+    return replace(finish(before, opened, report, removed, choices, said), guard=guard)
 
 
 def lowerable_digest(opened: OpenModel) -> RewriteReport:
@@ -87,7 +90,8 @@ def lowerable_digest(opened: OpenModel) -> RewriteReport:
     digest = read_digest(opened.proto)
     if digest is None or not digest.rewritten:
         raise UsageError(
-            f"{opened.name} holds no rewritten convolution: give a model that onnx-igpc compress wrote"
+            f"{opened.name} holds no rewritten convolution: compress found none to rewrite, or has not "
+            "seen it: give a model in which onnx-igpc compress rewrote some"
         )
     refuse_lowered(digest, opened.name, "lower")
     return digest

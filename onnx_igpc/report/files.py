@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from onnx_igpc.destinations import destination
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel, file_bytes, open_model
@@ -18,10 +19,12 @@ def is_page(path: Path) -> bool:
     """Whether a report file is to be a page.
 
     Raises:
-        UsageError: its suffix is neither that of a page nor that of JSON; ``-`` is JSON on stdout.
+        UsageError: its suffix is neither that of a page nor that of JSON; ``-`` is JSON on stdout,
+            and so is a pipe or device without a suffix.
     """
     suffix = path.suffix.lower()
-    if suffix not in (*_PAGE, ".json") and str(path) != "-":
+    bare = str(path) == "-" or (not suffix and destination(path).is_stream)
+    if suffix not in (*_PAGE, ".json") and not bare:
         raise UsageError(f"a report is a .html page or .json, which {path} is not")
     return suffix in _PAGE
 
@@ -44,7 +47,8 @@ def carried_report(model: OpenModel) -> RewriteReport:
     digest = read_digest(model.proto)
     if digest is None:
         raise ModelError(
-            f"{model.name} carries no report: it was not written by onnx-igpc compress"
+            f"{model.name} carries no report: onnx-igpc compress found nothing to rewrite in it (such a "
+            "model stays as it is, byte for byte), or has not seen it"
         )
     if model.path is not None:
         digest.totals.file_bytes.after = file_bytes(model.path)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import onnx
 
+from onnx_igpc.data.file_guard import FileGuard
+from onnx_igpc.destinations import destination
 from onnx_igpc.graph.model import (
     OpenModel,
     PathLike,
     copy_model,
     file_bytes,
     open_model,
-    refuse_same_file,
     save_model,
 )
 from onnx_igpc.graph.parsing import check_message
@@ -25,11 +26,13 @@ class CompressResult:
     """The rewritten model and the report of the rewrite.
 
     ``changed`` is false where there was nothing to rewrite; :meth:`save` then copies the input.
+    ``guard`` knows the files that the run read.
     """
 
     opened: OpenModel
     report: RewriteReport
     changed: bool
+    guard: FileGuard = field(default_factory=FileGuard, repr=False)
     _loaded: onnx.ModelProto | None = field(default=None, repr=False)
 
     @property
@@ -48,16 +51,19 @@ class CompressResult:
     def save(self, path: PathLike) -> None:
         """Write the model, whole or not at all, and put its size into the report.
 
+        A link keeps pointing, to what is written. A pipe or device is written into.
+
         Raises:
-            UsageError: the file cannot be written, or is the input itself.
+            UsageError: the file cannot be written, or is one that was read.
         """
         target = Path(path)
-        refuse_same_file(self.opened.path, target)
+        self.guard.with_output(target).check()
         if not self.changed and self.opened.path is not None:
             copy_model(self.opened, target)
         else:
             save_model(self.opened, target)
-        self.report.totals.file_bytes.after = file_bytes(target)
+        if not destination(target).is_stream:
+            self.report.totals.file_bytes.after = file_bytes(target)
 
 
 def open_copy(model: onnx.ModelProto | PathLike) -> OpenModel:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_igpc.arguments import texts
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
 from onnx_igpc.sites.conv_form import malformed
@@ -50,8 +51,7 @@ class SiteFilter:
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
-            globs: str | Sequence[str] = getattr(self, name)
-            object.__setattr__(self, name, (globs,) if isinstance(globs, str) else tuple(globs))
+            object.__setattr__(self, name, texts(name, getattr(self, name)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,9 +92,13 @@ def import_state(model: onnx.ModelProto, state: Path) -> onnx.ModelProto:
     return from_torch(module, model)
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    if path.is_dir():
-        path = path / STATE_FILE
+def state_file(state: Path) -> Path:
+    """The file of a state dict that is given by itself or by the folder it lies in."""
+    return state / STATE_FILE if state.is_dir() else state
+
+
+def _read(state: Path) -> dict[str, torch.Tensor]:
+    path = state_file(state)
     if not path.is_file():
         raise ModelError(f"{path} does not exist")
     if path.suffix == ".safetensors":

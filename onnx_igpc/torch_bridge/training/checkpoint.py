@@ -49,11 +49,6 @@ class RunState:
     seconds: float = 0.0
 
 
-def checkpoint_path(output: Path) -> Path:
-    """Where the checkpoint of a run lies that writes ``output``."""
-    return output.with_name(f"{output.name}.checkpoint")
-
-
 def save_checkpoint(
     path: Path, state: RunState, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:

@@ -166,6 +166,11 @@ def open_training_data(
     Raises:
         DataError: the data is missing, empty, compressed, or does not fit the inputs.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise DataError(
+            f"training data is a path, not {type(path).__name__}: write arrays with numpy.savez, and give "
+            "the file"
+        )
     where, inner = _archive_and_folder(Path(path))
     name = str(path)
     if where.is_file() and where.name.lower().endswith(TAR_SUFFIXES):

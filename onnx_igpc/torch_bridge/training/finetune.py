@@ -12,15 +12,15 @@ import torch
 
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.graph.checks import load_checked
-from onnx_igpc.graph.model import PathLike, refuse_same_file
+from onnx_igpc.graph.checks import check_original
+from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.sections import EpochReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
-from onnx_igpc.torch_bridge.training.checkpoint import RunState, checkpoint_path, load_checkpoint
+from onnx_igpc.torch_bridge.training.checkpoint import RunState, load_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World, join
-from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog, log_base
+from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.training.loop import Trainer
 from onnx_igpc.torch_bridge.training.networks import autocast
 from onnx_igpc.torch_bridge.training.output import (
@@ -32,6 +32,7 @@ from onnx_igpc.torch_bridge.training.output import (
 )
 from onnx_igpc.torch_bridge.training.preparation import Job, prepare
 from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.run_files import checkpoint_path, finetune_files, run_log
 
 
 @dataclass
@@ -122,8 +123,11 @@ def finetune(
         MissingExtraError: a package is not installed.
     """
     target = Path(output) if output is not None else None
-    model, taught = _load(compressed), _load(teacher) if teacher is not None else None
-    _check_output(target, compressed, teacher, resume, restart)
+    _check_run(target, resume, restart)
+    opened = [_open(each) for each in (compressed, teacher) if each is not None]
+    finetune_files(tuple(opened), (data, val), output, log).check()
+    model, *taught_by = [_loaded(each) for each in opened]
+    taught = taught_by[0] if taught_by else None
     digest = read_digest(model)
     if digest is not None and digest.lowering is not None:
         raise ModelError(
@@ -141,7 +145,7 @@ def finetune(
         checkpoint = checkpoint_path(target) if target is not None else None
         if resume and checkpoint is not None:
             state = load_checkpoint(checkpoint, state.settings, job.networks.student, job.optimizer)
-        trainer = _trainer(job, state, checkpoint, _log(target, log), progress)
+        trainer = _trainer(job, state, checkpoint, run_log(target, log), progress)
         _train(trainer, job, progress)
         report = digest or RewriteReport()
         trained = written_model(job.networks, model)
@@ -151,7 +155,8 @@ def finetune(
             run = replace(trainer.facts, seconds=round(state.seconds, 3), epochs=state.history)
             run.check = check_written(job.networks, trained, job.some_batch())
             update_report(job, report, run, taught, trained)
-            write(trained, report, digest is not None, target)
+            outside = opened[0].has_external_data
+            write(trained, report, digest is not None, target, outside)
             if trainer.log is not None:
                 trainer.log.write(run)
             if checkpoint is not None:
@@ -199,33 +204,26 @@ def _train(trainer: Trainer, job: Job, progress: Reporter | None) -> None:
     trainer.facts.notes = list(job.notes)
 
 
-def _load(model: onnx.ModelProto | PathLike) -> onnx.ModelProto:
-    return model if isinstance(model, onnx.ModelProto) else load_checked(model)
+def _open(model: onnx.ModelProto | PathLike) -> OpenModel:
+    return OpenModel(model) if isinstance(model, onnx.ModelProto) else open_model(model)
 
 
-def _log(target: Path | None, log: PathLike | None) -> RunLog | None:
-    if log is not None:
-        return RunLog(Path(log))
-    return RunLog(log_base(target)) if target is not None else None
+def _loaded(model: OpenModel) -> onnx.ModelProto:
+    """With all data in memory; a model that was read from a file is checked."""
+    if model.path is None:
+        return model.proto
+    check_original(model)
+    return model.materialized() if model.has_external_data else model.proto
 
 
-def _check_output(
-    target: Path | None,
-    compressed: onnx.ModelProto | PathLike,
-    teacher: onnx.ModelProto | PathLike | None,
-    resume: bool,
-    restart: bool,
-) -> None:
-    """Refuse to begin what cannot be written, or would lose an earlier run."""
+def _check_run(target: Path | None, resume: bool, restart: bool) -> None:
+    """Refuse to begin what would lose an earlier run."""
+    if resume and restart:
+        raise UsageError("--resume goes on with an earlier run, --restart begins anew: give one")
     if target is None:
         if resume:
             raise UsageError("a run without an output has no checkpoint to resume from")
         return
-    if not target.resolve().parent.is_dir():
-        raise UsageError(f"cannot write {target}: the folder {target.parent} does not exist")
-    for model in (compressed, teacher):
-        if model is not None and not isinstance(model, onnx.ModelProto):
-            refuse_same_file(Path(model), target)
     checkpoint = checkpoint_path(target)
     if checkpoint.is_file() and not (resume or restart):
         raise UsageError(

@@ -133,12 +133,21 @@ def worse_than_before(report: RewriteReport) -> str | None:
     return f"the model is further from the original {figures} {told}"
 
 
-def write(model: onnx.ModelProto, report: RewriteReport, digest: bool, target: Path | None) -> None:
-    """Put the report into the model if it had one, and save it whole or not at all."""
+def write(
+    model: onnx.ModelProto,
+    report: RewriteReport,
+    digest: bool,
+    target: Path | None,
+    outside: bool = False,
+) -> None:
+    """Put the report into the model if it had one, and save it whole or not at all.
+
+    ``outside``: with its weights in a file of their own, as where it came from.
+    """
     if digest:
         write_digest(model, report)
     if target is not None:
-        save_model(model, target)
+        save_model(model, target, outside=outside)
         report.totals.file_bytes.after = file_bytes(target)
 
 

@@ -29,6 +29,10 @@ from onnx_igpc.torch_bridge.training.sampling import BatchPlan
 _MOST_WORKERS = 8
 # Samples that show shapes, scales and which weights the loss reaches.
 _PROBE = 16
+_NO_REPORT = (
+    "the model carries no report, so that only its outputs are matched: compress found nothing to rewrite "
+    "in it, or has not seen it"
+)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ def prepare(
         val_data = _open(sources[1], inputs, preprocessing, digest)
         val = Validation(val_data, loader(val_data), _labels_of(val_data, networks))
     notes += networks.notes
+    if teacher is not None and digest is None:
+        notes.append(_NO_REPORT)
     optimizer = build_optimizer(networks.student.parameters(), recipe)
     return Job(recipe, networks, optimizer, plan, data, train, val, augmentation, notes)
 

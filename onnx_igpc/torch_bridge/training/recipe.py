@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from onnx_igpc.arguments import texts
 from onnx_igpc.errors import UsageError
 
 LOSSES = ("kd", "kd+ce", "ce", "mse")
@@ -45,10 +47,10 @@ class Recipe:
         temperature: Of the teacher's and the student's class scores in ``kd``.
         label_weight: Share of the cross-entropy in ``kd+ce``, in [0, 1].
         feature_loss: Weight of matching the output of each rewritten site to the teacher's; 0: off.
-        augment: Any of ``flip``, ``shift``, ``shift=PIXELS``, ``crop``; ``("none",)`` for none. None
+        augment: One or several of ``flip``, ``shift``, ``shift=PIXELS``, ``crop``; ``("none",)`` for none. None
             shifts images and leaves arrays alone.
         amp: Mixed precision: ``bf16``, ``fp16`` (CUDA only), or None for float32.
-        freeze: Globs of names of weights that are not trained.
+        freeze: A glob, or several, of names of weights that are not trained.
         batch_norm: ``train`` normalises by the batch and moves the running statistics; ``frozen``
             uses the statistics as they are (Dropout is inactive then, too). None takes ``train``
             unless a process has fewer than 8 samples in a batch.
@@ -67,14 +69,17 @@ class Recipe:
     temperature: float = 4.0
     label_weight: float = 0.5
     feature_loss: float = 1.0
-    augment: tuple[str, ...] | None = None
+    augment: str | Sequence[str] | None = None
     amp: str | None = None
-    freeze: tuple[str, ...] = ()
+    freeze: str | Sequence[str] = ()
     batch_norm: str | None = None
     seed: int = 0
     scores: str | None = None
 
     def __post_init__(self) -> None:
+        if self.augment is not None:
+            object.__setattr__(self, "augment", texts("augment", self.augment))
+        object.__setattr__(self, "freeze", texts("freeze", self.freeze))
         _one_of("loss", self.loss, (None, *LOSSES))
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)

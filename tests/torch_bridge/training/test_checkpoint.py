@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from onnx_igpc.cli import main
 from onnx_igpc.errors import CheckFailedError, ModelError, UsageError
 from onnx_igpc.torch_bridge.tensor_files import read_tensors, write_tensors
-from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress
 from onnx_igpc.torch_bridge.training.loop import RunInterruptedError
+from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 from tests.torch_bridge.training_cases import classifier, short, smaller, write_data
 
 

@@ -21,13 +21,13 @@ from onnx_igpc.report.digest import read_digest, write_digest
 from onnx_igpc.report.sections import DamageReport, LoweringReport, MeasuredOn
 from onnx_igpc.report.tree import Permutation, RewriteReport
 from onnx_igpc.report.typed_json import to_values
-from onnx_igpc.torch_bridge.training.checkpoint import checkpoint_path
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.finetune import FinetuneResult, finetune
 from onnx_igpc.torch_bridge.training.log import COLUMNS
 from onnx_igpc.torch_bridge.training.losses import scale_of
 from onnx_igpc.torch_bridge.training.output import fold, update_report, worse_than_before
 from onnx_igpc.torch_bridge.training.preparation import Job, prepare
+from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 from tests.html_reports import finetune_report
 from tests.lowering_cases import add_function_with_dead
 from tests.torch_bridge.graphs import difference, make_model, random, run_onnx
