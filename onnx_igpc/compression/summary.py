@@ -15,6 +15,8 @@ from onnx_igpc.graph.model import OpenModel, file_bytes
 from onnx_igpc.report.digest import read_digest, refuse_lowered
 from onnx_igpc.report.sections import CalibrationReport, DamageReport, MeasuredOn, OptionsReport
 from onnx_igpc.report.tree import (
+    NO_DATA_WARNING,
+    RANDOM_WARNING,
     Change,
     RewriteReport,
     SiteReport,
@@ -24,8 +26,6 @@ from onnx_igpc.report.tree import (
 from onnx_igpc.sites.find import Kept
 from onnx_igpc.sites.rewrite import Outcome, Rewritten
 
-NO_DATA_WARNING = "the weights were fitted without data: expect to fine-tune before use"
-RANDOM_WARNING = "the weights are random: train the model before use"
 NOTHING_WARNING = "nothing to rewrite: the output is the input, byte for byte"
 
 

@@ -37,6 +37,8 @@ from onnx_igpc.report.typed_json import STATED, converted, from_values, to_value
 from onnx_igpc.report.verification import VerifyReport
 
 REPORT_VERSION = 1
+NO_DATA_WARNING = "the weights were fitted without data: expect to fine-tune before use"
+RANDOM_WARNING = "the weights are random: train the model before use"
 _AS_LAYOUT = converted(layout_from_dict, layout_to_dict)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_igpc.compression.summary import NO_DATA_WARNING, RANDOM_WARNING
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.evaluation.damage import measure_damage
@@ -19,7 +18,7 @@ from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
 from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.sections import FinetuneReport, MeasuredOn, WrittenCheck
-from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
 from onnx_igpc.torch_bridge.training.loader import TensorBatch

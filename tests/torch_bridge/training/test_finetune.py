@@ -14,12 +14,11 @@ import onnx
 import pytest
 import torch
 
-from onnx_igpc.compression.summary import NO_DATA_WARNING, RANDOM_WARNING
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.report.digest import read_digest, write_digest
 from onnx_igpc.report.sections import DamageReport, LoweringReport, MeasuredOn
-from onnx_igpc.report.tree import Permutation, RewriteReport
+from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, Permutation, RewriteReport
 from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.finetune import FinetuneResult, finetune
