@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_igpc import compress, inspect
+from onnx_igpc import compress, inspect, verify
 from onnx_igpc.arguments import texts
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import as_data, open_data
 from onnx_igpc.errors import DataError, IgpcError, UsageError
-from onnx_igpc.evaluation import verify
 from onnx_igpc.evaluation.benchmark import benchmark
 from onnx_igpc.graph.inputs import InputSpec
 from onnx_igpc.passes import Pass, PassResult
@@ -61,9 +60,9 @@ class TestTexts:
                 compress(model, **options_of(channels_per_group=12, **chosen)).report,  # type: ignore[arg-type]
             ):
                 assert [site.name for site in report.rewritten] == ["Conv_1_node"]
-        assert compress(model, Published(12), sites=SiteFilter(include="Conv_*")).report.options[
-            "include"
-        ] == ["Conv_*"]
+        assert compress(
+            model, Published(12), sites=SiteFilter(include="Conv_*")
+        ).report.options.include == ["Conv_*"]
         assert SiteFilter(include="Conv_*").include == ("Conv_*",)  # type: ignore[arg-type]
 
     def test_a_recipe(self) -> None:
@@ -113,7 +112,7 @@ class TestArraysInMemory:
                 for name in ("x", "s"):
                     assert one.feeds[name].dtype == F32
                     assert np.array_equal(one.feeds[name], other.feeds[name])
-        assert as_data(arrays, specs).describe()["source"] == "arrays in memory"
+        assert as_data(arrays, specs).describe().source == "arrays in memory"
 
     def test_one_input_needs_no_name(self) -> None:
         [batch] = as_data(images(3), [IMAGE])

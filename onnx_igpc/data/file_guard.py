@@ -66,7 +66,7 @@ class FileGuard:
     def reads_data(self, source: object, what: str) -> None:
         """Images or arrays, by path or opened, given for ``what``."""
         if hasattr(source, "describe"):
-            source = source.describe().get("source")
+            source = source.describe().source
         if isinstance(source, (str, os.PathLike)):
             path = Path(source)
             # A folder inside an archive is named like one on disk. Path.exists raises for long names.
