@@ -11,6 +11,7 @@ import click
 from onnx_igpc.cli.options import (
     check_output,
     console,
+    label_offset_option,
     preprocessing_options,
     read_preprocessing,
     write_text,
@@ -174,6 +175,7 @@ def _let_threads_sleep() -> None:
 @click.option("-o", "--output", type=_PATH, required=True, help="The model to write.")
 @_recipe_options
 @click.option("--fold-batch-norm", is_flag=True, help="Fold BatchNorm in the written model.")
+@label_offset_option
 @click.option("--device", help="cpu, cuda or cuda:N  [a GPU if there is one].")
 @click.option("--workers", type=int, help="Processes that decode images  [one a processor].")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")

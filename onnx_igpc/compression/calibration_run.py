@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
-from onnx_igpc.data.batches import Data
+from onnx_igpc.data.batches import Data, data_doubts, data_notes
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.evaluation.damage import measure_damage
@@ -114,7 +114,11 @@ class CalibrationRun:
         report.calibration = self.summary
         if self.data.preprocessing is not None:
             report.preprocessing = self.data.preprocessing.to_dict()
-        report.damage = measure_damage(self.original, rewritten, self.data)
+        report.warnings += [f"calibration data: {doubt}" for doubt in data_doubts(self.data)]
+        report.notes += [f"calibration data: {note}" for note in data_notes(self.data)]
+        damage = measure_damage(self.original, rewritten, self.data, report=report)
+        report.notes += damage.pop("left_out", [])
+        report.damage = damage
         report.notes.append("the damage was measured on the data that the weights were fitted to")
         if without := self.summary["without_data"]:
             names = ", ".join(without)

@@ -102,7 +102,47 @@ class ArrayFile:
         for position in range(max(wanted, default=-1) + 1):
             values = {name: next(row) for name, row in rows.items()}
             if position in wanted:
-                yield {name: v.astype(self._dtypes[name]) for name, v in values.items()}
+                yield {name: self._fed(name, v, position) for name, v in values.items()}
+
+    def _fed(self, name: str, values: np.ndarray, position: int) -> np.ndarray:
+        return as_fed(values, self._dtypes[name], f"{self._path}: sample {position} of {name!r}")
+
+
+class ArrayFiles:
+    """The samples of several files one after the other.
+
+    labels: of all of them, None where there are none. Raises DataError where only some files have labels,
+    or there are no samples.
+    """
+
+    def __init__(self, source: str, paths: Sequence[Path], inputs: Sequence[InputSpec]) -> None:
+        self.files = [ArrayFile(path, inputs) for path in paths]
+        with_labels = [file.labels is not None for file in self.files]
+        if any(with_labels) and not all(with_labels):
+            raise DataError(f"{source}: {paths[with_labels.index(False)].name} has no labels")
+        self.count = sum(file.count for file in self.files)
+        if not self.count:
+            raise DataError(f"{source}: the arrays hold no samples")
+        labels = [label for file in self.files for label in file.labels or ()]
+        self.labels = tuple(labels) if all(with_labels) else None
+
+
+def as_fed(values: np.ndarray, dtype: np.dtype[Any], label: str) -> np.ndarray:
+    """The values in the input's dtype.
+
+    Raises DataError, with ``label`` saying what they are, where one is NaN or infinite, or becomes so.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        fed = values.astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(fed).all():
+        if np.isnan(values).any():
+            what = "NaN"
+        elif np.isinf(values).any():
+            what = "infinite values"
+        else:
+            what = f"values that {dtype} cannot hold"
+        raise DataError(f"{label} holds {what}: mend the data or leave the sample out")
+    return fed
 
 
 def _names(inputs: Sequence[InputSpec]) -> set[str]:

@@ -12,7 +12,7 @@ import onnx
 from onnx_igpc.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    pass
+    from onnx_igpc.runtime.session import Session
 
 
 DEFAULT_SIDE = 224
@@ -56,6 +56,15 @@ class InputSpec:
         """As in ``input float32[batch, 3, 224, 224]``."""
         dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
         return f"{self.name} {self.dtype}[{dims}]"
+
+
+def other_outputs(session: Session) -> dict[str, str]:
+    """The types of a session's outputs that are no tensors of numbers, by name: strings, sequences, maps."""
+    return {
+        arg.name: str(arg.type)
+        for arg in session.get_outputs()
+        if _element(arg.type) not in _RUNTIME_TYPES
+    }
 
 
 def model_inputs(model: onnx.ModelProto) -> list[InputSpec]:
@@ -125,8 +134,13 @@ def resolve_shapes(
     return {spec.name: resolved[spec.name] for spec in inputs}
 
 
+def _element(kind: str) -> str:
+    """``float`` for ``tensor(float)``; what is no tensor has no such name."""
+    return kind.removeprefix("tensor(").removesuffix(")")
+
+
 def _spec(name: str, kind: str, dims: Iterable[int | str | None] | None) -> InputSpec:
-    element = kind.removeprefix("tensor(").removesuffix(")")
+    element = _element(kind)
     if element not in _RUNTIME_TYPES:
         raise ModelError(
             f"input or output {name!r} has type {kind}, which cannot be fed or compared"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onnx_igpc.data.batches import Data, random_data
-from onnx_igpc.data.images import labelled_by_folder, spread
+from onnx_igpc.data.class_folders import labelled_by_folder
+from onnx_igpc.data.images import spread
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError, UsageError
@@ -185,10 +186,10 @@ def test_spread_is_balanced(sizes: list[int], samples: int) -> None:
 
 
 def test_class_level_is_below_single_folders() -> None:
-    index = labelled_by_folder(["a/b/x/1.png", "a/b/y/2.png"], "s")
+    index = labelled_by_folder(["a/b/x/1.png", "a/b/y/2.png"], "s")[0]
     assert index.classes == ("x", "y")
-    assert labelled_by_folder(["0042/1.png"], "s").labels == (42,)
-    assert labelled_by_folder(["1.png", "x/2.png"], "s").labels is None
+    assert labelled_by_folder(["0042/1.png"], "s")[0].labels == (42,)
+    assert labelled_by_folder(["1.png", "x/2.png"], "s")[0].labels is None
 
 
 @pytest.mark.parametrize(
