@@ -41,6 +41,10 @@ _MOVING = frozenset(
 )
 
 
+_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+_LAST = 4
+
+
 @dataclass(frozen=True)
 class Compared:
     """A tensor of either model that is compared under one name.
@@ -122,10 +126,18 @@ def output_kinds(
 def site_tensors(
     original: onnx.ModelProto, candidate: onnx.ModelProto, report: RewriteReport | None
 ) -> tuple[Compared, ...]:
-    """The outputs of the rewritten sites in both models, those that can be seen from outside."""
-    if report is None:
-        return ()
+    """The outputs of the rewritten sites in both models, those that can be seen from outside.
+
+    Of a candidate without a report, the last few layers that have one name in both models.
+    """
     ours, theirs = _inner(candidate), _inner(original)
+    if report is None:
+        shared = [
+            node.output[0]
+            for node in original.graph.node
+            if node.op_type in _LAYERS and node.output[0] in ours & theirs
+        ]
+        return tuple(Compared(name, name, name) for name in shared[-_LAST:])
     moved = {
         tensor: (former, tuple(permutation.order))
         for permutation in report.permutations

@@ -109,10 +109,10 @@ def verify(
         if run.compares or metric is not None:
             _run(run, source, progress)
         sites: tuple[Compared, ...] = ()
+        digest: RewriteReport | None = None
         if not run.compares and metric is None:
-            sites = site_tensors(
-                _proto(original), _proto(candidate), report or read_digest(_proto(candidate))
-            )
+            digest = read_digest(_proto(candidate))
+            sites = site_tensors(_proto(original), _proto(candidate), report or digest)
             left_out = run.left_out
             # Without sites the models are still run: that they can be is worth knowing.
             run = Comparison(sessions(sites) if sites else sessions(), sites, source, None, None)
@@ -128,9 +128,12 @@ def verify(
     failures = run.failures(min_agreement, atol, rtol)
     notes = [*data_notes(source), *data_doubts(source), *kinds.left_out, *run.notes()]
     if sites:
-        notes.append("no output can be compared: the outputs of the rewritten sites are")
+        of = "the rewritten sites" if report or digest else "the last layers of one name"
+        notes.append(f"no output can be compared: the outputs of {of} are")
     elif not run.compares and metric is None:
-        failures.append("nothing was compared: no output can be, and no rewritten sites are known")
+        failures.append(
+            "nothing was compared: no output can be, and no inner layer has one name in both"
+        )
     for role, profile in run.profiles.items():
         failures += _misplacements(role, profile, provider)
     return VerifyReport(
