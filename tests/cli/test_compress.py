@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from onnx_igpc.cli import main
+from onnx_igpc.errors import UsageError
 from onnx_igpc.report.digest import DIGEST_KEY
 
 DIGITS = Path(__file__).parents[2] / "sample_models" / "digits_net.onnx"
@@ -287,3 +289,17 @@ def test_compressed_model_runs_on_any_batch(small: Path) -> None:
     for batch in (1, 4):
         outputs = run_session(session, {name: np.zeros((batch, 1, 8, 8), np.float32)})
         assert next(iter(outputs.values())).shape == (batch, 10)
+
+
+def test_python_warnings_are_lines_of_this_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def warn(*_: object, **__: object) -> None:
+        warnings.warn("something\nis old", UserWarning, stacklevel=1)
+        warnings.warn("something\nis old", UserWarning, stacklevel=1)
+        np.float32(1e30) * np.float32(1e30)
+        raise UsageError("stop")
+
+    monkeypatch.setattr("onnx_igpc.compression.pipeline.inspect", warn)
+    result = run("inspect", tmp_path / "m.onnx")
+    assert result.stderr.splitlines() == ["warning: something is old", "error: stop"]
