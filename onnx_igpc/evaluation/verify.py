@@ -15,6 +15,7 @@ from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.evaluation.comparison import Comparison
 from onnx_igpc.evaluation.output_kinds import Compared, output_kinds, site_tensors
+from onnx_igpc.evaluation.single_precision import holds_double, in_single_precision
 from onnx_igpc.graph.inputs import InputSpec, Shapes, other_outputs
 from onnx_igpc.graph.model import OpenModel, open_model
 from onnx_igpc.report.digest import read_digest
@@ -80,7 +81,8 @@ def verify(
         # What a file must not hold is refused before onnxruntime sees it: it follows any call of a function.
         if isinstance(model, (str, os.PathLike)):
             open_model(model)
-    models = {"original": original, "candidate": candidate}
+    models: dict[str, AnyModel] = {"original": original, "candidate": candidate}
+    narrowed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
 
         def sessions(tensors: Sequence[Compared] = ()) -> dict[str, Session]:
@@ -95,7 +97,17 @@ def verify(
                 for role, model in models.items()
             }
 
-        made = sessions()
+        try:
+            made = sessions()
+        except ModelError:
+            opened = {role: _opened(model) for role, model in models.items()}
+            if not all(holds_double(each.proto) for each in opened.values()):
+                raise
+            models |= {role: in_single_precision(each) for role, each in opened.items()}
+            narrowed.append(
+                "onnxruntime cannot run the models in float64: both were run in float32"
+            )
+            made = sessions()
         inputs = check_same_interface(made["original"], made["candidate"])
         kinds = output_kinds(
             _proto(original),
@@ -126,7 +138,7 @@ def verify(
             "no output holds class scores, so there is no agreement: name it with scores"
         )
     failures = run.failures(min_agreement, atol, rtol)
-    notes = [*data_notes(source), *data_doubts(source), *kinds.left_out, *run.notes()]
+    notes = [*narrowed, *data_notes(source), *data_doubts(source), *kinds.left_out, *run.notes()]
     if sites:
         of = "the rewritten sites" if report or digest else "the last layers of one name"
         notes.append(f"no output can be compared: the outputs of {of} are")
@@ -160,10 +172,14 @@ def _run(run: Comparison, source: Data, progress: Callable[[int, int], None] | N
             progress(run.samples, source.size)
 
 
-def _proto(model: AnyModel) -> onnx.ModelProto:
+def _opened(model: AnyModel) -> OpenModel:
     if isinstance(model, onnx.ModelProto):
-        return model
-    return (model if isinstance(model, OpenModel) else open_model(model)).proto
+        return OpenModel(model)
+    return model if isinstance(model, OpenModel) else open_model(model)
+
+
+def _proto(model: AnyModel) -> onnx.ModelProto:
+    return _opened(model).proto
 
 
 def check_same_interface(original: Session, candidate: Session) -> list[InputSpec]:
