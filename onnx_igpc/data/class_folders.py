@@ -195,7 +195,7 @@ def label_problem(
     if names is not None and len(names) + shift != classes:
         told = f"{source or 'the data'} has {len(names)} class folders, the model {classes} classes"
         if shift:
-            told += f" and the labels begin at {shift}"
+            told += f" with --label-offset {shift}"
         if len(names) + 1 == classes:
             return (
                 f"{told}: if the first one is a background class, as TensorFlow's models have, give "

@@ -138,7 +138,8 @@ def verify(
             "no output holds class scores, so there is no agreement: name it with scores"
         )
     failures = run.failures(min_agreement, atol, rtol)
-    notes = [*narrowed, *data_notes(source), *data_doubts(source), *kinds.left_out, *run.notes()]
+    doubts = [] if data is None else data_doubts(source)
+    notes = [*narrowed, *data_notes(source), *doubts, *kinds.left_out, *run.notes()]
     if sites:
         of = "the rewritten sites" if report or digest else "the last layers of one name"
         notes.append(f"no output can be compared: the outputs of {of} are")

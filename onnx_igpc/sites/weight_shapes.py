@@ -66,7 +66,8 @@ def sparse_weight(tensor: gs.Tensor, scope: Scope) -> onnx.SparseTensorProto | N
         if isinstance(holder, onnx.GraphProto):
             for sparse in holder.sparse_initializer:
                 if sparse.values.name == tensor.name:
-                    return sparse
+                    found: onnx.SparseTensorProto = sparse
+                    return found
     return None
 
 

@@ -20,8 +20,8 @@ def reasons(model: onnx.ModelProto | Path) -> dict[str, str | None]:
 
 
 def quantized_on_the_fly(builder: GraphBuilder, weight: str, kernel: int) -> str:
-    scale = builder.initializer("scale", np.float32(0.01).reshape(()))
-    zero = builder.initializer("zero", np.int8(0).reshape(()))
+    scale = builder.initializer("scale", np.array(0.01, np.float32))
+    zero = builder.initializer("zero", np.array(0, np.int8))
     builder.add("QuantizeLinear", [weight, scale, zero], "q")
     return builder.add("DequantizeLinear", ["q", scale, zero], "dq")
 
@@ -116,8 +116,8 @@ def test_quantized_operators(operator: str, kernel: int) -> None:
     builder = GraphBuilder()
     builder.input("x", [1, 8, 5, 5], TensorProto.UINT8)
     weight = builder.initializer("w", np.ones((4, 8, kernel, kernel), np.uint8))
-    scale = builder.initializer("scale", np.float32(1).reshape(()))
-    zero = builder.initializer("zero", np.uint8(0).reshape(()))
+    scale = builder.initializer("scale", np.array(1, np.float32))
+    zero = builder.initializer("zero", np.array(0, np.uint8))
     if operator == "ConvInteger":
         builder.add(operator, ["x", weight], "y")
     else:

@@ -251,6 +251,7 @@ def _settings(job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None)
         "samples": job.data.size,
         "preprocessing": job.describe()["data"]["preprocessing"],
         "labels": job.networks.labelled,
+        "label_offset": job.data.label_offset or 0,
         **job.recipe.to_dict(),
         "augment": job.augmentation.describe(),
     }
