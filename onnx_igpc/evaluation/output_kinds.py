@@ -45,6 +45,10 @@ _LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 _LAST = 4
 
 
+# These also look up by its number what a class is called.
+_LOOKING_UP = frozenset({"Gather", "ArrayFeatureExtractor"})
+
+
 @dataclass(frozen=True)
 class Compared:
     """A tensor of either model that is compared under one name.
@@ -118,7 +122,7 @@ def output_kinds(
             )
             continue
         classes = name in numbers
-        may_vary = name in counted and name not in wanted
+        may_vary = name in counted and not fixed and name not in wanted
         compared.append(Compared(name, name, name, classes=classes, may_vary=may_vary))
     return OutputKinds(tuple(compared), tuple(left_out))
 
@@ -167,10 +171,7 @@ def _class_numbers(model: onnx.ModelProto) -> set[str]:
         if node.domain in _STANDARD and node.op_type in _NUMBERING:
             found.update(node.output[_NUMBERING[node.op_type] :][:1])
         if node.op_type in _MOVING and node.domain in (*_STANDARD, "ai.onnx.ml"):
-            # ArrayFeatureExtractor and Gather look a class's name up by its number.
-            sources = node.input[:2] if "Gather" in node.op_type else node.input[:1]
-            if node.op_type == "ArrayFeatureExtractor":
-                sources = node.input[:2]
+            sources = node.input[: 2 if node.op_type in _LOOKING_UP else 1]
             if found.intersection(sources):
                 found.update(node.output)
     return found

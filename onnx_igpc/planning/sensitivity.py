@@ -25,6 +25,8 @@ from onnx_igpc.sites.find import PointwiseSite
 
 DEFAULT_SAMPLES = 64
 _TINY = 1e-12
+# The damage of a rewrite after which values are no longer finite: more than any that is measured.
+_BROKEN = 1e6
 
 
 class DamageProbe:
@@ -157,12 +159,19 @@ class DamageProbe:
             )
             assert before is not None
             assert after is not None
-            return kl_divergence(before[:count], after[:count])
+            before, after = before[:count], after[:count]
+            known = np.isfinite(before).all(axis=1)
+            if not np.isfinite(after[known]).all():
+                return _BROKEN
+            return kl_divergence(before[known], after[known]) if known.any() else 0.0
         errors = []
         for name, b in reference.items():
             if b.dtype.kind != "f":
                 continue
-            a, wanted = outputs[name].astype(np.float64), b.astype(np.float64)
+            known = np.isfinite(b)
+            a, wanted = outputs[name].astype(np.float64)[known], b.astype(np.float64)[known]
+            if not np.isfinite(a).all():
+                return _BROKEN
             power = float(np.sum(wanted**2))
             errors.append(float(np.sum((a - wanted) ** 2)) / max(power, _TINY))
         return float(np.mean(errors)) if errors else 0.0
