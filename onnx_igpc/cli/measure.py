@@ -13,6 +13,7 @@ from onnx_igpc.cli.options import (
     check_files,
     console,
     goes_to_stdout,
+    label_offset_option,
     preprocessing_options,
     read_preprocessing,
     recorded_preprocessing,
@@ -70,6 +71,13 @@ def register(main: click.Group) -> None:
     help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
 )
 @click.option("--scores", metavar="NAME", help="The output with class scores.")
+@click.option(
+    "--outputs",
+    multiple=True,
+    metavar="NAME",
+    help="Compare this output only. Repeatable  [all that can be].",
+)
+@label_offset_option
 @click.option("--metric", metavar="MODULE:FUNCTION", help="A measure of your own.")
 @click.option("--min-agreement", type=float, help="Fail below this top-1 agreement (0 to 1).")
 @click.option("--atol", type=float, help="Fail where max|a-b| > atol + rtol max|b|.")

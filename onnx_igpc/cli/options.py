@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +34,8 @@ class IgpcGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _plain_warnings():
+                return super().invoke(ctx)
         except IgpcError as error:
             _say_error(str(error))
             ctx.exit(error.exit_code)
@@ -62,6 +65,33 @@ def _say_error(text: str) -> None:
     from onnx_igpc.report.console.terminal import printable
 
     click.echo(f"error: {printable(' '.join(text.split()))[:_MAX_ERROR]}", err=True)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Python's warnings as lines of this program, without files and source; none from NumPy's arithmetic.
+
+    Whoever asks Python for warnings (-W, PYTHONWARNINGS) gets them as they are.
+    """
+    if sys.warnoptions:
+        yield
+        return
+    said: set[str] = set()
+
+    def say(message: Warning | str, *_: Any, **__: Any) -> None:
+        from onnx_igpc.report.console.terminal import printable
+
+        text = printable(" ".join(str(message).split()))[:_MAX_ERROR]
+        if text not in said:
+            said.add(text)
+            click.echo(f"warning: {text}", err=True)
+
+    with warnings.catch_warnings():
+        # What overflows is found by its results, and said in words then.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        # The signature is that of warnings.showwarning, of which only the message is wanted.
+        warnings.showwarning = say
+        yield
 
 
 def _lacking(error: BaseException) -> str | None:
@@ -181,6 +211,15 @@ def preprocessing_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def label_offset_option(command: Command) -> Command:
+    """The option that shifts labels."""
+    return click.option(
+        "--label-offset",
+        type=int,
+        help="Added to every label: 1 where the model has a background class in front.",
+    )(command)
 
 
 def read_preprocessing(values: dict[str, Any]) -> Preprocessing | None:

@@ -14,6 +14,7 @@ from onnx_igpc.cli.options import (
     console,
     goes_to_stdout,
     guard_model_output,
+    label_offset_option,
     output_path,
     preprocessing_options,
     read_preprocessing,
@@ -178,6 +179,7 @@ def _let_threads_sleep() -> None:
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The model to write.")
 @_recipe_options
 @click.option("--fold-batch-norm", is_flag=True, help="Fold BatchNorm in the written model.")
+@label_offset_option
 @click.option("--device", help="cpu, cuda or cuda:N  [a GPU if there is one].")
 @click.option("--workers", type=int, help="Processes that decode images  [one a processor].")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")

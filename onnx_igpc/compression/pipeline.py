@@ -17,7 +17,7 @@ from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.compression.plugins import PluginPass, load_plugins
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import NOTHING_WARNING, Measured, Original, describe
-from onnx_igpc.data.batches import Data
+from onnx_igpc.data.batches import Data, data_doubts, data_notes
 from onnx_igpc.data.file_guard import FileGuard
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.sources import Arrays
@@ -218,10 +218,14 @@ def _compress(
         rewriter.absorb()
     rewriter.run_plugins(plugins)
     changes = rewriter.changes
-    measured = None
-    if data is not None and used is not None and changes.any:
-        measured = Measured(used, data.preprocessing, measure_damage(model, opened, data))
-    report = describe(original, changes, opened, job.describe(plugins), measured)
+
+    def measure(report: RewriteReport) -> Measured | None:
+        if data is None or used is None or not changes.any:
+            return None
+        damage = measure_damage(model, opened, data, report=report)
+        return Measured(used, data.preprocessing, damage, data_doubts(data), data_notes(data))
+
+    report = describe(original, changes, opened, job.describe(plugins), measure)
     report.selection = planned.summary
     if changes.any:
         checks = check_graph(original.interface, opened, original.doubt)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -76,12 +76,17 @@ class Measured:
     calibration: CalibrationReport
     preprocessing: Preprocessing | None
     damage: DamageReport
+    doubts: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def put_into(self, report: RewriteReport) -> None:
         """Into the sections of a report."""
         report.calibration = self.calibration
         report.preprocessing = self.preprocessing
-        report.damage = self.damage
+        report.damage = replace(self.damage, left_out=None)
+        report.warnings += [f"calibration data: {doubt}" for doubt in self.doubts]
+        report.notes += [f"calibration data: {note}" for note in self.notes]
+        report.notes += self.damage.left_out or []
         report.notes.append(MeasuredOn.FITTED.note)
         if without := self.calibration.without_data:
             names = ", ".join(without)
@@ -93,7 +98,7 @@ def describe(
     changes: GraphChanges,
     written: OpenModel,
     options: OptionsReport,
-    measured: Measured | None = None,
+    measure: Callable[[RewriteReport], Measured | None] | None = None,
 ) -> RewriteReport:
     """The report of what was done, counted on the graph that was written.
 
@@ -102,7 +107,7 @@ def describe(
         changes: what was done to it.
         written: the model now.
         options: what was asked for.
-        measured: on calibration data, where there was any.
+        measure: what is measured on calibration data, given the report so far.
     """
     before, after, digest = original.cost, count(written), original.digest
     report = RewriteReport(options=options, notes=list(before.notes))
@@ -121,7 +126,7 @@ def describe(
         report.notes.append(
             f"MACs do not include {len(before.unknown)} nodes whose shapes are not known"
         )
-    if measured is not None:
+    if measure is not None and (measured := measure(report)) is not None:
         measured.put_into(report)
     _add_warnings(report, changes.any, digest)
     if digest is not None:

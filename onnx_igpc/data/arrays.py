@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -75,6 +75,7 @@ class HeldArrays:
     def __init__(
         self, name: str, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputSpec]
     ) -> None:
+        self.name = name
         given = dict(arrays)
         labels = given.pop(LABELS, None) if LABELS not in _names(inputs) else None
         found = _by_input(name, given, inputs)
@@ -90,7 +91,10 @@ class HeldArrays:
     def read(self, chosen: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
         """The samples at the chosen positions, ascending, without the batch dimension."""
         for position in sorted(set(chosen)):
-            yield {name: rows[position].astype(dtype) for name, (rows, dtype) in self._rows.items()}
+            yield {
+                name: as_fed(rows[position], dtype, f"{self.name}: sample {position} of {name!r}")
+                for name, (rows, dtype) in self._rows.items()
+            }
 
 
 class ArrayFile:
@@ -102,7 +106,7 @@ class ArrayFile:
     """
 
     def __init__(self, path: Path, inputs: Sequence[InputSpec]) -> None:
-        self._path = path
+        self._path, self.name = path, path.name
         headers = _headers(path)
         label_header = headers.pop(LABELS, None) if LABELS not in _names(inputs) else None
         self._arrays = _by_input(path, headers, inputs)
@@ -126,7 +130,57 @@ class ArrayFile:
         for position in range(max(wanted, default=-1) + 1):
             values = {name: next(row) for name, row in rows.items()}
             if position in wanted:
-                yield {name: v.astype(self._dtypes[name]) for name, v in values.items()}
+                yield {name: self._fed(name, v, position) for name, v in values.items()}
+
+    def _fed(self, name: str, values: np.ndarray, position: int) -> np.ndarray:
+        return as_fed(values, self._dtypes[name], f"{self._path}: sample {position} of {name!r}")
+
+
+_File = TypeVar("_File", bound="ArrayFile | HeldArrays")
+
+
+class ArrayFiles(Generic[_File]):
+    """The samples of several files one after the other.
+
+    labels: of all of them, None where there are none. Raises DataError where only some files have labels,
+    or there are no samples.
+    """
+
+    def __init__(self, source: str, files: Sequence[_File]) -> None:
+        self.files = list(files)
+        with_labels = [file.labels is not None for file in self.files]
+        if any(with_labels) and not all(with_labels):
+            raise DataError(f"{source}: {self.files[with_labels.index(False)].name} has no labels")
+        self.count = sum(file.count for file in self.files)
+        if not self.count:
+            raise DataError(f"{source}: the arrays hold no samples")
+        labels = [label for file in self.files for label in file.labels or ()]
+        self.labels = tuple(labels) if all(with_labels) else None
+
+
+def array_files(
+    source: str, paths: Sequence[Path], inputs: Sequence[InputSpec]
+) -> ArrayFiles[ArrayFile]:
+    """The samples of files one after the other."""
+    return ArrayFiles(source, [ArrayFile(path, inputs) for path in paths])
+
+
+def as_fed(values: np.ndarray, dtype: np.dtype[Any], label: str) -> np.ndarray:
+    """The values in the input's dtype.
+
+    Raises DataError, with ``label`` saying what they are, where one is NaN or infinite, or becomes so.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        fed = values.astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(fed).all():
+        if np.isnan(values).any():
+            what = "NaN"
+        elif np.isinf(values).any():
+            what = "infinite values"
+        else:
+            what = f"values that {dtype} cannot hold"
+        raise DataError(f"{label} holds {what}: mend the data or leave the sample out")
+    return fed
 
 
 def _names(inputs: Sequence[InputSpec]) -> set[str]:

@@ -58,6 +58,9 @@ class Data(Protocol):
     size: number of samples. labelled: whether batches have labels. classes: names of the classes
     that labels count; None where labels are indices by themselves. preprocessing: what was applied to
     images, None for arrays. skipped: unreadable images of the latest iteration, with the reason.
+
+    Sources of this package also have ``notes``, what they leave out, and ``doubts``, why the samples of
+    the latest iteration look wrong: see :func:`data_notes` and :func:`data_doubts`.
     """
 
     size: int
@@ -87,11 +90,21 @@ class BatchedData(ABC):
         self.classes: tuple[str, ...] | None = None
         self.preprocessing: Preprocessing | None = None
         self.skipped: list[str] = []
+        self.notes: list[str] = []
+        self.label_offset: int | None = None
+        self._variety = Variety()
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the samples of the latest iteration look wrong."""
+        return self._variety.doubts()
 
     def __iter__(self) -> Iterator[Batch]:
         self.skipped = []
+        self._variety = Variety()
         pending: list[Sample] = []
         for sample in self._samples():
+            self._variety.add(sample[0])
             # Images of a network with a dynamic size can differ: those of one size run together.
             if pending and (len(pending) == self._batch_size or not _stackable(pending[0], sample)):
                 yield self._batch(pending)
@@ -115,6 +128,55 @@ class BatchedData(ABC):
         feeds = {name: np.stack([row[0][name] for row in rows]) for name in rows[0][0]}
         labels = np.array([label for _, label in samples], np.int64) if self.labelled else None
         return Batch(feeds, labels, count)
+
+
+class Variety:
+    """Whether samples differ from one another, and within themselves, as those of real data do."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, np.ndarray] | None = None
+        self._samples = self._equal = self._flat = 0
+
+    def add(self, sample: dict[str, np.ndarray]) -> None:
+        """Look at a sample; only at its largest input, which is the picture."""
+        if self._first is None:
+            self._first = sample
+        name = max(sample, key=lambda each: sample[each].size)
+        values, first = sample[name], self._first[name]
+        self._samples += 1
+        self._equal += values.shape == first.shape and bool((values == first).all())
+        self._flat += _is_flat(values)
+
+    def doubts(self) -> list[str]:
+        """In sentences; none where the samples vary."""
+        if self._samples > 1 and self._equal == self._samples:
+            black = ", of one colour, as black is" if self._flat else ""
+            return [f"all {self._samples} samples are equal{black}: check the data"]
+        if self._flat and 2 * self._flat >= self._samples:
+            return [f"{self._flat} of {self._samples} samples are of one colour: check the data"]
+        return []
+
+
+def _is_flat(values: np.ndarray) -> bool:
+    """Whether a picture, of either layout, has one colour; what has no positions never has."""
+    if values.ndim < 2 or values.size == 0:
+        return False
+    picture = values if values.ndim == 3 else values.reshape(1, *values.shape)
+    if picture.ndim != 3 or picture.shape[1] * picture.shape[2] == 1:
+        return False
+    if bool((picture == picture[:, :1, :1]).all()):
+        return True
+    return picture.shape[2] in (1, 3) and bool((picture == picture[:1, :1]).all())
+
+
+def data_notes(data: Data) -> list[str]:
+    """What data leave out, in sentences; none where they are of a kind that does not say."""
+    return list(getattr(data, "notes", ()))
+
+
+def data_doubts(data: Data) -> list[str]:
+    """Why data look wrong once they were read, in sentences."""
+    return list(getattr(data, "doubts", ()))
 
 
 class _RandomData(BatchedData):

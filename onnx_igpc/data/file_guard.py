@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnx_igpc.data.images import IMAGE_SUFFIXES, TAR_SUFFIXES
+from onnx_igpc.data.class_folders import IMAGE_SUFFIXES
+from onnx_igpc.data.images import TAR_SUFFIXES
 from onnx_igpc.destinations import Destination, PathLike, destination
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.external_data import external_locations

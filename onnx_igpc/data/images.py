@@ -1,9 +1,8 @@
-"""Images in folders and in tar archives: which there are, their labels, and their bytes in order.
+"""Images in folders and in tar archives: which there are, their labels, and their bytes.
 
-Labels come from class folders: the first folder level below which images lie, after any levels that
-hold a single folder. Where all its folder names are integers they are the class indices, otherwise
-the sorted names are counted. In WebDataset shards ``key.cls`` beside ``key.jpg`` holds the index.
-Archives are read as streams; nothing is extracted.
+What counts as an image and what its label is, :mod:`onnx_igpc.data.class_folders` says for both. In
+WebDataset shards ``key.cls`` beside ``key.jpg`` holds the class index. Archives are read as streams, or
+where they are not compressed at the place of a member; nothing is extracted.
 """
 
 from __future__ import annotations
@@ -14,45 +13,35 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
+from typing import IO, NamedTuple
 
+from onnx_igpc.data.class_folders import (
+    MOST_CLASSES,
+    ImageIndex,
+    is_hidden,
+    is_image,
+    labelled_by_folder,
+    lies_hidden,
+    unread_notes,
+)
 from onnx_igpc.errors import DataError
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_IMAGE_BYTES = 2**28
 """Files in an archive that are larger are no images, and not read into memory."""
 _CLASS_BYTES = 64
-_MOST_CLASSES = 2**31
-_SPLITS = frozenset(
-    {"train", "training", "test", "testing", "val", "valid", "validation", "calibration", "eval"}
-)
-
-
-@dataclass(frozen=True)
-class ImageIndex:
-    """The images of a source in the order in which they are read.
-
-    names: paths below the source. labels: class indices, None where there are no classes. classes:
-    the names that the labels count, None where the labels are indices given by name or number.
-    """
-
-    names: tuple[str, ...]
-    labels: tuple[int, ...] | None = None
-    classes: tuple[str, ...] | None = None
 
 
 class ImageFolder:
-    """All images below a folder, sorted by path."""
+    """All images below a folder, sorted by path. Links to folders are followed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        names = sorted(_walk(root), key=lambda name: PurePosixPath(name).parts)
-        self.index = labelled_by_folder(names, str(root))
+        names, folders = _walk(root)
+        names.sort(key=lambda name: Path(name).parts)
+        index, _ = labelled_by_folder([n for n in names if _counts(n)], str(root), folders)
+        self.index = _noted(index, names)
 
     def read(self, chosen: Sequence[int]) -> Iterator[tuple[int, IO[bytes]]]:
         """The open files at the chosen positions of the index, in ascending order."""
@@ -63,6 +52,29 @@ class ImageFolder:
                 raise DataError(f"{self._root}: {error}") from error
             with file:
                 yield position, file
+
+    def content(self, position: int) -> bytes:
+        """The file at one position of the index. Raises DataError."""
+        try:
+            return (self._root / self.index.names[position]).read_bytes()
+        except OSError as error:
+            raise DataError(f"{self._root}: {error}") from error
+
+    def check_random_access(self) -> None:
+        """Files can be read in any order."""
+
+
+class _Place(NamedTuple):
+    """Where a member of an archive lies: which archive, and bytes in it."""
+
+    archive: int
+    offset: int
+    size: int
+    sparse: bool
+
+    @classmethod
+    def of(cls, archive: int, member: tarfile.TarInfo) -> _Place:
+        return cls(archive, member.offset_data, member.size, bool(member.issparse()))
 
 
 class ImageTar:
@@ -75,59 +87,117 @@ class ImageTar:
     def __init__(self, paths: Sequence[Path], prefix: str = "") -> None:
         self._paths = list(paths)
         self._prefix = f"{prefix}/" if prefix else ""
+        self._compressed: Path | None = None
         names: list[str] = []
+        places: list[_Place] = []
+        unread: list[str] = []
+        folders: list[str] = []
         indices: dict[str, int] = {}
         for number, path in enumerate(self._paths):
-            for name, file in self._members(path):
-                if name.lower().endswith(".cls"):
+            for name, member, file in self._members(path):
+                if file is None:
+                    folders.append(name)
+                elif not lies_hidden(name) and name.lower().endswith(".cls"):
                     content = file.read(_CLASS_BYTES)
                     indices[f"{number}/{_key(name)}"] = _class_index(path, name, content)
-                elif _is_image(name):
+                elif _counts(name):
                     names.append(f"{number}/{name}")
+                    places.append(_Place.of(number, member))
+                else:
+                    unread.append(name)
         label = str(self._paths[0].parent if len(self._paths) > 1 else self._paths[0])
         plain = [name.partition("/")[2] for name in names]
+        kept = list(range(len(names)))
         if indices:
             missing = [n for n, name in zip(plain, names, strict=True) if _key(name) not in indices]
             if missing:
                 raise DataError(f"{label}: {missing[0]} has no .cls file beside it")
-            labels = tuple(indices[_key(name)] for name in names)
-            self.index = ImageIndex(tuple(plain), labels)
+            index = ImageIndex(tuple(plain), tuple(indices[_key(name)] for name in names))
         else:
-            self.index = labelled_by_folder(plain, label)
+            index, kept = labelled_by_folder(plain, label, folders)
+        self.index = _noted(index, unread)
+        # Which images of the archives the index holds, and which position each has in it.
+        self._positions = {raw: position for position, raw in enumerate(kept)}
+        self._places = [places[raw] for raw in kept]
 
     def read(self, chosen: Sequence[int]) -> Iterator[tuple[int, IO[bytes]]]:
         """The files at the chosen positions of the index, in ascending order."""
         wanted = set(chosen)
         last = max(wanted, default=-1)
-        position = 0
+        raw = -1
         for path in self._paths:
-            for name, file in self._members(path):
-                if not _is_image(name):
+            for name, _, file in self._members(path):
+                if file is None or not _counts(name):
                     continue
+                raw += 1
+                position = self._positions.get(raw, -1)
                 if position in wanted:
                     with _readable(path):
                         image = io.BytesIO(_limited(name, file))
                     yield position, image
                 if position == last:
                     return
-                position += 1
 
-    def _members(self, path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-        """Names below the prefix, and files that are only good until the next one."""
+    def content(self, position: int) -> bytes:
+        """The file at one position of the index, read from where it lies. Raises DataError.
+
+        No archive stays open: processes that share one would move each other's position in it.
+        """
+        place = self._places[position]
+        path = self._paths[place.archive]
+        try:
+            with path.open("rb") as file:
+                file.seek(place.offset)
+                content = file.read(place.size)
+        except OSError as error:
+            raise DataError(f"{path}: {error}") from error
+        if len(content) != place.size:
+            raise DataError(f"{path}: ends too early: it has changed or is damaged")
+        return content
+
+    def check_random_access(self) -> None:
+        """Refuse with DataError what :meth:`content` cannot read."""
+        if self._compressed is not None:
+            raise DataError(
+                f"{self._compressed}: training reads archives in random order, which a compressed one "
+                "does not allow: unpack it to .tar"
+            )
+        for name, place in zip(self.index.names, self._places, strict=True):
+            if place.size > MAX_IMAGE_BYTES or place.sparse:
+                path = self._paths[place.archive]
+                raise DataError(f"{path}: {name} is no image: {place.size} bytes")
+
+    def _members(self, path: Path) -> Iterator[tuple[str, tarfile.TarInfo, IO[bytes] | None]]:
+        """Names below the prefix, with files that are only good until the next one; folders have none."""
         with _readable(path), tarfile.open(path, "r:*") as archive:
+            if not isinstance(archive.fileobj, io.BufferedReader):
+                self._compressed = path
             while (member := archive.next()) is not None:
                 # tarfile remembers every member, which grows with the archive
                 archive.members = []  # type: ignore[attr-defined]
                 name = member.name.removeprefix("./")
-                if not member.isfile() or not name.startswith(self._prefix):
+                if not name.startswith(self._prefix):
                     continue
-                file = archive.extractfile(member)
+                inner = name.removeprefix(self._prefix)
+                if member.isdir() and inner.strip("."):
+                    yield inner, member, None
+                file = archive.extractfile(member) if member.isfile() else None
                 if file is not None:
-                    yield name.removeprefix(self._prefix), file
+                    yield inner, member, file
             # tarfile takes half a header for the end, which would lose images without a word.
             assert archive.fileobj is not None
             if (archive.fileobj.tell() - archive.offset) % tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends in the middle of a header")
+
+
+def _counts(name: str) -> bool:
+    return is_image(name) and not lies_hidden(name)
+
+
+def _noted(index: ImageIndex, files: Sequence[str]) -> ImageIndex:
+    """The index with what is to be said of the files that are not in it."""
+    notes = (*unread_notes(name for name in files if not _counts(name)), *index.notes)
+    return ImageIndex(index.names, index.labels, index.classes, notes)
 
 
 def _limited(name: str, file: IO[bytes]) -> bytes:
@@ -136,29 +206,6 @@ def _limited(name: str, file: IO[bytes]) -> bytes:
     if len(content) > MAX_IMAGE_BYTES:
         raise DataError(f"{name} is larger than {MAX_IMAGE_BYTES} bytes: no image")
     return content
-
-
-def labelled_by_folder(names: Sequence[str], source: str) -> ImageIndex:
-    """Labels of images by the class folder that each lies in; the order of the names is kept.
-
-    Raises DataError where the folders are the parts of a data set (train, test) rather than classes.
-    """
-    parts = [PurePosixPath(name).parts for name in names]
-    depth = 0
-    while parts and all(len(p) > depth + 2 for p in parts) and len({p[depth] for p in parts}) == 1:
-        depth += 1
-    if not parts or not all(len(p) > depth + 1 for p in parts):
-        return ImageIndex(tuple(names))
-    folders = sorted({p[depth] for p in parts})
-    if {folder.lower() for folder in folders} <= _SPLITS:
-        inside = "/".join([source, *parts[0][:depth], folders[-1]])
-        raise DataError(
-            f"{source} holds the parts {', '.join(folders)} of a data set: name one, as {inside}"
-        )
-    if all(folder.isdecimal() and int(folder[:20]) < _MOST_CLASSES for folder in folders):
-        return ImageIndex(tuple(names), tuple(int(p[depth]) for p in parts))
-    order = {folder: i for i, folder in enumerate(folders)}
-    return ImageIndex(tuple(names), tuple(order[p[depth]] for p in parts), tuple(folders))
 
 
 def spread(labels: Sequence[int] | None, count: int, samples: int | None) -> list[int]:
@@ -187,18 +234,32 @@ def spread(labels: Sequence[int] | None, count: int, samples: int | None) -> lis
     return sorted(chosen)
 
 
-def _walk(root: Path) -> Iterator[str]:
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        for name in files:
-            if _is_image(name):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """Paths below a folder: of its files, and of its folders."""
+    names: list[str] = []
+    folders: list[str] = []
+    lineage: dict[str, frozenset[tuple[int, int]]] = {}
 
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{root}: {error}") from error
 
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    # Files such as ._a.jpg hold what macOS knows about a.jpg, not an image.
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    # Class folders can be links to where the images lie, and links can lead in circles.
+    for folder, inner, files in os.walk(root, onerror=refuse, followlinks=True):
+        inner.sort()
+        path = Path(folder)
+        found, above = path.stat(), lineage.get(str(path.parent), frozenset())
+        here = (found.st_dev, found.st_ino)
+        if here in above:
+            inner.clear()
+            continue
+        lineage[str(path)] = above | {here}
+        below = path.relative_to(root)
+        if below.parts:
+            folders.append(below.as_posix())
+        names += [(below / name).as_posix() for name in files]
+        if is_hidden(path.name) and below.parts:
+            inner.clear()  # what a program keeps there can be large
+    return names, folders
 
 
 def _key(name: str) -> str:
@@ -212,7 +273,7 @@ def _class_index(path: Path, name: str, content: bytes) -> int:
         index = int(content)
     except ValueError:
         index = -1
-    if not 0 <= index < _MOST_CLASSES:
+    if not 0 <= index < MOST_CLASSES:
         raise DataError(f"{path}: {name} holds no class index: {content[:20]!r}")
     return index
 

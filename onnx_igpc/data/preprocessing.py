@@ -1,7 +1,7 @@
 """From an image to what a model takes: explicit, recorded, and the same for every command.
 
-An image is decoded to 8-bit RGB or grayscale, resized (bilinear, antialiased), cropped around its
-centre, and becomes ``(pixel * scale - mean) / std``. Images are read with Pillow, which is imported
+An image is decoded to 8-bit RGB or grayscale, turned as its EXIF data say, resized (bilinear,
+antialiased), cropped around its centre, and becomes ``(pixel * scale - mean) / std``. Images are read with Pillow, which is imported
 when the first one is.
 """
 
@@ -219,11 +219,22 @@ def decode_image(file: IO[bytes] | bytes, mode: str) -> Any:
             with pillow.open(source) as image:
                 if image.mode[0] in "IF":
                     raise CorruptImageError(f"{image.mode} pixels have more than 8 bits")
-                return image.convert(mode)
+                return _upright(image).convert(mode)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise DataError(f"image refused, it may be a decompression bomb: {error}") from error
     except _DECODER_ERRORS as error:
         raise CorruptImageError(" ".join(str(error).split())) from error
+
+
+def _upright(image: Any) -> Any:
+    """A photograph as its EXIF data say that it is to be looked at."""
+    from PIL import ImageOps
+
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODER_ERRORS:  # damaged EXIF data, of which the pixels are none the worse
+        return image
 
 
 def _pillow() -> Any:

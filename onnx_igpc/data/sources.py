@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from onnx_igpc.data.arrays import ArrayFile, HeldArrays
+from onnx_igpc.data.arrays import ArrayFile, ArrayFiles, HeldArrays, array_files
 from onnx_igpc.data.batches import BatchedData, Data, Sample
-from onnx_igpc.data.images import IMAGE_SUFFIXES, TAR_SUFFIXES, ImageFolder, ImageTar, spread
+from onnx_igpc.data.class_folders import IMAGE_SUFFIXES, ImageIndex
+from onnx_igpc.data.images import TAR_SUFFIXES, ImageFolder, ImageTar, spread
 from onnx_igpc.data.preprocessing import CorruptImageError, Preprocessing
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec
@@ -29,32 +31,95 @@ MAX_CORRUPT = 0.01
 """Share of a source's images that may be unreadable before it is refused."""
 
 
+@dataclass(frozen=True)
+class ImageSource:
+    """Images in a folder or in archives, and their index with the labels that were asked for."""
+
+    name: str
+    images: ImageFolder | ImageTar
+    index: ImageIndex
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Arrays in one or several files."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+
+def find_source(
+    path: str | os.PathLike[str], label_offset: int | None = None
+) -> ImageSource | ArraySource:
+    """What a user named as data, for every use of it: what there is to read, in which order.
+
+    Raises DataError where it is missing, or cannot be read as what it seems to be.
+    """
+    where, inner = _split_archive_path(Path(path))
+    name = str(path)
+
+    def images(found: ImageFolder | ImageTar) -> ImageSource:
+        if not found.index.names:
+            raise DataError(f"{name}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")
+        return ImageSource(name, found, found.index.shifted(label_offset or 0))
+
+    if where.is_file() and where.name.lower().endswith(TAR_SUFFIXES):
+        return images(ImageTar([where], inner))
+    if where.is_file() and not inner:
+        if where.suffix not in (".npy", ".npz"):
+            raise DataError(
+                f"{name}: not a data source: give a folder, .tar, .tar.gz, .npz or .npy"
+            )
+        return ArraySource(name, (where,))
+    if not where.is_dir():
+        raise DataError(f"{name}: no such file or folder")
+    files = sorted(f for f in where.iterdir() if f.is_file() and not f.name.startswith("."))
+    if arrays := [file for file in files if file.suffix in (".npy", ".npz")]:
+        return ArraySource(name, tuple(arrays))
+    shards = [file for file in files if file.name.lower().endswith(TAR_SUFFIXES)]
+    return images(ImageTar(shards) if shards else ImageFolder(where))
+
+
+def image_input(inputs: Sequence[InputSpec]) -> InputSpec:
+    """The one input that images are fed to; DataError where there are several."""
+    if len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise DataError(f"images feed one input, the model has {names}: give arrays (.npz)")
+    return inputs[0]
+
+
+def check_image_fits(values: np.ndarray, spec: InputSpec, label: str) -> None:
+    """Raise DataError where a preprocessed image has not the size that the input takes."""
+    for made, wanted in zip(values.shape, spec.shape[1:], strict=True):
+        if isinstance(wanted, int) and made != wanted:
+            raise DataError(
+                f"{label} becomes {list(values.shape)}, which does not fit "
+                f"{spec.describe()}: give resize and crop"
+            )
+
+
 class _ImageData(BatchedData):
     def __init__(
         self,
-        source: str,
-        images: ImageFolder | ImageTar,
+        source: ImageSource,
         inputs: Sequence[InputSpec],
         preprocessing: Preprocessing | None,
         samples: int | None,
         batch_size: int,
     ) -> None:
-        super().__init__(source, inputs, batch_size)
-        if len(inputs) != 1:
-            names = ", ".join(spec.name for spec in inputs)
-            raise DataError(f"images feed one input, the model has {names}: give arrays (.npz)")
-        if not images.index.names:
-            raise DataError(f"{source}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")
-        [self._spec] = inputs
-        self._images = images
+        super().__init__(source.name, inputs, batch_size)
+        self._spec = image_input(inputs)
+        self._images = source.images
+        self._index = source.index
         self.preprocessing = (preprocessing or Preprocessing()).resolved(self._spec)
-        self._chosen = spread(images.index.labels, len(images.index.names), samples)
+        self._chosen = spread(self._index.labels, len(self._index.names), samples)
         self.size = len(self._chosen)
-        self.labelled = images.index.labels is not None
-        self.classes = images.index.classes
+        self.labelled = self._index.labels is not None
+        self.classes = self._index.classes
+        self.notes = list(self._index.notes)
 
     def _samples(self) -> Iterator[Sample]:
-        index = self._images.index
+        index = self._index
         for position, file in self._images.read(self._chosen):
             try:
                 values = self._load(index.names[position], file)
@@ -69,12 +134,7 @@ class _ImageData(BatchedData):
             values = self.preprocessing.load(file, self._spec.dtype)
         except DataError as error:
             raise DataError(f"{self._source}: {name}: {error}") from error
-        for made, wanted in zip(values.shape, self._spec.shape[1:], strict=True):
-            if isinstance(wanted, int) and made != wanted:
-                raise DataError(
-                    f"{self._source}: {name} becomes {list(values.shape)}, which does not fit "
-                    f"{self._spec.describe()}: give resize and crop"
-                )
+        check_image_fits(values, self._spec, f"{self._source}: {name}")
         return values
 
     def _skip(self, reason: str) -> None:
@@ -89,29 +149,27 @@ class _ImageData(BatchedData):
 class _ArrayData(BatchedData):
     def __init__(
         self,
-        source: str,
-        files: Sequence[ArrayFile | HeldArrays],
+        name: str,
+        arrays: ArrayFiles[ArrayFile] | ArrayFiles[HeldArrays],
         inputs: Sequence[InputSpec],
         samples: int | None,
         batch_size: int,
+        label_offset: int,
     ) -> None:
-        super().__init__(source, inputs, batch_size)
-        self._files = files
-        with_labels = [file.labels is not None for file in self._files]
-        self.labelled = all(with_labels)
-        total = sum(file.count for file in self._files)
-        if not total:
-            raise DataError(f"{source}: the arrays hold no samples")
-        labels = [label for file in self._files for label in file.labels or ()]
-        self._chosen = spread(labels if self.labelled else None, total, samples)
+        super().__init__(name, inputs, batch_size)
+        self._arrays = arrays
+        self.labelled = arrays.labels is not None
+        self._offset = label_offset
+        self._chosen = spread(arrays.labels, arrays.count, samples)
         self.size = len(self._chosen)
 
     def _samples(self) -> Iterator[Sample]:
         start = 0
-        for file in self._files:
+        for file in self._arrays.files:
             here = [i - start for i in self._chosen if start <= i < start + file.count]
             for position, values in zip(here, file.read(here), strict=True):
-                yield values, file.labels[position] if file.labels is not None else None
+                label = None if file.labels is None else file.labels[position] + self._offset
+                yield values, label
             start += file.count
 
 
@@ -122,6 +180,7 @@ def open_data(
     *,
     samples: int | None = None,
     batch_size: int = 32,
+    label_offset: int | None = None,
 ) -> Data:
     """Images or arrays for the inputs of a model, as re-iterable batches.
 
@@ -130,31 +189,24 @@ def open_data(
     named like one on disk (``images.tar/validation``). preprocessing is for images; what it leaves
     open is decided by :meth:`Preprocessing.resolved`. samples: at most so many, evenly spaced and
     balanced over the classes; None for all. batch_size: samples a batch, unless the model fixes it.
+    label_offset: added to every label, 1 for models with a background class in front.
 
     Raises DataError where the data is missing, empty, or does not fit the inputs, and later, while
     iterating, where more than 1 % of the images cannot be read; UsageError for unusable options.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
-    where, inner = _split_archive_path(Path(path))
-    name = str(path)
-    if where.is_file() and where.name.lower().endswith(TAR_SUFFIXES):
-        images = ImageTar([where], inner)
-        return _ImageData(name, images, inputs, preprocessing, samples, batch_size)
-    if where.is_file() and not inner:
-        if where.suffix not in (".npy", ".npz"):
-            raise DataError(
-                f"{name}: not a data source: give a folder, .tar, .tar.gz, .npz or .npy"
-            )
-        return _open_arrays(name, [where], inputs, preprocessing, samples, batch_size)
-    if not where.is_dir():
-        raise DataError(f"{name}: no such file or folder")
-    files = sorted(file for file in where.iterdir() if file.is_file())
-    if arrays := [file for file in files if file.suffix in (".npy", ".npz")]:
-        return _open_arrays(name, arrays, inputs, preprocessing, samples, batch_size)
-    shards = [file for file in files if file.name.lower().endswith(TAR_SUFFIXES)]
-    found = ImageTar(shards) if shards else ImageFolder(where)
-    return _ImageData(name, found, inputs, preprocessing, samples, batch_size)
+    source = find_source(path, label_offset)
+    data: BatchedData
+    if isinstance(source, ImageSource):
+        data = _ImageData(source, inputs, preprocessing, samples, batch_size)
+        data.label_offset = label_offset
+        return data
+    _refuse_preprocessing(source.name, preprocessing)
+    arrays = array_files(source.name, source.paths, inputs)
+    data = _ArrayData(source.name, arrays, inputs, samples, batch_size, label_offset or 0)
+    data.label_offset = label_offset
+    return data
 
 
 def as_data(
@@ -164,6 +216,7 @@ def as_data(
     *,
     samples: int | None = None,
     batch_size: int = 32,
+    label_offset: int | None = None,
 ) -> Data:
     """What a caller gives as data, as batches: a path, arrays in memory, or opened data as it is.
 
@@ -172,7 +225,14 @@ def as_data(
     those of :func:`open_data`; DataError also where ``source`` is nothing of these.
     """
     if isinstance(source, (str, os.PathLike)):
-        return open_data(source, inputs, preprocessing, samples=samples, batch_size=batch_size)
+        return open_data(
+            source,
+            inputs,
+            preprocessing,
+            samples=samples,
+            batch_size=batch_size,
+            label_offset=label_offset,
+        )
     arrays = _arrays(source)
     if arrays is None:
         if not (hasattr(source, "describe") and hasattr(source, "size")):
@@ -184,8 +244,10 @@ def as_data(
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
     _refuse_preprocessing(_IN_MEMORY, preprocessing)
-    held = HeldArrays(_IN_MEMORY, arrays, inputs)
-    return _ArrayData(_IN_MEMORY, [held], inputs, samples, batch_size)
+    held = ArrayFiles(_IN_MEMORY, [HeldArrays(_IN_MEMORY, arrays, inputs)])
+    data = _ArrayData(_IN_MEMORY, held, inputs, samples, batch_size, label_offset or 0)
+    data.label_offset = label_offset
+    return data
 
 
 def _arrays(source: object) -> dict[str, np.ndarray] | None:
@@ -197,22 +259,6 @@ def _arrays(source: object) -> dict[str, np.ndarray] | None:
         return {str(name): np.asarray(values) for name, values in given.items()}
     except (TypeError, ValueError, RuntimeError) as error:  # tensors of another device, say
         raise DataError(f"{_IN_MEMORY} cannot be used: {' '.join(str(error).split())}") from error
-
-
-def _open_arrays(
-    name: str,
-    paths: Sequence[Path],
-    inputs: Sequence[InputSpec],
-    preprocessing: Preprocessing | None,
-    samples: int | None,
-    batch_size: int,
-) -> Data:
-    _refuse_preprocessing(name, preprocessing)
-    files = [ArrayFile(path, inputs) for path in paths]
-    unlabelled = [path for path, file in zip(paths, files, strict=True) if file.labels is None]
-    if 0 < len(unlabelled) < len(paths):
-        raise DataError(f"{name}: {unlabelled[0].name} has no labels")
-    return _ArrayData(name, files, inputs, samples, batch_size)
 
 
 def _refuse_preprocessing(name: str, preprocessing: Preprocessing | None) -> None:

@@ -9,6 +9,7 @@ from onnx_igpc.data.batches import Batch, Data, SourceDescription
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.report.sections import DamageReport
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
 
 
@@ -34,19 +35,29 @@ class UnlabelledData:
 
 
 def measure_damage(
-    original: AnyModel, rewritten: AnyModel, data: Data, threads: int | None = None
+    original: AnyModel,
+    rewritten: AnyModel,
+    data: Data,
+    threads: int | None = None,
+    report: RewriteReport | None = None,
 ) -> DamageReport:
     """How far the rewritten model's answers are from the original's.
+
+    Where no output can be compared, the error is that of a site of ``report``, or of the rewritten
+    model's own where it is None.
 
     Raises:
         ModelError: a model cannot run on the data.
         DataError: no sample could be read.
     """
-    found = verify(original, rewritten, data=UnlabelledData(data), threads=threads)
+    found = verify(original, rewritten, data=UnlabelledData(data), threads=threads, report=report)
     damage = DamageReport(samples=found.samples)
     if found.classifier is not None:
         damage.agreement = found.classifier.agreement
     elif worst := found.worst_output:
         damage.relative_error, damage.output = worst.relative_norm, worst.name
+    elif found.outputs:
+        damage.agreement = min(output.agreement or 0.0 for output in found.outputs)
+    damage.left_out = list(found.notes) or None
     damage.not_finite = sum(output.new_nonfinite for output in found.outputs) or None
     return damage

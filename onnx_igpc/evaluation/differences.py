@@ -6,16 +6,21 @@ import math
 
 import numpy as np
 
+from onnx_igpc.data.class_folders import background_hint
 from onnx_igpc.report.verification import Accuracy, ClassifierResult, OutputDifference
 
 TOP = 5
+# Samples and difference of accuracies from which labels that are off by one are no chance.
+_FEW = 4
+_CLEARLY = 0.25
 
 
 class DifferenceAccumulator:
     """Adds up :class:`OutputDifference` for one output."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, classes: bool = False) -> None:
         self._name = name
+        self._classes = classes
         self._elements = self._compared = 0
         self._nonfinite = [0, 0, 0]
         self._max_abs = self._sum_abs = self._max_original = 0.0
@@ -24,6 +29,8 @@ class DifferenceAccumulator:
 
     def add(self, original: np.ndarray, candidate: np.ndarray) -> None:
         """Add one batch; both arrays have the same shape. Integers and booleans count as numbers."""
+        if self._classes:
+            original, candidate = np.zeros(original.shape), original != candidate
         b = np.asarray(original, np.float64).reshape(-1)
         a = np.asarray(candidate, np.float64).reshape(-1)
         self._elements += b.size
@@ -65,6 +72,9 @@ class DifferenceAccumulator:
             nonfinite_original=self._nonfinite[0],
             nonfinite_candidate=self._nonfinite[1],
             new_nonfinite=self._nonfinite[2],
+            agreement=(
+                1.0 - self._sum_abs / self._elements if self._classes and self._elements else None
+            ),
         )
 
 
@@ -75,18 +85,41 @@ class ClassifierAccumulator:
         self.name = name
         self._samples = self._agree = self._labelled = self._classes = 0
         self._hits = np.zeros((2, 2), np.int64)  # original, candidate x top-1, top-5
+        self._seen: set[int] = set()
+        self._shifted = {-1: 0, 1: 0}  # hits of the original by labels one class further
 
     def add(self, original: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None) -> None:
         """Add one batch of scores; labels int[samples] in [0, classes) or None."""
         self._samples += len(original)
         self._classes = original.shape[1]
-        self._agree += int(np.count_nonzero(original.argmax(axis=1) == candidate.argmax(axis=1)))
+        known = ~(np.isnan(original).any(axis=1) | np.isnan(candidate).any(axis=1))
+        first, second = original.argmax(axis=1), candidate.argmax(axis=1)
+        self._agree += int(np.count_nonzero(known & (first == second)))
         if labels is None:
             return
         self._labelled += len(labels)
+        self._seen.update(labels.tolist())
+        for shift in self._shifted:
+            self._shifted[shift] += int(np.count_nonzero(known & (first == labels + shift)))
         for i, scores in enumerate((original, candidate)):
             ranks = label_ranks(scores, labels)
             self._hits[i] += (np.count_nonzero(ranks < 1), np.count_nonzero(ranks < TOP))
+
+    def label_doubt(self, offset: int) -> str | None:
+        """What to say where labels seem to be off by one; ``offset`` is what was added to them already."""
+        if not self._labelled:
+            return None
+        own = int(self._hits[0, 0]) / self._labelled
+        shift, hits = max(self._shifted.items(), key=lambda each: each[1])
+        further = hits / self._labelled
+        if self._labelled >= _FEW and further >= own + _CLEARLY and further >= 2 * own:
+            return (
+                f"with the labels shifted by {shift} the original's accuracy is {further:.1%} rather "
+                f"than {own:.1%}: give --label-offset {offset + shift}"
+            )
+        if offset or own > self._shifted[1] / self._labelled:
+            return None
+        return background_hint(np.array(sorted(self._seen)), self._classes)
 
     def result(self) -> ClassifierResult:
         """What was added so far; at least one sample."""

@@ -7,18 +7,25 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from onnx_igpc.data.batches import Data, random_data
+import onnx
+
+from onnx_igpc.data.batches import Data, data_doubts, data_notes, random_data
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import Arrays, as_data
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.evaluation.comparison import Comparison
+from onnx_igpc.evaluation.output_kinds import Compared, output_kinds, site_tensors
+from onnx_igpc.evaluation.single_precision import holds_double, in_single_precision
 from onnx_igpc.graph.inputs import InputSpec, Shapes
 from onnx_igpc.graph.model import OpenModel, open_model
+from onnx_igpc.report.digest import read_digest
+from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.verification import VerifyReport
 from onnx_igpc.runtime.profile import ExecutionProfile, misplaced_message
 from onnx_igpc.runtime.session import (
     Session,
     make_session,
+    other_outputs,
     provider_label,
     provider_name,
     session_inputs,
@@ -43,18 +50,26 @@ def verify(
     provider: str = "cpu",
     threads: int | None = None,
     scores: str | None = None,
+    outputs: Sequence[str] = (),
+    label_offset: int | None = None,
     metric: str | None = None,
     min_agreement: float | None = None,
     atol: float | None = None,
     rtol: float | None = None,
+    report: RewriteReport | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Run both models on the same inputs and compare every output.
+    """Run both models on the same inputs and compare every output that can be compared.
+
+    Outputs that are no tensors of numbers (strings, sequences, maps), or whose rows depend on the data
+    (NonMaxSuppression), are left out with a note. Where nothing is left, the outputs of the rewritten
+    sites are compared. Class numbers (ArgMax) are compared by the share that is equal.
 
     data: as :func:`as_data` takes it: a path, arrays, or opened data; None compares on seeded random inputs (8 unless
     ``samples`` says otherwise). shapes: sizes of dynamic dimensions for random inputs. scores: the
     output with class scores; without it, the only output that is [batch, classes] once dimensions of 1
-    other than the batch are dropped. metric: ``module:function``, see :class:`Metric`. min_agreement in
+    other than the batch are dropped. outputs: the only ones to compare. label_offset: added to every
+    label, see :func:`open_data`. report: names the rewritten sites; None reads the candidate's. metric: ``module:function``, see :class:`Metric`. min_agreement in
     [0, 1]; atol and rtol bound ``max|a - b| <= atol + rtol max|b|`` for every output, b being the
     original's. progress is called with samples done and in all.
 
@@ -67,26 +82,72 @@ def verify(
         # What a file must not hold is refused before onnxruntime sees it: it follows any call of a function.
         if isinstance(model, (str, os.PathLike)):
             open_model(model)
+    models: dict[str, AnyModel] = {"original": original, "candidate": candidate}
+    narrowed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
-        models = {"original": original, "candidate": candidate}
-        sessions = {
-            role: make_session(model, provider, threads=threads, profile=Path(folder) / role)
-            for role, model in models.items()
-        }
-        inputs = check_same_interface(sessions["original"], sessions["candidate"])
-        source = _data(data, inputs, preprocessing, samples, batch_size, seed, shapes)
-        run = Comparison(sessions, source, scores, metric)
-        for batch in source:
-            run.add(batch)
-            if progress is not None:
-                progress(run.samples, source.size)
+
+        def sessions(tensors: Sequence[Compared] = ()) -> dict[str, Session]:
+            return {
+                role: make_session(
+                    model,
+                    provider,
+                    threads=threads,
+                    profile=Path(folder) / role,
+                    extra_outputs=list(dict.fromkeys(getattr(each, role) for each in tensors)),
+                )
+                for role, model in models.items()
+            }
+
+        try:
+            made = sessions()
+        except ModelError:
+            opened = {role: _opened(model) for role, model in models.items()}
+            if not all(holds_double(each.proto) for each in opened.values()):
+                raise
+            models |= {role: in_single_precision(each) for role, each in opened.items()}
+            narrowed.append(
+                "onnxruntime cannot run the models in float64: both were run in float32"
+            )
+            made = sessions()
+        inputs = check_same_interface(made["original"], made["candidate"])
+        kinds = output_kinds(
+            _proto(original),
+            session_outputs(made["original"]),
+            other_outputs(made["original"]),
+            outputs,
+            scores,
+        )
+        source = _data(data, inputs, preprocessing, samples, batch_size, seed, shapes, label_offset)
+        run = Comparison(made, kinds.outputs, source, scores, metric)
+        if run.compares or metric is not None:
+            _run(run, source, progress)
+        sites: tuple[Compared, ...] = ()
+        digest: RewriteReport | None = None
+        if not run.compares and metric is None:
+            digest = read_digest(_proto(candidate))
+            sites = site_tensors(_proto(original), _proto(candidate), report or digest)
+            left_out = run.left_out
+            # Without sites the models are still run: that they can be is worth knowing.
+            run = Comparison(sessions(sites) if sites else sessions(), sites, source, None, None)
+            run.left_out += left_out
+            _run(run, source, progress)
     if not run.samples:
         raise DataError(f"{source.describe().source}: no sample could be read")
-    if min_agreement is not None and run.classifier is None:
+    classes = run.classifier is not None or any(o.agreement is not None for o in run.differences())
+    if min_agreement is not None and not classes:
         raise UsageError(
             "no output holds class scores, so there is no agreement: name it with scores"
         )
     failures = run.failures(min_agreement, atol, rtol)
+    doubts = [] if data is None else data_doubts(source)
+    notes = [*narrowed, *data_notes(source), *doubts, *kinds.left_out, *run.notes()]
+    if sites:
+        of = "the rewritten sites" if report or digest else "the last layers of one name"
+        notes.append(f"no output can be compared: the outputs of {of} are")
+    elif not run.compares and metric is None:
+        failures.append(
+            "nothing was compared: no output can be, and no inner layer has one name in both"
+        )
     for role, profile in run.profiles.items():
         failures += _misplacements(role, profile, provider)
     return VerifyReport(
@@ -101,7 +162,26 @@ def verify(
         metric=run.metric.result() if run.metric else None,
         executed={role: profile.describe() for role, profile in run.profiles.items()},
         failures=tuple(failures),
+        notes=tuple(notes),
+        sites=bool(sites),
     )
+
+
+def _run(run: Comparison, source: Data, progress: Callable[[int, int], None] | None) -> None:
+    for batch in source:
+        run.add(batch)
+        if progress is not None:
+            progress(run.samples, source.size)
+
+
+def _opened(model: AnyModel) -> OpenModel:
+    if isinstance(model, onnx.ModelProto):
+        return OpenModel(model)
+    return model if isinstance(model, OpenModel) else open_model(model)
+
+
+def _proto(model: AnyModel) -> onnx.ModelProto:
+    return _opened(model).proto
 
 
 def check_same_interface(original: Session, candidate: Session) -> list[InputSpec]:
@@ -113,6 +193,13 @@ def check_same_interface(original: Session, candidate: Session) -> list[InputSpe
     inputs = session_inputs(original)
     _check_same("input", inputs, session_inputs(candidate), strict=True)
     _check_same("output", session_outputs(original), session_outputs(candidate), strict=False)
+    ours, theirs = other_outputs(original), other_outputs(candidate)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ModelError(
+                f"the models differ: output {name!r} is {ours.get(name)} in the original and "
+                f"{theirs.get(name)} in the candidate"
+            )
     return inputs
 
 
@@ -157,11 +244,19 @@ def _data(
     batch_size: int,
     seed: int,
     shapes: Shapes | None,
+    label_offset: int | None,
 ) -> Data:
     if data is None:
         count = RANDOM_SAMPLES if samples is None else samples
         return random_data(inputs, samples=count, batch_size=batch_size, seed=seed, shapes=shapes)
-    return as_data(data, inputs, preprocessing, samples=samples, batch_size=batch_size)
+    return as_data(
+        data,
+        inputs,
+        preprocessing,
+        samples=samples,
+        batch_size=batch_size,
+        label_offset=label_offset,
+    )
 
 
 def _misplacements(role: str, profile: ExecutionProfile, provider: str) -> list[str]:

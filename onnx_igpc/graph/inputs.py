@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from onnx_igpc.errors import ModelError, UsageError
-
-if TYPE_CHECKING:
-    pass
-
 
 DEFAULT_SIDE = 224
 """Height, width or length where neither the model nor the user fixes it: a multiple of 32, which
@@ -125,8 +120,13 @@ def resolve_shapes(
     return {spec.name: resolved[spec.name] for spec in inputs}
 
 
+def _element(kind: str) -> str:
+    """``float`` for ``tensor(float)``; what is no tensor has no such name."""
+    return kind.removeprefix("tensor(").removesuffix(")")
+
+
 def _spec(name: str, kind: str, dims: Iterable[int | str | None] | None) -> InputSpec:
-    element = kind.removeprefix("tensor(").removesuffix(")")
+    element = _element(kind)
     if element not in _RUNTIME_TYPES:
         raise ModelError(
             f"input or output {name!r} has type {kind}, which cannot be fed or compared"

@@ -194,7 +194,7 @@ class GraphView:
         for scope, position in self._outputs.get(id(tensor), []):
             holder = scope.holder
             if isinstance(holder, onnx.FunctionProto):
-                callers = self._calls.get((holder.domain, holder.name), [])
+                callers = self.callers(holder)
             else:
                 owner = self._owners.get(id(holder))
                 callers = [owner] if owner and owner.op_type == "If" else []
@@ -204,6 +204,10 @@ class GraphView:
                 if position < len(caller.node.outputs)
             ]
         return continued
+
+    def callers(self, function: onnx.FunctionProto) -> list[NodeRef]:
+        """The nodes that call a function."""
+        return self._calls.get((function.domain, function.name), [])
 
     def constant(self, tensor: gs.Tensor, scope: Scope) -> ConstantRef | None:
         """``tensor`` as a constant, followed through Identity, Cast, Reshape, Transpose, Expand.

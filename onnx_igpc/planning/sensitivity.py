@@ -16,13 +16,16 @@ import onnx
 from onnx_igpc.calibration.collect import no_samples
 from onnx_igpc.data.batches import Data
 from onnx_igpc.evaluation.differences import class_scores
+from onnx_igpc.evaluation.output_kinds import output_kinds
 from onnx_igpc.graph.edit import Names
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.runtime.session import make_session, run_session
+from onnx_igpc.runtime.session import make_session, other_outputs, run_session, session_outputs
 from onnx_igpc.sites.find import Rewritable
 
 DEFAULT_SAMPLES = 64
 _TINY = 1e-12
+# The damage of a rewrite after which values are no longer finite: more than any that is measured.
+_BROKEN = 1e6
 
 
 class DamageProbe:
@@ -30,7 +33,8 @@ class DamageProbe:
 
     The damage is the mean Kullback-Leibler divergence KL(original || changed) of the class
     probabilities in nats where the model has class scores, and otherwise E|a - b|^2 / E|b|^2 averaged
-    over the outputs, b being the original's. Samples are held in memory; use few.
+    over the outputs, b being the original's, or over the outputs of the sites where no output of the
+    model can be compared. Samples are held in memory; use few.
 
     Args:
         model: the model; it is not changed.
@@ -53,7 +57,10 @@ class DamageProbe:
     ) -> None:
         self._names: dict[str, tuple[str, str]] = {}
         self._dense: dict[str, np.ndarray] = {}
-        self._session = make_session(self._with_weights_as_inputs(model, sites), threads=threads)
+        tensors = [site.ref.proto.output[0] for site in sites]
+        prepared = self._with_weights_as_inputs(model, sites)
+        self._session = make_session(prepared, threads=threads)
+        self._outputs: list[str] | None = None
         self._batches: list[tuple[Mapping[str, np.ndarray], int]] = []
         left = samples
         for batch in data:
@@ -63,6 +70,16 @@ class DamageProbe:
             left -= batch.count
         if not self._batches:
             raise no_samples(data)
+        kinds = output_kinds(
+            model.proto, session_outputs(self._session), other_outputs(self._session)
+        )
+        self._outputs = [e.name for e in kinds.outputs if not e.may_vary and not e.classes]
+        if not self._outputs:
+            # Nothing behind the sites can be compared: what each does to the sites after it can.
+            made = {output.name for output in model.proto.graph.output}
+            inner = [name for name in dict.fromkeys(tensors) if name not in made]
+            self._session = make_session(prepared, threads=threads, extra_outputs=inner)
+            self._outputs = list(dict.fromkeys(tensors))
         self._reference = [self._run(feeds, {}) for feeds, _ in self._batches]
         self._scores = self._class_output()
 
@@ -113,7 +130,7 @@ class DamageProbe:
     def _run(
         self, feeds: Mapping[str, np.ndarray], changed: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        return run_session(self._session, {**feeds, **self._dense, **changed})
+        return run_session(self._session, {**feeds, **self._dense, **changed}, self._outputs)
 
     def _class_output(self) -> str | None:
         """The only output that holds class scores."""
@@ -138,12 +155,19 @@ class DamageProbe:
             )
             assert before is not None
             assert after is not None
-            return kl_divergence(before[:count], after[:count])
+            before, after = before[:count], after[:count]
+            known = np.isfinite(before).all(axis=1)
+            if not np.isfinite(after[known]).all():
+                return _BROKEN
+            return kl_divergence(before[known], after[known]) if known.any() else 0.0
         errors = []
         for name, b in reference.items():
             if b.dtype.kind != "f":
                 continue
-            a, wanted = outputs[name].astype(np.float64), b.astype(np.float64)
+            known = np.isfinite(b)
+            a, wanted = outputs[name].astype(np.float64)[known], b.astype(np.float64)[known]
+            if not np.isfinite(a).all():
+                return _BROKEN
             power = float(np.sum(wanted**2))
             errors.append(float(np.sum((a - wanted) ** 2)) / max(power, _TINY))
         return float(np.mean(errors)) if errors else 0.0

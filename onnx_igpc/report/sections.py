@@ -126,12 +126,15 @@ class DamageReport:
     score. ``relative_error``: otherwise, ``|a - b| / |b|`` of the ``output`` that has most of it, with b
     the original's values over all samples and Euclidean norms; ``None`` where b is zero.
     ``not_finite``: values that are NaN or infinite in the rewritten model alone, where there are any.
+    A model whose only outputs are class numbers (ArgMax) has the share of these that are equal as its
+    agreement. ``left_out``: outputs that cannot be compared, in sentences, where there are any.
     """
 
     agreement: IfKnown[float] = None
     relative_error: Annotated[float | None, LeftOut(beside="output")] = None
     output: IfKnown[str] = None
     not_finite: IfKnown[int] = None
+    left_out: IfKnown[list[str]] = None
     samples: int
 
 

@@ -18,7 +18,10 @@ class OutputDifference:
     norms of both outputs as long vectors; None likewise. cosine: of these vectors, None where one of
     them is all zero. Elements that are not finite in both are left out of these and
     counted in nonfinite_original and nonfinite_candidate (in one model) instead; new_nonfinite counts
-    those that only the candidate has. beyond_tolerance: elements with ``|a - b| > atol + rtol |b|``.
+    those that only the candidate has.
+
+    agreement: for class numbers, of which differences mean nothing, the share of elements that are
+    equal; the others then count an element as 1 where it differs, and None for the rest.
     """
 
     name: str
@@ -32,6 +35,7 @@ class OutputDifference:
     nonfinite_original: int
     nonfinite_candidate: int
     new_nonfinite: int
+    agreement: float | None = None
 
     def within(self, atol: float, rtol: float) -> bool:
         """Whether ``max|a - b| <= atol + rtol max|b|``."""
@@ -48,7 +52,8 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ClassifierResult:
-    """agreement: share of samples where both models' highest score is the same class.
+    """agreement: share of samples where both models' highest score is the same class; a sample with
+    NaN among its scores has none.
 
     original, candidate: accuracy against the labels, None without labels.
     """
@@ -68,7 +73,8 @@ class VerifyReport:
     random: the inputs were random numbers, on which agreement says little about real data. data: the
     description of the data. classifier: None where no output holds class scores. executed: one line
     for each model on which execution provider ran its nodes. failures: thresholds that did not hold
-    and other faults, one line each; none means that the verification passed.
+    and other faults, one line each; none means that the verification passed. notes: what was left out
+    and looks odd. sites: no output could be compared, and ``outputs`` are those of the rewritten sites.
     """
 
     original: str
@@ -82,6 +88,8 @@ class VerifyReport:
     metric: dict[str, float] | None
     executed: dict[str, str]
     failures: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    sites: bool = False
     passed: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +98,8 @@ class VerifyReport:
     @property
     def worst_output(self) -> OutputDifference | None:
         """The output that is furthest from the original's by its relative norm."""
-        return max(self.outputs, key=lambda each: each.relative_norm or 0.0, default=None)
+        values = [output for output in self.outputs if output.agreement is None]
+        return max(values, key=lambda each: each.relative_norm or 0.0, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -28,7 +28,16 @@ from onnx_igpc.runtime.session_source import AnyModel, session_source
 
 if TYPE_CHECKING:
     pass
-from onnx_igpc.graph.inputs import InputSpec, _spec
+from onnx_igpc.graph.inputs import _RUNTIME_TYPES, InputSpec, _element, _spec
+
+
+def other_outputs(session: Session) -> dict[str, str]:
+    """The types of a session's outputs that are no tensors of numbers, by name: strings, sequences, maps."""
+    return {
+        arg.name: str(arg.type)
+        for arg in session.get_outputs()
+        if _element(arg.type) not in _RUNTIME_TYPES
+    }
 
 
 def session_inputs(session: Session) -> list[InputSpec]:
@@ -37,8 +46,12 @@ def session_inputs(session: Session) -> list[InputSpec]:
 
 
 def session_outputs(session: Session) -> list[InputSpec]:
-    """The outputs of a session, described as inputs are."""
-    return [_spec(arg.name, arg.type, arg.shape) for arg in session.get_outputs()]
+    """The outputs of a session that are tensors of numbers or booleans, described as inputs are."""
+    return [
+        _spec(arg.name, arg.type, arg.shape)
+        for arg in session.get_outputs()
+        if _element(arg.type) in _RUNTIME_TYPES
+    ]
 
 
 PROVIDERS: Mapping[str, str] = {

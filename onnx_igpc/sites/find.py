@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -16,25 +16,36 @@ from onnx_igpc.arguments import texts
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
 from onnx_igpc.sites.conv_form import malformed
+from onnx_igpc.sites.foreign_convolutions import foreign_convolution, foreign_reason
+from onnx_igpc.sites.weight_shapes import Shape, constant_shape, sparse_weight, weight_shapes
 
-# Between a head and the output that it makes stand only operators that move or normalise values.
+# Between a head and the output that it makes stand only operators that move, normalise or choose values.
 _AFTER_HEAD = frozenset(
     {
         "Reshape",
         "Flatten",
         "Squeeze",
+        "Unsqueeze",
         "Transpose",
         "Concat",
         "Identity",
         "Cast",
         "Softmax",
         "LogSoftmax",
+        "Hardmax",
         "Sigmoid",
         "Slice",
         "Split",
         "Resize",
+        "Upsample",
+        "ArgMax",
+        "ArgMin",
+        "TopK",
+        "NonMaxSuppression",
+        "ZipMap",
     }
 )
+_HEAD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _SUPPORTED_DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -123,7 +134,8 @@ def find_sites(
     site_filter: SiteFilter | None = None,
     taken: Mapping[str, str] | None = None,
 ) -> FoundSites:
-    """Every convolution with a kernel of 1 in the order of the graph, function bodies last.
+    """Every convolution with a kernel of 1, or of unknown size, in the order of the graph, function
+    bodies last.
 
     ``taken`` maps names of nodes that an earlier run inserted to the site they belong to.
 
@@ -132,10 +144,9 @@ def find_sites(
         ModelError: a convolution lacks its weight, or a constant cannot be evaluated.
     """
     chosen, taken = site_filter or SiteFilter(), taken or {}
-    convolutions = [
-        (ref, _shape(view, ref)) for ref in view.nodes if ref.op_type == "Conv" and ref.is_standard
+    pointwise = [
+        (ref, shapes) for ref, shapes in _convolutions(view) if _may_be_pointwise(ref, shapes)
     ]
-    pointwise = [(ref, shape) for ref, shape in convolutions if _is_pointwise(ref, shape)]
     names = _names([ref for ref, _ in pointwise])
     # Nodes that share a name are matched by it as well as by the one that tells them apart.
     # Sites of an earlier run are no convolutions any more, but may be asked for as before.
@@ -144,35 +155,40 @@ def find_sites(
     _require_matches(chosen.include, known, "--include")
     _require_matches(chosen.exclude, known, "--exclude")
     found = [
-        _describe(view, ref, shape, name, chosen, taken)
-        for (ref, shape), name in zip(pointwise, names, strict=True)
+        _describe(view, ref, _only(shapes), name, chosen, taken)
+        if foreign_convolution(ref) is None
+        else _foreign(ref, _only(shapes), name)
+        for (ref, shapes), name in zip(pointwise, names, strict=True)
     ]
     return FoundSites(view, tuple(found))
 
 
-def _shape(view: GraphView, ref: NodeRef) -> tuple[int, ...] | None:
-    """The shape of the weight as far as it is known without running the model."""
-    if len(ref.node.inputs) < 2 or not ref.proto.output:
-        raise ModelError(f"{view.model.name}: Conv {ref.proto.name!r} lacks its weight or output")
-    weight = view.constant(ref.node.inputs[1], ref.scope)
-    if weight is not None:
-        return _constant_shape(weight)
-    declared = ref.node.inputs[1].shape
-    if declared and all(isinstance(dim, int) for dim in declared):
-        return tuple(declared)
-    return _dequantized_shape(view, ref)
+def _convolutions(view: GraphView) -> Iterator[tuple[NodeRef, frozenset[Shape] | None]]:
+    """Every convolution with the shapes of its weight as far as they are known without running it."""
+    for ref in view.nodes:
+        kind = foreign_convolution(ref)
+        if kind is None and not (ref.op_type == "Conv" and ref.is_standard):
+            continue
+        position = 1 if kind is None else kind.weight
+        if len(ref.node.inputs) <= position or not ref.proto.output:
+            name = f"{ref.op_type} {ref.proto.name!r}"
+            raise ModelError(f"{view.model.name}: {name} lacks its weight or output")
+        yield ref, weight_shapes(view, ref, position)
 
 
-def _constant_shape(constant: ConstantRef) -> tuple[int, ...]:
-    return tuple(constant.values().shape) if constant.chain else tuple(constant.root.dims)
+def _only(shapes: frozenset[Shape] | None) -> Shape | None:
+    """The shape where there is but one."""
+    return next(iter(shapes)) if shapes is not None and len(shapes) == 1 else None
 
 
-def _dequantized_shape(view: GraphView, ref: NodeRef) -> tuple[int, ...] | None:
-    producer = view.producer(ref.node.inputs[1])
-    if producer is None or producer.op_type != "DequantizeLinear" or not producer.node.inputs:
-        return None
-    constant = view.constant(producer.node.inputs[0], ref.scope)
-    return tuple(constant.root.dims) if constant else None
+def _foreign(ref: NodeRef, shape: Shape | None, name: str) -> Kept:
+    """A convolution that is kept for the operator that it is."""
+    kind = foreign_convolution(ref)
+    assert kind is not None
+    kept = Kept(name, ref, str(ref.proto.output[0]), foreign_reason(ref, kind))
+    if shape is None or len(shape) <= 2 or ref.attribute("group", 1) != 1:
+        return kept
+    return replace(kept, in_channels=shape[-1 if kind.channels_last else 1], out_channels=shape[0])
 
 
 def _is_dequantized(view: GraphView, tensor: gs.Tensor) -> bool:
@@ -183,15 +199,18 @@ def _is_dequantized(view: GraphView, tensor: gs.Tensor) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _is_pointwise(ref: NodeRef, shape: tuple[int, ...] | None) -> bool:
+def _may_be_pointwise(ref: NodeRef, shapes: frozenset[Shape] | None) -> bool:
+    """Whether the kernel is 1, or not known."""
+    kind = foreign_convolution(ref)
+    spatial = slice(1, -1) if kind is not None and kind.channels_last else slice(2, None)
     kernel = ref.attribute("kernel_shape")
     if kernel is None:
-        if shape is None:
-            return False
-        kernel = shape[2:]
-    return isinstance(kernel, Sequence) and (
-        1 <= len(kernel) <= 3 and all(size == 1 for size in kernel)
-    )
+        return shapes is None or any(_is_one(shape[spatial]) for shape in shapes)
+    return isinstance(kernel, Sequence) and _is_one(kernel)
+
+
+def _is_one(kernel: Sequence[int]) -> bool:
+    return 1 <= len(kernel) <= 3 and all(size == 1 for size in kernel)
 
 
 def _names(refs: Sequence[NodeRef]) -> list[str]:
@@ -224,7 +243,7 @@ def _require_matches(globs: Sequence[str], names: Sequence[str], option: str) ->
 def _describe(
     view: GraphView,
     ref: NodeRef,
-    shape: tuple[int, ...] | None,
+    shape: Shape | None,
     name: str,
     chosen: SiteFilter,
     taken: Mapping[str, str],
@@ -232,7 +251,7 @@ def _describe(
     inputs = ref.node.inputs
     weight = view.constant(inputs[1], ref.scope)
     bias = view.constant(inputs[2], ref.scope) if _has_bias(ref) else None
-    flaw = malformed(ref, shape, _constant_shape(bias) if bias else None)
+    flaw = malformed(ref, shape, constant_shape(bias) if bias else None)
     shape = None if flaw else shape
     groups = 1 if flaw else ref.attribute("group", 1)
     kept = Kept(
@@ -253,7 +272,7 @@ def _describe(
     if ref.is_parametrized:
         return replace(kept, reason="attributes are parameters of the function")
     if weight is None or shape is None:
-        return replace(kept, reason=_reason_no_weight(view, ref))
+        return replace(kept, reason=_reason_no_weight(view, ref, shape))
     if _has_bias(ref) and bias is None:
         return replace(kept, reason="bias is computed at run time")
     dtype = _dtype(weight)
@@ -271,12 +290,23 @@ def _has_bias(ref: NodeRef) -> bool:
     return len(ref.node.inputs) > 2 and bool(ref.node.inputs[2].name)
 
 
-def _reason_no_weight(view: GraphView, ref: NodeRef) -> str:
+def _reason_no_weight(view: GraphView, ref: NodeRef, shape: Shape | None) -> str:
+    producer = view.producer(ref.node.inputs[1])
+    unknown = shape is None and ref.attribute("kernel_shape") is None
+    doubt = ", and its shape is not known" if unknown else ""
     if _is_dequantized(view, ref.node.inputs[1]):
-        return "weight is quantized (behind DequantizeLinear)"
-    if ref.scope.in_function and view.producer(ref.node.inputs[1]) is None:
-        return f"weight is a parameter of the {ref.scope.path.split('/')[0]}"
-    return "weight is computed at run time"
+        return f"weight is quantized (behind DequantizeLinear){doubt}"
+    if _is_sparse(ref, producer):
+        return "weight is sparse"
+    if ref.scope.in_function and producer is None:
+        return f"weight is a parameter of the {ref.scope.path.split('/')[0]}{doubt}"
+    return f"weight is computed at run time{doubt}"
+
+
+def _is_sparse(ref: NodeRef, producer: NodeRef | None) -> bool:
+    if producer is not None:
+        return producer.op_type == "Constant" and producer.attribute("sparse_value") is not None
+    return sparse_weight(ref.node.inputs[1], ref.scope) is not None
 
 
 def _dtype(constant: ConstantRef) -> np.dtype:
@@ -310,7 +340,7 @@ def _reason_head(view: GraphView, output: gs.Tensor) -> str | None:
             return f"head: {way} '{reached}'"
         pending += [(further, through) for further in view.beyond(tensor)]
         for consumer in view.consumers(tensor):
-            if consumer.op_type in _AFTER_HEAD and consumer.is_standard:
+            if consumer.op_type in _AFTER_HEAD and consumer.proto.domain in _HEAD_DOMAINS:
                 label = f"{through}, {consumer.op_type}" if through else consumer.op_type
                 pending += [(further, label) for further in consumer.node.outputs]
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from onnx_igpc.cli import main
+from onnx_igpc.errors import UsageError
 from onnx_igpc.report.digest import DIGEST_KEY
 
 DIGITS = Path(__file__).parents[2] / "sample_models" / "digits_net.onnx"
@@ -307,3 +309,17 @@ def test_options_of_compress_that_do_not_go_together(
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "small.onnx").exists()
+
+
+def test_python_warnings_are_lines_of_this_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def warn(*_: object, **__: object) -> None:
+        warnings.warn("something\nis old", UserWarning, stacklevel=1)
+        warnings.warn("something\nis old", UserWarning, stacklevel=1)
+        np.float32(1e30) * np.float32(1e30)
+        raise UsageError("stop")
+
+    monkeypatch.setattr("onnx_igpc.compression.pipeline.inspect", warn)
+    result = run("inspect", tmp_path / "m.onnx")
+    assert result.stderr.splitlines() == ["warning: something is old", "error: stop"]

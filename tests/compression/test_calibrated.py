@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 from onnx_igpc import compress
 from onnx_igpc.calibration.options import Calibration
@@ -268,3 +269,19 @@ def test_unlabelled_data_describes_itself() -> None:
     assert hidden.describe().labelled is False
     opened = OpenModel(proto)
     assert Calibration(data).open(opened) is data
+
+
+def test_calibration_images_that_are_all_black_are_warned_of(tmp_path: Path) -> None:
+    builder = GraphBuilder()
+    builder.input("x", ["n", 3, 8, 8])
+    value = builder.conv(builder.conv("x", "stem", 3, 16, kernel=3), "site", 16, 16)
+    builder.conv(value, "last", 16, 16, kernel=3)
+    builder.output("last", ["n", 16, 4, 4])
+    (tmp_path / ".cache").mkdir()
+    for number in range(4):
+        for folder in (tmp_path, tmp_path / ".cache"):
+            Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    report = compress(builder.model(), Published(4), calibration=tmp_path).report
+    told = "calibration data: all 4 samples are equal, of one colour, as black is: check the data"
+    assert told in report.warnings
+    assert "calibration data: hidden folder '.cache' left out (4 images)" in report.notes

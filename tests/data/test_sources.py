@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from onnx_igpc.data.batches import Data, random_data
-from onnx_igpc.data.images import labelled_by_folder, spread
+from onnx_igpc.data.batches import Data, data_doubts, random_data
+from onnx_igpc.data.class_folders import labelled_by_folder
+from onnx_igpc.data.images import spread
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec
+from onnx_igpc.torch_bridge.training.augment import parse_augmentation
+from onnx_igpc.torch_bridge.training.data import open_training_data
 
 F32 = np.dtype(np.float32)
 SPEC = InputSpec("x", F32, ("n", 3, 4, 4))
@@ -185,10 +189,10 @@ def test_spread_is_balanced(sizes: list[int], samples: int) -> None:
 
 
 def test_class_level_is_below_single_folders() -> None:
-    index = labelled_by_folder(["a/b/x/1.png", "a/b/y/2.png"], "s")
+    index = labelled_by_folder(["a/b/x/1.png", "a/b/y/2.png"], "s")[0]
     assert index.classes == ("x", "y")
-    assert labelled_by_folder(["0042/1.png"], "s").labels == (42,)
-    assert labelled_by_folder(["1.png", "x/2.png"], "s").labels is None
+    assert labelled_by_folder(["0042/1.png"], "s")[0].labels == (42,)
+    assert labelled_by_folder(["1.png", "x/2.png"], "s")[0].labels is None
 
 
 @pytest.mark.parametrize(
@@ -325,3 +329,79 @@ def test_random_data_for_inputs_without_a_common_batch() -> None:
     assert [{k: v.shape for k, v in b.feeds.items()} for b in batches] == [
         {"x": (1, 3), "size": (2,), "s": ()}
     ] * 2
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "holds NaN"),
+        (np.inf, "holds infinite values"),
+        (1e300, "holds values that float32 cannot hold"),
+    ],
+)
+def test_arrays_that_are_not_finite_are_refused_by_place(
+    tmp_path: Path, suffix: str, value: float, message: str
+) -> None:
+    array = np.zeros((5, 3, 4, 4))
+    array[3, 1, 2, 2] = value
+    path = tmp_path / f"d.{suffix}"
+    np.save(path, array) if suffix == "npy" else np.savez(path, x=array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match=rf"d\.{suffix}: sample 3 of 'x' {message}"):
+            list(open_data(path, [SPEC]))
+
+
+def doubts(path: Path) -> list[str]:
+    data = open_data(path, [SPEC], Preprocessing(mean=(0.1, 0.2, 0.3)))
+    assert data_doubts(data) == []  # before it was read
+    list(data)
+    return data_doubts(data)
+
+
+def noise(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_images_without_variety_are_doubted(tmp_path: Path) -> None:
+    black = write_folder(tmp_path / "black", {f"{i}.png": png(0) for i in range(3)})
+    assert doubts(black) == ["all 3 samples are equal, of one colour, as black is: check the data"]
+    same = write_folder(tmp_path / "same", {f"{i}.png": noise(0) for i in range(3)})
+    assert doubts(same) == ["all 3 samples are equal: check the data"]
+    plain = {f"{i}.png": png(i) for i in range(2)} | {"x.png": noise(0)}
+    assert doubts(write_folder(tmp_path / "plain", plain)) == [
+        "2 of 3 samples are of one colour: check the data"
+    ]
+    varied = write_folder(tmp_path / "varied", {f"{i}.png": noise(i) for i in range(3)})
+    assert doubts(varied) == []
+    assert doubts(write_folder(tmp_path / "one", {"1.png": noise(0)})) == []
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_as_exif_says(tmp_path: Path, orientation: int) -> None:
+    """An upright picture is stored turned; every use reads it upright."""
+    upright = np.zeros((4, 4, 3), np.uint8)
+    upright[0, :, 0], upright[:, 0, 1] = 250, [10, 60, 120, 240]
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    [batch] = open_data(tmp_path, [SPEC], PLAIN)
+    assert np.array_equal(batch.feeds["x"][0], upright.transpose(2, 0, 1))
+    training = open_training_data(tmp_path, [SPEC], PLAIN)
+    sample = training.sample(0, parse_augmentation(("none",), images=True), None)
+    assert np.array_equal(sample["x"], upright.transpose(2, 0, 1))

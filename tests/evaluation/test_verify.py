@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from onnx_igpc import compress
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
 from onnx_igpc.evaluation import comparison
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
 from onnx_igpc.runtime.session import PROVIDERS
+from onnx_igpc.sites.find import SiteFilter
 from tests import runtime_graphs as graphs
+from tests.helpers import GraphBuilder, pointwise_model
 
 SWAP = np.eye(7)[[1, 0, 2, 3, 4, 5, 6]]  # exchanges the scores of classes 0 and 1
 
@@ -192,8 +196,12 @@ def test_outputs_whose_shape_depends_on_the_values() -> None:
     clipped.graph.node[0].input[0] = "r"
     clipped.graph.node.insert(0, helper.make_node("Relu", ["x"], ["r"]))
     assert verify(plain, plain).classifier is None
+    report = verify(plain, clipped)
+    assert not report.passed
+    assert "nothing was compared" in report.failures[0]
+    assert re.search(r"'scores' is not compared: .* is \[2, 24\] in the original", report.notes[0])
     with pytest.raises(ModelError, match=r"output 'scores' is \[2, 24\] in the original and \[2, "):
-        verify(plain, clipped)
+        verify(plain, clipped, outputs=["scores"])
 
 
 METRICS = """
@@ -285,3 +293,25 @@ def test_arithmetic_on_another_provider_is_a_failure(monkeypatch: pytest.MonkeyP
         .failures[0]
         .startswith("original: cpu ran none of the nodes; cuda ran 1")
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+@pytest.mark.parametrize("whole", [True, False])
+def test_other_precisions(tmp_path: Path, dtype: type[np.generic], whole: bool) -> None:
+    """A network in another precision, and one that only takes and gives it."""
+    if whole:
+        model = pointwise_model(64, 64, dtype=dtype)
+    else:
+        builder = GraphBuilder()
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        builder.add("Cast", [builder.input("x", ["n", 64, 5, 5], kind)], "single", to=1)
+        builder.add("Cast", [builder.conv("single", "conv", 64, 64)], "y", to=kind)
+        builder.output("y", ["n", 64, 5, 5], kind)
+        model = builder.model()
+    small = compress(model, sites=SiteFilter(include_heads=True)).model
+    data = save_npz(tmp_path / "d.npz", x=np.random.default_rng(0).random((4, 64, 5, 5)))
+    report = verify(model, small, data=data)
+    assert report.passed
+    assert report.outputs[0].relative_norm is not None
+    assert 0 < report.outputs[0].relative_norm < 1
+    assert ("run in float32" in " ".join(report.notes)) == (whole and dtype is np.float64)

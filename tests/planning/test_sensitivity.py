@@ -102,3 +102,21 @@ def test_kl_of_scores_equals_kl_of_probabilities() -> None:
     assert kl_divergence(a, b) == pytest.approx(expected)
     assert kl_divergence(p, q) == pytest.approx(expected)
     assert kl_divergence(a, a) == 0.0
+
+
+@pytest.mark.parametrize("end", ["ArgMax", "Sqrt"])
+def test_outputs_that_no_difference_can_be_taken_of(end: str) -> None:
+    """Class numbers say nothing of how much changed, and NaN nothing at all: neither counts as no damage."""
+    model = classifier()
+    model.graph.node.append(onnx.helper.make_node(end, ["scores"], ["best"]))
+    kind = onnx.TensorProto.INT64 if end == "ArgMax" else onnx.TensorProto.FLOAT
+    shape = ["k", 5] if end == "ArgMax" else ["n", 5]
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("best", kind, shape))
+    probe, sites = probe_of(model)
+    site = sites[0]
+    matrix = site.weight_matrix().astype(np.float64)
+    bias = site.bias.values() if site.bias is not None else None
+    assert probe.damage(site, matrix, bias) == pytest.approx(0.0, abs=1e-9)
+    assert 1e-3 < probe.damage(site, 0.5 * matrix, bias) < 1e3
+    if end == "Sqrt":
+        assert probe.damage(site, np.nan * matrix, bias) == 1e6

@@ -209,10 +209,16 @@ def show_verify(console: Console, report: VerifyReport) -> None:
             console.print(f"top-1 accuracy {before.top1:.1%} -> {after.top1:.1%}")
             if before.top5 is not None and after.top5 is not None:
                 console.print(f"top-5 accuracy {before.top5:.1%} -> {after.top5:.1%}")
+    for output in report.outputs:
+        if output.agreement is not None:
+            equal = f"{output.agreement:.2%} of the class numbers are equal"
+            console.print(f"{escape(output.name)}: {equal}")
     if report.metric:
         for name, value in report.metric.items():
             console.print(f"{escape(name)}: {value:.6g}")
     for role, text in report.executed.items():
         console.print(f"{role}: {escape(text)}", style="dim")
+    for note in report.notes:
+        console.print(f"note: {escape(note)}")
     for failure in report.failures:
         console.print(f"[red]failed:[/] {escape(failure)}")

@@ -87,6 +87,7 @@ def finetune(
     resume: bool = False,
     restart: bool = False,
     log: PathLike | None = None,
+    label_offset: int | None = None,
     progress: Reporter | None = None,
 ) -> FinetuneResult:
     """Train a model against the original as teacher, or with labels, and write it into the same graph.
@@ -107,6 +108,7 @@ def finetune(
             and none for arrays.
         resume: Go on from the checkpoint of a run that was stopped, with the same settings.
         restart: Start anew although there is a checkpoint.
+        label_offset: Added to every label: 1 for a model with a background class in front.
         log: Where the log goes, without suffix; None takes ``<output>.finetune``.
         progress: Called while the run goes on, in the process that leads.
 
@@ -137,7 +139,15 @@ def finetune(
     with join(device) as world, _own_random_state(world):
         autocast((recipe or Recipe()).amp, world.device)  # refuses what the device cannot do
         job = prepare(
-            model, taught, digest, (data, val), recipe or Recipe(), preprocessing, world, workers
+            model,
+            taught,
+            digest,
+            (data, val),
+            recipe or Recipe(),
+            preprocessing,
+            world,
+            workers,
+            label_offset,
         )
         # Each process drops out other units.
         torch.manual_seed(job.recipe.seed + world.rank)
@@ -240,6 +250,7 @@ def _settings(job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None)
         "samples": job.data.size,
         "preprocessing": to_values(job.data.preprocessing),
         "labels": job.networks.labelled,
+        "label_offset": job.data.label_offset or 0,
         **job.recipe.to_dict(),
         "augment": job.augmentation.describe(),
     }

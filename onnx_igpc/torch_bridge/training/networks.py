@@ -12,6 +12,8 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from onnx_igpc.data.class_folders import background_hint
+from onnx_igpc.data.class_folders import label_problem as labels_misfit
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge import to_torch
@@ -30,6 +32,7 @@ from onnx_igpc.torch_bridge.training.losses import (
 from onnx_igpc.torch_bridge.training.pairing import Pairing, check_teacher, pair_sites, with_outputs
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 
+_TENSORFLOW_CLASSES = 1001
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -230,6 +233,9 @@ def _labels_fit(
     problem = label_problem(data, scores)
     needed = recipe.loss in ("ce", "kd+ce") or (recipe.loss is None and alone)
     if problem is None:
+        if data.labels is not None and data.label_offset is None and scores is not None:
+            hint = background_hint(data.labels, scores.classes)
+            notes += [hint] if hint else []
         return True
     if needed:
         help_ = "give --teacher ORIGINAL to train without labels" if alone else "take --loss kd"
@@ -245,18 +251,12 @@ def label_problem(data: TrainingData, scores: Scores | None) -> str | None:
         return f"{data.source} has no labels (class folders, .cls files, an array 'labels')"
     if scores is None:
         return "no output holds class scores; name it with --scores"
-    if data.classes is not None and len(data.classes) != scores.classes:
-        return (
-            f"{data.source} has {len(data.classes)} class folders, the model {scores.classes} "
-            "classes; name the folders by class index, as 0000, 0001"
-        )
-    wrong = data.labels[(data.labels < 0) | (data.labels >= scores.classes)]
-    if wrong.size:
-        return (
-            f"label {int(wrong[0])} of {data.source} is not one of the model's {scores.classes} "
-            f"classes (0 to {scores.classes - 1})"
-        )
-    return None
+    problem = labels_misfit(
+        data.source, data.labels, data.classes, scores.classes, data.label_offset
+    )
+    if problem is None and data.label_offset is None and scores.classes == _TENSORFLOW_CLASSES:
+        problem = background_hint(data.labels, scores.classes)
+    return problem
 
 
 def _choose_loss(recipe: Recipe, data: TrainingData, scores: Scores | None, taught: bool) -> str:

@@ -89,20 +89,21 @@ def prepare(
     preprocessing: Preprocessing | None,
     world: World,
     workers: int | None,
+    label_offset: int | None = None,
 ) -> Job:
     """Open the training and validation data and build the modules.
 
     Raises as :func:`onnx_igpc.torch_bridge.training.finetune.finetune`.
     """
     inputs = model_inputs(model)
-    data = _open(sources[0], inputs, preprocessing, digest)
+    data = _open(sources[0], inputs, preprocessing, digest, label_offset)
     fixed = next((spec.fixed_batch for spec in inputs if spec.fixed_batch is not None), None)
     if fixed is not None and data.size < fixed * world.size:
         raise DataError(
             f"{data.source}: {data.size} samples are fewer than the {fixed * world.size} that the "
             "model takes at a time"
         )
-    notes = []
+    notes = [f"{data.source}: {note}" for note in data.notes]
     left_open = recipe.batch_norm is None
     recipe = recipe.resolved(fixed, data.size, world.size)
     if left_open and recipe.batch_norm == "frozen":
@@ -127,7 +128,8 @@ def prepare(
     )
     val = None
     if sources[1] is not None:
-        val_data = _open(sources[1], inputs, preprocessing, digest)
+        val_data = _open(sources[1], inputs, preprocessing, digest, label_offset)
+        notes += [f"{val_data.source}: {note}" for note in val_data.notes]
         val = Validation(val_data, loader(val_data), _labels_of(val_data, networks))
     notes += networks.notes
     if teacher is not None and digest is None:
@@ -141,11 +143,12 @@ def _open(
     inputs: Sequence[InputSpec],
     preprocessing: Preprocessing | None,
     digest: RewriteReport | None,
+    label_offset: int | None,
 ) -> TrainingData:
     """The data, its images preprocessed as asked, or else as they were for the compression."""
     if preprocessing is None and digest is not None:
         preprocessing = digest.preprocessing
-    return open_training_data(path, inputs, preprocessing)
+    return open_training_data(path, inputs, preprocessing, label_offset=label_offset)
 
 
 def _workers(source: TrainingData, asked: int | None, processes: int) -> int:

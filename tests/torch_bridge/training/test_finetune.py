@@ -381,6 +381,20 @@ class TestRefusals:
         assert "labels are not used" in result.report.finetune.notes[0]
         assert result.history[0].accuracy is None
 
+    def test_labels_behind_a_background_class(
+        self, tmp_path: Path, compressed: onnx.ModelProto
+    ) -> None:
+        np.savez(tmp_path / "d.npz", x=random(20, 1, 5, 5), labels=np.arange(20) % 2)
+        recipe = short(epochs=1)
+        notes = (
+            finetune(compressed, data=tmp_path / "d.npz", recipe=recipe).report.finetune or {}
+        )["notes"]
+        assert any("the model has 3 classes: if the first one" in note for note in notes)
+        told = finetune(compressed, data=tmp_path / "d.npz", recipe=recipe, label_offset=1)
+        assert not any("background" in note for note in (told.report.finetune or {})["notes"])
+        with pytest.raises(DataError, match=r"label 3 .* is not one of the model's 3 classes"):
+            finetune(compressed, data=tmp_path / "d.npz", recipe=recipe, label_offset=2)
+
     def test_another_teacher(self, compressed: onnx.ModelProto, data: Path) -> None:
         other = classifier(end="Softmax")
         with pytest.raises(ModelError, match="only the teacher has an output 'ended'"):
