@@ -11,6 +11,26 @@ import difflib
 from collections.abc import Iterable
 
 
+def texts(name: str, given: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One text or several as a tuple: a single one is not taken letter by letter.
+
+    ``name`` is how the argument is called.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if given is None:
+        return ()
+    several = (given,) if isinstance(given, str) else given
+    if not isinstance(several, Iterable):
+        raise UsageError(f"{name} takes one text or several, not {given!r}")
+    found = tuple(several)
+    for each in found:
+        if not isinstance(each, str):
+            raise UsageError(f"{name} takes one text or several, not {each!r}")
+    return found
+
+
 class IgpcError(Exception):
     """Base of every error that is the user's to mend; ``str(error)`` is one line."""
 

@@ -11,10 +11,9 @@ import onnx
 import pytest
 
 from onnx_igpc import compress, inspect, verify
-from onnx_igpc.arguments import texts
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.sources import as_data, open_data
-from onnx_igpc.errors import DataError, IgpcError, UsageError
+from onnx_igpc.errors import DataError, IgpcError, UsageError, texts
 from onnx_igpc.evaluation.benchmark import benchmark
 from onnx_igpc.graph.inputs import InputSpec
 from onnx_igpc.passes import Pass, PassResult

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_igpc import atomic_files
 from onnx_igpc.errors import UsageError
+from onnx_igpc.files import atomic as atomic_files
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
 from tests.helpers import pointwise_model
 

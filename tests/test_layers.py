@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one storey stand beside each other.
 STOREYS: tuple[tuple[str, ...], ...] = (
-    ("_version", "arguments", "errors", "atomic_files", "destinations"),
+    ("_version", "errors"),
+    ("files",),
     ("layout",),
     ("fitting",),
     ("graph",),

@@ -125,7 +125,7 @@ class OutputFile(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        from onnx_igpc.destinations import is_stdout
+        from onnx_igpc.files.destinations import is_stdout
 
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         return Path("-") if is_stdout(path) else path
@@ -141,7 +141,7 @@ def goes_to_stdout(*paths: Path | None) -> bool:
 
 def output_path(path: Path) -> Path:
     """An output as the library takes it, which knows no ``-``."""
-    from onnx_igpc.destinations import STDOUT
+    from onnx_igpc.files.destinations import STDOUT
 
     return STDOUT if goes_to_stdout(path) else path
 

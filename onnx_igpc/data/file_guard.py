@@ -15,8 +15,8 @@ from pathlib import Path
 
 from onnx_igpc.data.class_folders import IMAGE_SUFFIXES
 from onnx_igpc.data.images import TAR_SUFFIXES
-from onnx_igpc.destinations import Destination, PathLike, destination
 from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.files.destinations import Destination, PathLike, destination
 from onnx_igpc.graph.external_data import external_locations
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.parsing import parse_model

@@ -20,15 +20,15 @@ import onnx
 from google.protobuf.message import EncodeError
 from onnx import numpy_helper
 
-from onnx_igpc.atomic_files import (
+from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.files.atomic import (
     PathLike,
     locked_folder,
     publish,
     temporary_file,
     write_atomically,
 )
-from onnx_igpc.destinations import destination
-from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.files.destinations import destination
 from onnx_igpc.graph.external_data import (
     MAX_INLINE_BYTES,
     MIN_EXTERNAL_BYTES,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnx_igpc.destinations import destination
 from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.files.destinations import destination
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel, file_bytes, open_model
 from onnx_igpc.report.digest import read_digest

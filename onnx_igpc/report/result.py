@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from onnx_igpc.data.file_guard import FileGuard
-from onnx_igpc.destinations import destination
+from onnx_igpc.files.destinations import destination
 from onnx_igpc.graph.model import (
     OpenModel,
     PathLike,

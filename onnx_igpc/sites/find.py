@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.arguments import texts
-from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.errors import ModelError, UsageError, texts
 from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
 from onnx_igpc.sites.conv_form import malformed
 from onnx_igpc.sites.foreign_convolutions import foreign_convolution, foreign_reason

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from onnx_igpc.arguments import texts
-from onnx_igpc.errors import UsageError
+from onnx_igpc.errors import UsageError, texts
 
 LOSSES = ("kd", "kd+ce", "ce", "mse")
 OPTIMIZERS = ("adamw", "sgd")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnx_igpc.data.file_guard import FileGuard
-from onnx_igpc.destinations import destination
 from onnx_igpc.errors import UsageError
+from onnx_igpc.files.destinations import destination
 from onnx_igpc.graph.model import PathLike
 from onnx_igpc.torch_bridge.training.log import RunLog, log_base
 

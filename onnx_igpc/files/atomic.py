@@ -1,7 +1,7 @@
 """Files that appear whole or not at all: written under another name, then renamed into place.
 
 What is no file, a pipe or a device, is written into; a link keeps pointing (see
-:mod:`onnx_igpc.destinations`).
+:mod:`onnx_igpc.files.destinations`).
 
 A process that is killed leaves its temporary file behind. Whoever writes a file of that name next
 removes it: a temporary file is locked while its writer lives, so that one which can be locked, and
@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from onnx_igpc.destinations import PathLike, destination
 from onnx_igpc.errors import UsageError
+from onnx_igpc.files.destinations import PathLike, destination
 
 __all__ = ["PathLike", "locked_folder", "publish", "temporary_file", "write_atomically"]
 

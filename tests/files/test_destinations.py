@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from onnx_igpc.cli import main
-from onnx_igpc.destinations import destination, is_stdout
 from onnx_igpc.errors import UsageError
+from onnx_igpc.files.destinations import destination, is_stdout
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
 from tests.helpers import pointwise_model
 
