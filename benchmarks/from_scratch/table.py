@@ -13,8 +13,10 @@ PAPER_ROWS = Path(__file__).parents[1] / "paper_rows.json"
 PUBLISHED = (("37", "42", "41"), ("11", "13", "12"))
 """Rows of the papers on CIFAR-10, a dense network first, then what it was made into."""
 
-HEADER = "| network | seed | parameters | of dense | MACs | epochs | seconds | test accuracy |"
-_RULE = "|---|--:|--:|--:|--:|--:|--:|--:|"
+HEADER = (
+    "| network | seed | parameters | of dense | pointwise | MACs | epochs | seconds | accuracy |"
+)
+_RULE = "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
 _PAPER_HEADER = "| network | input | parameters | of dense | MACs | accuracy | to dense |"
 _PAPER_RULE = "|---|---|--:|--:|--:|--:|--:|"
 
@@ -28,11 +30,12 @@ def markdown(rows: Sequence[Row], epochs: int) -> str:
 
 
 def _line(row: Row, dense: int | None, epochs: int) -> str:
-    share = f"{row.parameters / dense:.1%}".replace("%", " %") if dense else ""
+    share = f"{100 * row.parameters / dense:.1f} %" if dense else ""
     done = f"{row.epochs}" if row.accuracy is not None else f"{row.epochs} of {epochs}"
     seconds = f"{row.seconds:,.0f}" if row.epochs else ""
-    cells = [row.arm.label, str(row.arm.seed), f"{row.parameters:,}", share, f"{row.macs:,}"]
-    return f"| {' | '.join([*cells, done, seconds, _accuracy(row)])} |"
+    cells = [row.arm.label, str(row.arm.seed), f"{row.parameters:,}", share]
+    cells += [f"{row.pointwise_parameters:,}", f"{row.macs:,}", done, seconds, _accuracy(row)]
+    return f"| {' | '.join(cells)} |"
 
 
 def _accuracy(row: Row) -> str:

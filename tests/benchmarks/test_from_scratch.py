@@ -166,9 +166,9 @@ def test_the_table_says_what_is_not_finished() -> None:
     lines = markdown([done, begun, Row(PLAIN, 500, 100, 40_000)], 26).splitlines()
     so_far = "not finished (71.00 so far)"
     assert lines[2:5] == [
-        "| dense | 0 | 2,000 | 100.0 % | 90,000 | 26 | 3,600 | **88.12** |",
-        f"| {INTERLEAVED.label} | 0 | 500 | 25.0 % | 40,000 | 7 of 26 | 1,234 | {so_far} |",
-        f"| {PLAIN.label} | 0 | 500 | 25.0 % | 40,000 | 0 of 26 |  | not finished |",
+        "| dense | 0 | 2,000 | 100.0 % | 1,000 | 90,000 | 26 | 3,600 | **88.12** |",
+        f"| {INTERLEAVED.label} | 0 | 500 | 25.0 % | 100 | 40,000 | 7 of 26 | 1,234 | {so_far} |",
+        f"| {PLAIN.label} | 0 | 500 | 25.0 % | 100 | 40,000 | 0 of 26 |  | not finished |",
     ]
     assert INTERLEAVED.label == "V2, 16 channels per group"
     assert PLAIN.label == "V2, 16 channels per group, not interleaved"
