@@ -57,7 +57,7 @@ def reach(model: onnx.ModelProto, site: str) -> np.ndarray:
 
 
 def _groups(node: onnx.NodeProto) -> int:
-    return next(attribute.i for attribute in node.attribute if attribute.name == "group")
+    return next(int(attribute.i) for attribute in node.attribute if attribute.name == "group")
 
 
 # --------------------------------------------------------------------------------- arms
@@ -146,7 +146,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
     assert (row.epochs, row.accuracy) == (1, None)
     assert row.so_far is not None
     for place in places:
-        train_arm(INTERLEAVED, plan, place, str)
+        train_arm(INTERLEAVED, plan, place, print)
     one, other = (onnx.load(trained_path(INTERLEAVED, place.work)) for place in places)
     assert one.graph.initializer == other.graph.initializer
     row = read_row(INTERLEAVED, places[0].work)
