@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.report.typed_json import check_fields
 from onnx_igpc.torch_bridge.tensor_files import _first_line, read_tensors, write_tensors
 
-CHECKPOINT_VERSION = 1
-_MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
+CHECKPOINT_VERSION = 2
+_MODEL, _BEST, _OPTIMIZER, _RANDOM = "model/", "best/", "optimizer/", "random/"
 
 
 @dataclass
@@ -35,6 +35,8 @@ class RunState:
         history: A row for each complete epoch.
         facts: What was measured at the start of the run.
         scaler: State of the gradient scaler of fp16.
+        best_epoch: The epoch after which the model was judged best, 0 for the model as it was given.
+        best_weights: Its state dict on the CPU; not part of the JSON.
         seconds: Time spent so far.
     """
 
@@ -46,6 +48,8 @@ class RunState:
     facts: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    best_epoch: int = 0
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def checkpoint_path(output: Path) -> Path:
@@ -63,6 +67,8 @@ def save_checkpoint(
         MissingExtraError: safetensors is not installed.
     """
     tensors = {_MODEL + name: value for name, value in module.state_dict().items()}
+    if state.best_epoch:  # that of epoch 0 is the model that was given
+        tensors |= {_BEST + name: value for name, value in state.best_weights.items()}
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             if value is not None:
@@ -70,7 +76,7 @@ def save_checkpoint(
     tensors[f"{_RANDOM}cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state()
-    header = {"version": CHECKPOINT_VERSION, **asdict(state)}
+    header = {"version": CHECKPOINT_VERSION, **asdict(replace(state, best_weights={}))}
     write_tensors(path, tensors, {"onnx_igpc.run": json.dumps(header)})
 
 
@@ -97,6 +103,9 @@ def load_checkpoint(
         raise ModelError(f"{path} was written by another release of onnx-igpc")
     _check_same_run(path, state.settings, settings)
     try:
+        if state.best_epoch:
+            state.best_weights = _part(tensors, _BEST)
+            module.load_state_dict(state.best_weights)  # raises where it is not of the model
         module.load_state_dict(_part(tensors, _MODEL))
         _restore_optimizer(optimizer, _part(tensors, _OPTIMIZER))
         torch.set_rng_state(tensors[f"{_RANDOM}cpu"])

@@ -19,17 +19,20 @@ from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, checkpoint_path, load_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World, join
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog, log_base
-from onnx_igpc.torch_bridge.training.loop import Trainer
+from onnx_igpc.torch_bridge.training.loop import Trainer, snapshot
 from onnx_igpc.torch_bridge.training.networks import autocast
 from onnx_igpc.torch_bridge.training.output import (
+    check_start,
     check_written,
     fold,
+    measure,
     update_report,
     write,
     written_model,
 )
 from onnx_igpc.torch_bridge.training.preparation import Job, prepare
 from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.start_checks import check_can_write, refuse_training_mode
 
 
 @dataclass
@@ -41,21 +44,30 @@ class FinetuneResult:
         report: Its report; ``report.finetune`` tells the run.
         history: A row for each epoch (:data:`~onnx_igpc.torch_bridge.training.log.COLUMNS`).
         leads: Whether this process is the one of the run that wrote files.
+        gained: Whether the model is judged better than the one that was given; where it is not, the
+            weights are those that were given.
     """
 
     model: onnx.ModelProto
     report: RewriteReport
     history: list[dict[str, Any]]
     leads: bool = True
+    gained: bool = True
 
     def summary(self) -> list[str]:
         """What came of it, in lines for a person."""
         facts = self.report.finetune or {}
-        before, last = facts.get("val_before"), self.history[-1]
-        lines = [f"fine-tuned: loss {self.history[0]['loss']:.4g} -> {last['loss']:.4g}"]
-        if before:
+        lines = [
+            f"fine-tuned: loss {self.history[0]['loss']:.4g} -> {self.history[-1]['loss']:.4g}"
+        ]
+        if judged := facts.get("judged"):
+            lines.append(
+                f"loss on {judged['samples']} {judged['on']} samples: {judged['before']:.4g} -> "
+                f"{judged['after']:.4g} (epoch {judged['epoch']} of {len(self.history)})"
+            )
+            before, best = facts["val_before"], self._best(judged["epoch"], facts["val_before"])
             lines += [
-                f"validation {key}: {before[key]:.2%} -> {last[f'val_{key}']:.2%}"
+                f"{judged['on']} {key}: {before[key]:.2%} -> {best[key]:.2%}"
                 for key in ("accuracy", "agreement")
                 if before[key] is not None
             ]
@@ -63,11 +75,24 @@ class FinetuneResult:
         if "agreement" in damage:
             start = f"{earlier['agreement']:.1%} -> " if "agreement" in earlier else ""
             lines.append(f"agreement with the original: {start}{damage['agreement']:.1%}")
+        elif damage.get("relative_error") is not None:
+            start = earlier.get("relative_error")
+            shown = f"{start:.3g} -> " if start is not None else ""
+            lines.append(
+                f"relative error of {damage.get('output')}: {shown}{damage['relative_error']:.3g}"
+            )
         if check := facts.get("check"):
             lines.append(
                 f"check: onnxruntime is within {check['relative']:.1e} of the trained module"
             )
         return [*lines, *(f"warning: {text}" for text in self.report.warnings)]
+
+    def _best(self, epoch: int, before: dict[str, Any]) -> dict[str, Any]:
+        """What was measured after an epoch; epoch 0 is before the first."""
+        if not epoch:
+            return before
+        row = self.history[epoch - 1]
+        return {key: row[f"val_{key}"] for key in ("accuracy", "agreement")}
 
 
 def finetune(
@@ -89,6 +114,9 @@ def finetune(
 ) -> FinetuneResult:
     """Train a model against the original as teacher, or with labels, and write it into the same graph.
 
+    What comes out has the weights of the epoch whose loss on data that is not trained on is least, or those
+    that were given, where no epoch is better than they are.
+
     Args:
         compressed: A ModelProto, which is not changed, or the path of a model file; usually what
             ``compress`` wrote, whose digest names the rewritten sites.
@@ -96,7 +124,8 @@ def finetune(
         output: The model file to write. Beside it lie the log and, until it is written, a checkpoint.
             None writes nothing.
         teacher: The model that was compressed. With it, no labels are needed.
-        val: Data for validation after every epoch; it is not trained on.
+        val: Data to judge the model by, before the first epoch and after each; it is not trained on. None
+            holds out a part of ``data`` (``Recipe.hold_out``).
         recipe: Everything that decides the result.
         preprocessing: How images become inputs; None takes it from the model's digest.
         fold_batch_norm: Fold BatchNormalization into the convolutions of the written model.
@@ -123,41 +152,70 @@ def finetune(
     target = Path(output) if output is not None else None
     model, taught = _load(compressed), _load(teacher) if teacher is not None else None
     _check_output(target, compressed, teacher, resume, restart)
+    if log is not None:
+        check_can_write(RunLog(Path(log)).csv)
     digest = read_digest(model)
     if digest is not None and digest.lowering is not None:
         raise ModelError(
             "the model was lowered for a runtime, which is final: fine-tune what compress wrote, "
             "and lower the result"
         )
+    refuse_training_mode(model, "the model")
+    if taught is not None:
+        refuse_training_mode(taught, "the teacher")
+    recipe = recipe or Recipe()
     with join(device) as world, _own_random_state(world):
-        autocast((recipe or Recipe()).amp, world.device)  # refuses what the device cannot do
-        job = prepare(
-            model, taught, digest, (data, val), recipe or Recipe(), preprocessing, world, workers
-        )
+        autocast(recipe.amp, world.device)  # refuses what the device cannot do
+        job = prepare(model, taught, digest, (data, val), recipe, preprocessing, world, workers)
+        damage = None
+        if world.leads:
+            check_start(job, model)
+            damage = measure(job, taught, model)
         # Each process drops out other units.
         torch.manual_seed(job.recipe.seed + world.rank)
+        given = snapshot(job.networks.student)
         state = RunState(_settings(job, model, taught))
         checkpoint = checkpoint_path(target) if target is not None else None
         if resume and checkpoint is not None:
             state = load_checkpoint(checkpoint, state.settings, job.networks.student, job.optimizer)
+        if not state.best_epoch:
+            state.best_weights = given
         trainer = _trainer(job, state, checkpoint, _log(target, log), progress)
         _train(trainer, job, progress)
         report = digest or RewriteReport()
-        trained = written_model(job.networks, model)
-        if fold_batch_norm:
-            trained = fold(trained, report)
+        whole = written_model(job.networks, model)
+        trained = fold(whole, report) if fold_batch_norm else whole
         if world.leads:
             facts = {**trainer.facts, **state.facts, "seconds": round(state.seconds, 3)}
-            facts["check"] = check_written(job.networks, trained, job.some_batch())
+            # A site whose BatchNormalization was folded makes another tensor than the teacher's.
+            checked = trained if job.networks.outputs else whole
+            facts["check"] = check_written(job.networks, checked, job.some_batch())
             facts["epochs"] = state.history
-            update_report(job, report, facts, taught, trained)
+            facts["judged"] = _judgement(job, trainer)
+            update_report(job, report, facts, damage, taught, trained)
             write(trained, report, digest is not None, target)
             if trainer.log is not None:
                 trainer.log.write(facts, state.history)
             if checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
         world.wait()
-        return FinetuneResult(trained, report, state.history, world.leads)
+        return FinetuneResult(
+            trained, report, state.history, world.leads, gained=state.best_epoch > 0
+        )
+
+
+def _judgement(job: Job, trainer: Trainer) -> dict[str, Any]:
+    """What the choice of the weights was made by, as JSON values."""
+    judged, epoch = trainer.judged(), trainer.state.best_epoch
+    return {
+        "on": job.val.kind,
+        "samples": job.val.data.size,
+        "before": judged[0],
+        "after": judged[epoch],
+        "least_after_training": min(judged[1:]),
+        "epoch": epoch,
+        "gained": epoch > 0,
+    }
 
 
 def _trainer(
@@ -174,6 +232,7 @@ def _trainer(
         recipe=job.recipe,
         plan=job.plan,
         epochs=job.recipe.epochs,
+        data=job.data,
         train=job.train,
         val=job.val,
         world=job.networks.world,
@@ -188,13 +247,10 @@ def _trainer(
 def _train(trainer: Trainer, job: Job, progress: Reporter | None) -> None:
     if progress is not None and trainer.world.leads:
         progress(Progress(0, trainer.epochs, 0, job.plan.steps, notes=job.notes))
-    if "val_before" not in trainer.state.facts:
-        trainer.state.facts["val_before"] = trainer.validate()
     trainer.run()
-    for loader in (job.train, job.val.loader if job.val else None):
-        if loader is not None and loader.skipped:
-            listed = "; ".join(sorted(loader.skipped)[:3])
-            job.notes.append(f"{len(loader.skipped)} images cannot be read: {listed}")
+    if skipped := job.train.skipped | job.val.loader.skipped:
+        listed = "; ".join(sorted(skipped)[:3])
+        job.notes.append(f"{len(skipped)} images cannot be read: {listed}")
     trainer.facts["notes"] = list(job.notes)
 
 
@@ -220,8 +276,7 @@ def _check_output(
         if resume:
             raise UsageError("a run without an output has no checkpoint to resume from")
         return
-    if not target.resolve().parent.is_dir():
-        raise UsageError(f"cannot write {target}: the folder {target.parent} does not exist")
+    check_can_write(target)
     for model in (compressed, teacher):
         if model is not None and not isinstance(model, onnx.ModelProto):
             refuse_same_file(Path(model), target)
@@ -239,6 +294,7 @@ def _settings(job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None)
         "model": _fingerprint(model),
         "teacher": _fingerprint(teacher) if teacher is not None else None,
         "samples": job.data.size,
+        "judged_by": [job.val.kind, job.val.data.size],
         "preprocessing": job.describe()["data"]["preprocessing"],
         "labels": job.networks.labelled,
         **job.recipe.to_dict(),

@@ -23,6 +23,7 @@ COLUMNS = (
     "accuracy",
     "agreement",
     "val_loss",
+    "val_judged",
     "val_accuracy",
     "val_agreement",
     "images_per_second",
@@ -30,7 +31,8 @@ COLUMNS = (
 )
 """Columns of the CSV and keys of the rows: means over the samples of the epoch. ``accuracy`` is top-1
 with the labels and ``agreement`` top-1 with the teacher, both in [0, 1] and measured while the weights
-change for the training data; ``images_per_second`` is of the whole run's processes together; ``seconds``
+change for the training data; ``val_judged`` is ``val_loss`` less the part of the matched sites, by which
+the best epoch is chosen; ``images_per_second`` is of the whole run's processes together; ``seconds``
 since the start. What was not measured is empty, and null in the JSON."""
 
 

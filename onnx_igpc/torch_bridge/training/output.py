@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
+from torch import nn
 
-from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
@@ -23,10 +24,13 @@ from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
+from onnx_igpc.torch_bridge.training.evaluation import site_errors
+from onnx_igpc.torch_bridge.training.held_out import PlainBatches
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.log import TIMES
 from onnx_igpc.torch_bridge.training.losses import is_bounded
 from onnx_igpc.torch_bridge.training.networks import Networks, as_list
+from onnx_igpc.torch_bridge.training.pairing import with_outputs
 from onnx_igpc.torch_bridge.training.preparation import Job
 
 _TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
@@ -40,7 +44,7 @@ _ADVICE = ("fine-tune before use", "train the model before use", _WORSE)
 
 def written_model(networks: Networks, model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of ``model`` with the trained weights and statistics."""
-    networks.student.to("cpu").eval()
+    networks.student.eval()
     return from_torch(networks.student, model)
 
 
@@ -61,8 +65,25 @@ def fold(model: onnx.ModelProto, report: RewriteReport) -> onnx.ModelProto:
     return opened.proto
 
 
+def check_start(job: Job, model: onnx.ModelProto) -> None:
+    """:func:`check_written` before the first step, with the module as it is before any training.
+
+    Raises:
+        CheckFailedError: onnxruntime computes something else than PyTorch.
+        ModelError: onnxruntime cannot load or run the model.
+    """
+    try:
+        check_written(job.networks, model, job.some_batch())
+    except CheckFailedError as error:
+        raise CheckFailedError(
+            f"onnxruntime and PyTorch do not agree on the model, so there is no use in training: {error}"
+        ) from error
+
+
 def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch) -> dict[str, Any]:
     """Run the written model in onnxruntime and the module in PyTorch on the same samples.
+
+    Compared are the outputs, or where none can be compared, the tensors of the rewritten sites.
 
     Returns:
         ``relative``: the largest ``max|a - b| / max|b|`` of an output, b being the module's, or
@@ -79,47 +100,81 @@ def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch
         spec.name: tensor.numpy().astype(spec.dtype)
         for spec, tensor in zip(specs, batch.inputs, strict=True)
     }
-    got = list(run_session(make_session(model), feeds).values())
-    made = _arrays(networks.student(*batch.inputs))[: len(got)]
+    names = networks.outputs or [pair.tensor for pair in networks.pairing.pairs]
+    shown = {output.name for output in model.graph.output}
+    session = make_session(model, extra_outputs=[name for name in names if name not in shown])
+    got = list(run_session(session, feeds, names).values())
+    student = _on_cpu(networks.student)
+    made = _arrays(student, batch.inputs)[: len(names)]
     bound = _TOLERANCE["float16" if _has_half(model) else "float32"]
-    worst, name = _worst(model, got, made)
+    bounded = [is_bounded(model, name) for name in names]
+    worst, place = _worst(bounded, got, made)
     if bound < worst < float("inf"):
-        bound = max(bound, _ROUNDINGS * _rounding(networks, model, batch, made))
+        bound = max(bound, _ROUNDINGS * _rounding(student, bounded, batch, made))
     if not worst <= bound:
         raise CheckFailedError(
-            f"output {name!r} of the written model is {worst:.2g} away from what the trained module "
-            f"computes, relative to its largest value, more than {bound:g}: nothing was written"
+            f"output {names[place]!r} of the written model is {worst:.2g} away from what the trained "
+            f"module computes, relative to its largest value, more than {bound:g}: nothing was written"
         )
     return {"relative": worst, "bound": bound, "samples": batch.count}
+
+
+def measure(
+    job: Job, teacher: onnx.ModelProto | None, model: onnx.ModelProto
+) -> dict[str, Any] | None:
+    """How far a model is from the teacher, on what the run is judged by; None without a teacher.
+
+    The outputs are compared in onnxruntime. Where none can be compared, the sites of the student as it is
+    now are, in PyTorch: the relative error of the worst.
+    """
+    if teacher is None:
+        return None
+    networks, val = job.networks, job.val
+    dtypes = {spec.name: spec.dtype for spec in model_inputs(model)}
+    data = PlainBatches(val.data, val.loader, dtypes, _DAMAGE_SAMPLES)
+    if networks.outputs:
+        ours, theirs = (with_outputs(each, [], networks.outputs) for each in (model, teacher))
+        return measure_damage(theirs, ours, data)
+    batches = val.loader.plain(iter(data.places()))
+    errors = site_errors(networks.student, networks.forward_plain, networks.objective, batches)
+    site = max(errors, key=errors.__getitem__)
+    return {"relative_error": errors[site], "output": f"site {site}", "samples": data.size}
 
 
 def update_report(
     job: Job,
     report: RewriteReport,
     facts: dict[str, Any],
+    before: dict[str, Any] | None,
     teacher: onnx.ModelProto | None,
     model: onnx.ModelProto,
 ) -> None:
-    """Tell the run in the report, and replace what it made untrue: the damage and the advice to train."""
-    if report.damage is not None:
-        facts["damage_before"] = report.damage
+    """Tell the run in the report, and replace what it made untrue: the damage and the advice to train.
+
+    before: what :func:`measure` found before the first step.
+    """
+    judged = facts["judged"]
+    if before is not None:
+        facts["damage_before"] = before
     report.finetune = facts
-    report.warnings = [text for text in report.warnings if not text.endswith(_ADVICE)]
+    advice = _ADVICE if judged["gained"] else (_WORSE,)
+    report.warnings = [text for text in report.warnings if not text.endswith(advice)]
     report.notes = [text for text in report.notes if not text.startswith("the damage was measured")]
     report.damage = None
-    data = job.val.data if job.val else job.data
-    if data.preprocessing is not None:
-        report.preprocessing = data.preprocessing.to_dict()
-    if teacher is not None:
-        source = open_data(
-            data.source, model_inputs(model), data.preprocessing, samples=_DAMAGE_SAMPLES
-        )
-        report.damage = measure_damage(teacher, model, source)
-        kind = "validation" if job.val else "training"
-        report.notes.append(f"the damage was measured on {kind} data after fine-tuning")
-        if worse := _worse(facts.get("damage_before") or {}, report.damage):
+    if job.val.data.preprocessing is not None:
+        report.preprocessing = job.val.data.preprocessing.to_dict()
+    if before is not None:
+        report.damage = measure(job, teacher, model) if judged["gained"] else before
+        report.notes.append(f"the damage was measured on {job.val.kind} data after fine-tuning")
+        if worse := _worse(before, report.damage or {}):
             steps = facts["epochs"][-1]["step"]
             report.warnings.append(f"{worse} after {steps} steps than before: {_WORSE}")
+    if not judged["gained"]:
+        report.warnings.append(
+            f"training did not help: the loss on {judged['samples']} {judged['on']} samples was "
+            f"{judged['before']:.3g} before and at best {judged['least_after_training']:.3g} after an "
+            f"epoch; the weights are as they were given: {_WORSE}"
+        )
 
 
 def _worse(before: dict[str, Any], after: dict[str, Any]) -> str | None:
@@ -161,25 +216,36 @@ def portable(facts: dict[str, Any]) -> dict[str, Any]:
     return kept | {"notes": notes}
 
 
-def _arrays(outputs: object) -> list[np.ndarray]:
-    return [tensor.detach().numpy() for tensor in as_list(outputs)]
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """The module where it lies on the CPU, otherwise a copy there; in eval mode."""
+    if all(tensor.device.type == "cpu" for tensor in module.parameters()):
+        return module.eval()
+    return copy.deepcopy(module).to("cpu").eval()
+
+
+@torch.no_grad()
+def _arrays(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    return [tensor.numpy() for tensor in as_list(module(*inputs))]
 
 
 def _worst(
-    model: onnx.ModelProto, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
-) -> tuple[float, str]:
-    """By how much outputs of floats differ at most, and the name of the one that does."""
-    worst, name = 0.0, ""
-    for output, one, other in zip(model.graph.output, ours, theirs, strict=True):
+    bounded: Sequence[bool], ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
+) -> tuple[float, int]:
+    """By how much outputs of floats differ at most, and the place of the one that does.
+
+    bounded: whether an output holds shares of 1.
+    """
+    worst, place = 0.0, 0
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         if other.dtype.kind == "f":
-            apart = _relative(one, other, 1.0 if is_bounded(model, output.name) else None)
+            apart = _relative(one, other, 1.0 if bounded[index] else None)
             if not apart <= worst:
-                worst, name = apart, output.name
-    return worst, name
+                worst, place = apart, index
+    return worst, place
 
 
 def _rounding(
-    networks: Networks, model: onnx.ModelProto, batch: TensorBatch, made: Sequence[np.ndarray]
+    module: nn.Module, bounded: Sequence[bool], batch: TensorBatch, made: Sequence[np.ndarray]
 ) -> float:
     """By how much rounding alone moves the outputs: those of the module against float64's.
 
@@ -187,10 +253,10 @@ def _rounding(
     """
     inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in batch.inputs]
     try:
-        exact = _arrays(copy.deepcopy(networks.student).double()(*inputs))[: len(made)]
+        exact = _arrays(copy.deepcopy(module).double(), inputs)[: len(made)]
     except (RuntimeError, TypeError, ValueError):
         return 0.0
-    apart, _ = _worst(model, made, exact)
+    apart, _ = _worst(bounded, made, exact)
     return apart if apart < float("inf") else 0.0
 
 

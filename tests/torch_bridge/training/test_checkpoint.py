@@ -103,7 +103,7 @@ def test_optimizer_and_random_state_are_the_same(case: Case) -> None:
         case.run("parts.onnx", (3, 2), resume=True)
     states = [load_file(checkpoint_path(case.folder / f"{n}.onnx")) for n in ("whole", "parts")]
     assert states[0].keys() == states[1].keys()
-    assert {name.split("/")[0] for name in states[0]} == {"model", "optimizer", "random"}
+    assert {name.split("/")[0] for name in states[0]} == {"model", "best", "optimizer", "random"}
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
 
