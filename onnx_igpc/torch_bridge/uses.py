@@ -93,7 +93,7 @@ def _is_mask(value: torch.Tensor) -> bool:
     """Whether a tensor of several axes says of each element one of two things, such as 0 and -inf."""
     if not bool(value.isfinite().all()):
         return True
-    return sum(size > 1 for size in value.shape) > 1 and len(value.unique()) == 2
+    return sum(size > 1 for size in value.shape) > 1 and int(torch.unique(value).numel()) == 2
 
 
 def find_uses(graph: Graph) -> Uses:

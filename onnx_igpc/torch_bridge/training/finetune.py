@@ -76,8 +76,8 @@ class FinetuneResult:
             start = f"{earlier['agreement']:.1%} -> " if "agreement" in earlier else ""
             lines.append(f"agreement with the original: {start}{damage['agreement']:.1%}")
         elif damage.get("relative_error") is not None:
-            start = earlier.get("relative_error")
-            shown = f"{start:.3g} -> " if start is not None else ""
+            first = earlier.get("relative_error")
+            shown = f"{first:.3g} -> " if first is not None else ""
             lines.append(
                 f"relative error of {damage.get('output')}: {shown}{damage['relative_error']:.3g}"
             )

@@ -28,7 +28,9 @@ class Part:
     indices: which samples of ``whole``; None for all of them.
     """
 
-    def __init__(self, whole: TrainingData, indices: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, whole: TrainingData, indices: Sequence[int] | np.ndarray | None = None
+    ) -> None:
         self._whole = whole
         self._indices = np.arange(whole.size) if indices is None else np.asarray(indices, np.int64)
         self.source = whole.source
