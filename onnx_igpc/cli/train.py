@@ -59,7 +59,7 @@ def _epoch_line(progress: Progress) -> str:
         ("val_agreement", "val agreement"),
     ):
         if (value := row.get(key)) is not None:
-            parts.append(f"{label} {value:.4f}" if "loss" in key else f"{label} {value:.2%}")
+            parts.append(f"{label} {value:.4f}" if "loss" in label else f"{label} {value:.2%}")
     parts.append(f"{row['images_per_second']:.0f} images/s")
     left = row["seconds"] / progress.epoch * (progress.epochs - progress.epoch)
     return "  ".join([*parts, f"{_duration(left)} left"])

@@ -16,6 +16,7 @@ from onnx_igpc.graph.checks import load_checked
 from onnx_igpc.graph.model import PathLike, refuse_same_file
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, checkpoint_path, load_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World, join
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog, log_base
@@ -25,11 +26,13 @@ from onnx_igpc.torch_bridge.training.output import (
     check_start,
     check_written,
     fold,
+    has_half,
     measure,
     update_report,
     write,
     written_model,
 )
+from onnx_igpc.torch_bridge.training.pairing import with_outputs
 from onnx_igpc.torch_bridge.training.preparation import Job, prepare
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from onnx_igpc.torch_bridge.training.start_checks import check_can_write, refuse_training_mode
@@ -183,15 +186,16 @@ def finetune(
         trainer = _trainer(job, state, checkpoint, _log(target, log), progress)
         _train(trainer, job, progress)
         report = digest or RewriteReport()
-        whole = written_model(job.networks, model)
+        whole = _written(job, trainer, model, given)
         trained = fold(whole, report) if fold_batch_norm else whole
         if world.leads:
+            rounded = state.facts.pop("rounded", None)
             facts = {**trainer.facts, **state.facts, "seconds": round(state.seconds, 3)}
             # A site whose BatchNormalization was folded makes another tensor than the teacher's.
             checked = trained if job.networks.outputs else whole
             facts["check"] = check_written(job.networks, checked, job.some_batch())
             facts["epochs"] = state.history
-            facts["judged"] = _judgement(job, trainer)
+            facts["judged"] = _judgement(job, trainer, rounded)
             update_report(job, report, facts, damage, taught, trained)
             write(trained, report, digest is not None, target)
             if trainer.log is not None:
@@ -204,14 +208,36 @@ def finetune(
         )
 
 
-def _judgement(job: Job, trainer: Trainer) -> dict[str, Any]:
-    """What the choice of the weights was made by, as JSON values."""
+def _written(
+    job: Job, trainer: Trainer, model: onnx.ModelProto, given: dict[str, torch.Tensor]
+) -> onnx.ModelProto:
+    """The model with the weights that were judged best, if they still are once rounded to what it holds."""
+    student, state = job.networks.student, trainer.state
+    found = written_model(job.networks, model)
+    if not state.best_epoch or not has_half(model):
+        return found
+    pairs = [pair.tensor for pair in job.networks.pairing.pairs]
+    rounded = to_torch(with_outputs(found, pairs, job.networks.outputs))
+    student.load_state_dict(rounded.state_dict())
+    state.facts["rounded"] = trainer.validate()["judged"]
+    if state.facts["rounded"] < trainer.judged()[0]:
+        return found
+    state.best_epoch = 0
+    student.load_state_dict(given)
+    return written_model(job.networks, model)
+
+
+def _judgement(job: Job, trainer: Trainer, rounded: float | None) -> dict[str, Any]:
+    """What the choice of the weights was made by, as JSON values.
+
+    rounded: the loss with the weights rounded to half precision, where the model holds that.
+    """
     judged, epoch = trainer.judged(), trainer.state.best_epoch
     return {
         "on": job.val.kind,
         "samples": job.val.data.size,
         "before": judged[0],
-        "after": judged[epoch],
+        "after": judged[epoch] if rounded is None or not epoch else rounded,
         "least_after_training": min(judged[1:]),
         "epoch": epoch,
         "gained": epoch > 0,

@@ -106,7 +106,7 @@ def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch
     got = list(run_session(session, feeds, names).values())
     student = _on_cpu(networks.student)
     made = _arrays(student, batch.inputs)[: len(names)]
-    bound = _TOLERANCE["float16" if _has_half(model) else "float32"]
+    bound = _TOLERANCE["float16" if has_half(model) else "float32"]
     bounded = [is_bounded(model, name) for name in names]
     worst, place = _worst(bounded, got, made)
     if bound < worst < float("inf"):
@@ -268,7 +268,8 @@ def _relative(ours: np.ndarray, theirs: np.ndarray, unit: float | None) -> float
     return float(np.abs(a - b).max(initial=0.0) / (unit or max(np.abs(b).max(initial=0.0), 1e-30)))
 
 
-def _has_half(model: onnx.ModelProto) -> bool:
+def has_half(model: onnx.ModelProto) -> bool:
+    """Whether a model holds or takes values in half precision."""
     half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     typed = [tensor.data_type for tensor in model.graph.initializer]
     typed += [value.type.tensor_type.elem_type for value in model.graph.input]

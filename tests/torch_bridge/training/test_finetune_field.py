@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
@@ -448,6 +450,11 @@ class TestNotFinite:
                 from_torch(module, model)
 
 
+def _ruin(module: torch.nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.data *= 3
+
+
 # A rate that stays high: the curve goes up again.
 RUN: dict[str, Any] = {
     "lr": 0.3, "schedule": "constant", "warmup": 0.0, "epochs": 24, "feature_loss": 0.0
@@ -490,6 +497,25 @@ class TestNeverWorse:
         )
         assert shorter.model.graph.initializer == result.model.graph.initializer
 
+    def test_a_gain_that_rounding_takes_away(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Half precision: judged are the weights as they are written."""
+        teacher = classifier(dtype=np.float16)
+        data = write_data(tmp_path / "d.npz", classifier(), labels=False)
+        small = smaller(teacher)
+        result = finetune(small, teacher=teacher, data=data, recipe=short(epochs=12))
+        judged = (result.report.finetune or {})["judged"]
+        assert result.gained
+        assert judged["after"] != result.history[judged["epoch"] - 1]["val_judged"]
+        monkeypatch.setattr(
+            "onnx_igpc.torch_bridge.training.finetune.to_torch",
+            lambda model: to_torch(model).apply(_ruin),
+        )
+        ruined = finetune(small, teacher=teacher, data=data, recipe=short(epochs=12))
+        assert not ruined.gained
+        assert ruined.model.graph.initializer == small.graph.initializer
+
     def test_the_sites_do_not_hide_the_outputs(self, tmp_path: Path) -> None:
         """With a heavy weight on the sites the loss falls while the outputs go astray."""
         teacher = classifier()
@@ -508,6 +534,7 @@ class TestNeverWorse:
         plain = CliRunner().invoke(main, words)
         assert plain.exit_code == 0, plain.output
         assert "training did not help" in plain.stdout
+        assert re.search(r"  val loss [0-9.]+  val agreement [0-9.]+%  ", plain.stderr)
         strict = CliRunner().invoke(main, [*words, "--require-gain"])
         assert strict.exit_code == 1
         assert "error: training made nothing better" in strict.stderr
