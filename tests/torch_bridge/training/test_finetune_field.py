@@ -291,7 +291,7 @@ def named_classes() -> onnx.ModelProto:
     ]
     model = model_of(nodes, {"head_w": random(2 * C, 3, seed=5)}, ["name", "map"])
     model.graph.initializer.append(
-        helper.make_tensor("names", TensorProto.STRING, [3], [b"a", b"b", b"c"])
+        numpy_helper.from_array(np.array(["a", "b", "c"], dtype=object), "names")
     )
     model.graph.output[0].CopyFrom(
         helper.make_tensor_value_info("name", TensorProto.STRING, ["m", "n"])
@@ -572,7 +572,7 @@ def test_warnings_of_others_are_one_line_without_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def noisy(*_: object, **__: object) -> None:
-        for _ in range(2):
+        for _again in range(2):
             warnings.warn_explicit("two\nlines", UserWarning, "/somewhere/torch.py", 7)
         raise UsageError("the end")
 
