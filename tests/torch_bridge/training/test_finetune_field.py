@@ -231,7 +231,7 @@ class TestRoles:
             "dfl": np.arange(16, dtype=np.float32).reshape(1, 16, 1, 1),
             "flat": np.array([0, 4, 64]),
             "points": np.indices((2, 64)).sum(0).astype(np.float32).repeat(2, 0)[None],
-            "strides": np.repeat(np.float32([8, 16]), 32)[None],
+            "strides": np.repeat(np.array([8, 16], np.float32), 32)[None],
         }
         assert self.parameters(nodes, tensors) == {"head_w"}
 
