@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +34,8 @@ class IgpcGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _plain_warnings():
+                return super().invoke(ctx)
         except IgpcError as error:
             _say_error(str(error))
             ctx.exit(error.exit_code)
@@ -56,12 +59,33 @@ class IgpcGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings of Python, NumPy and PyTorch as one line each, once, without the file that they come from."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in said:
+            said.add(text)
+            _say(f"warning: {text}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 def _say_error(text: str) -> None:
+    """The reason why a command stops, see :func:`_say`."""
+    _say(f"error: {text}")
+
+
+def _say(text: str) -> None:
     """One line on stderr, in which nothing steers the terminal."""
     # printable would take rich along, which starting up should not wait for.
     from onnx_igpc.report.console.terminal import printable
 
-    click.echo(f"error: {printable(' '.join(text.split()))[:_MAX_ERROR]}", err=True)
+    click.echo(printable(" ".join(text.split()))[:_MAX_ERROR], err=True)
 
 
 def _lacking(error: BaseException) -> str | None:
