@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,16 @@ def test_the_exit_code_is_that_of_the_signal(case: Case) -> None:
     assert not (case.folder / "o.onnx").exists()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are added up in another order by another number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
     teacher = classifier()
     onnx.save(teacher, tmp_path / "teacher.onnx")
@@ -123,7 +133,7 @@ def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "onnx_igpc", "finetune", str(tmp_path / "small.onnx"), "-q"]
     command += ["--teacher", str(tmp_path / "teacher.onnx"), "--data", str(data), "--lr", "0.01"]
     command += ["--epochs", "12", "--batch-size", "4", "-o", str(tmp_path / "o.onnx")]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     checkpoint = checkpoint_path(tmp_path / "o.onnx")
     try:
         deadline = time.monotonic() + 60

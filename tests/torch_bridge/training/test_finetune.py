@@ -388,12 +388,12 @@ class TestRefusals:
     ) -> None:
         np.savez(tmp_path / "d.npz", x=random(20, 1, 5, 5), labels=np.arange(20) % 2)
         recipe = short(epochs=1)
-        notes = (
-            finetune(compressed, data=tmp_path / "d.npz", recipe=recipe).report.finetune or {}
-        )["notes"]
-        assert any("the model has 3 classes: if the first one" in note for note in notes)
+        plain = finetune(compressed, data=tmp_path / "d.npz", recipe=recipe).report.finetune
+        assert plain is not None
+        assert any("the model has 3 classes: if the first one" in note for note in plain.notes)
         told = finetune(compressed, data=tmp_path / "d.npz", recipe=recipe, label_offset=1)
-        assert not any("background" in note for note in (told.report.finetune or {})["notes"])
+        assert told.report.finetune is not None
+        assert not any("background" in note for note in told.report.finetune.notes)
         with pytest.raises(DataError, match=r"label 3 .* is not one of the model's 3 classes"):
             finetune(compressed, data=tmp_path / "d.npz", recipe=recipe, label_offset=2)
 
