@@ -111,6 +111,8 @@ class AbsorbGathers(Pass):
         while self._absorb_once(model, result):
             pass
         result.changed = list(self.absorbed)
+        result.removed.sort()
+        result.inputs_removed.sort()
         return result
 
     def _absorb_once(self, model: OpenModel, result: PassResult) -> bool:

@@ -79,7 +79,8 @@ def train_stages(
         stage = stage_file(target, number)
         facts_file = stage.with_suffix(".json")
         if not facts_file.is_file():
-            _write_json(facts_file, _finetune(source, stage, place, recipe, say, val=place.test))
+            # The best epoch is written: the test images must have no part in choosing it.
+            _write_json(facts_file, _finetune(source, stage, place, recipe, say))
         facts = json.loads(facts_file.read_text())
         before = found.get("steps", 0)
         found = {
@@ -247,7 +248,6 @@ def _finetune(
     say: Callable[[str], None],
     *,
     teacher: Path | None = None,
-    val: Path | None = None,
 ) -> dict[str, Any]:
     """Run finetune, resuming where it can; steps, seconds and the curve."""
     curve = Curve()
@@ -262,7 +262,6 @@ def _finetune(
         source,
         teacher=teacher,
         data=place.train,
-        val=val,
         output=target,
         recipe=recipe,
         device=place.device,

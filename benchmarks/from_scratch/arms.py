@@ -10,13 +10,13 @@ import onnx
 
 import onnx_igpc
 from benchmarks.cifar10.setups import SETUPS as CIFAR10_SETUPS
-from onnx_igpc.layout import GroupLayout
-from onnx_igpc.options import CompressOptions
-from onnx_igpc.passes import GroupPointwise, RemoveDead
-from onnx_igpc.result import open_copy
-from onnx_igpc.sites import PointwiseSite
-from onnx_igpc.torch_bridge.recipe import Recipe
-from onnx_igpc.weighing import published_layout, weigher
+from onnx_igpc.calibration.fitters import RandomFitter
+from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.passes import GroupPointwise
+from onnx_igpc.report.result import open_copy
+from onnx_igpc.sites.find import Rewritable
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 from sample_models import build
 
 
@@ -96,10 +96,7 @@ class Setup:
             return without_interleaves(skeleton, arm)
         return onnx_igpc.compress(
             skeleton,
-            channels_per_group=arm.channels,
-            scheme=arm.scheme,
-            form="paper",
-            seed=arm.seed,
+            onnx_igpc.Published(arm.channels, scheme=arm.scheme, form="paper", seed=arm.seed),
         ).model
 
 
@@ -129,13 +126,12 @@ def without_interleaves(skeleton: onnx.ModelProto, arm: Arm) -> onnx.ModelProto:
     K and L start with the weights that they have in the interleaved network of the same seed.
     """
     assert arm.scheme is not None
-    options = CompressOptions(arm.channels, arm.scheme, form="paper", init="random", seed=arm.seed)
+    scheme = arm.scheme
 
-    def plan(site: PointwiseSite) -> GroupLayout:
-        layout = published_layout(site, options)
+    def plan(site: Rewritable) -> GroupLayout:
+        layout = plan_layout(site.in_channels, site.out_channels, arm.channels, scheme)
         return replace(layout, interleave=None, output_interleave=None)
 
     opened = open_copy(skeleton)
-    grouped = GroupPointwise(plan, weigher(options), options.form).run(opened)
-    RemoveDead(grouped.orphans).run(opened)
+    GroupPointwise(plan, RandomFitter(arm.seed, paper=True).weigh, "paper").run(opened)
     return opened.proto

@@ -13,12 +13,12 @@ import torch
 from benchmarks.cifar10.arms import pointwise_parameters
 from benchmarks.cifar10.runs import Place, stage_file, train_stages
 from benchmarks.from_scratch.arms import SETUPS, Arm, Setup
-from onnx_igpc.cost import count
 from onnx_igpc.errors import DataError, UsageError
-from onnx_igpc.model_io import load_model, open_model, save_model, write_atomically
-from onnx_igpc.torch_bridge.finetune_log import RunLog, log_base
-from onnx_igpc.torch_bridge.recipe import Recipe
-from onnx_igpc.verify import verify
+from onnx_igpc.evaluation.verify import verify
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
+from onnx_igpc.torch_bridge.training.log import RunLog, log_base
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,16 @@ class IgpcGroup(click.Group):
 
 
 def _say_error(text: str) -> None:
+    """The reason why a command stops, see :func:`_say`."""
+    _say(f"error: {text}")
+
+
+def _say(text: str) -> None:
     """One line on stderr, in which nothing steers the terminal."""
     # printable would take rich along, which starting up should not wait for.
     from onnx_igpc.report.console.terminal import printable
 
-    click.echo(f"error: {printable(' '.join(text.split()))[:_MAX_ERROR]}", err=True)
+    click.echo(printable(" ".join(text.split()))[:_MAX_ERROR], err=True)
 
 
 @contextlib.contextmanager
@@ -79,12 +84,10 @@ def _plain_warnings() -> Iterator[None]:
     said: set[str] = set()
 
     def say(message: Warning | str, *_: Any, **__: Any) -> None:
-        from onnx_igpc.report.console.terminal import printable
-
-        text = printable(" ".join(str(message).split()))[:_MAX_ERROR]
+        text = " ".join(str(message).split())
         if text not in said:
             said.add(text)
-            click.echo(f"warning: {text}", err=True)
+            _say(f"warning: {text}")
 
     with warnings.catch_warnings():
         # What overflows is found by its results, and said in words then.

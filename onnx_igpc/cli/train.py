@@ -22,6 +22,7 @@ from onnx_igpc.cli.options import (
 )
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import report_option, write_report
+from onnx_igpc.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from onnx_igpc.report.sections import EpochReport
@@ -58,7 +59,7 @@ def _epoch_line(progress: Progress, row: EpochReport) -> str:
     for label, value, form in (
         ("accuracy", row.accuracy, ".2%"),
         ("agreement", row.agreement, ".2%"),
-        ("val loss", row.val_loss, ".4f"),
+        ("val loss", row.val_judged, ".4f"),
         ("val accuracy", row.val_accuracy, ".2%"),
         ("val agreement", row.val_agreement, ".2%"),
     ):
@@ -124,6 +125,9 @@ def _recipe_options(command: Any) -> Any:
         ),
         click.option("--seed", type=int, help="[0]"),
         click.option("--scores", metavar="NAME", help="The output with class scores."),
+        click.option(
+            "--hold-out", type=float, help="Share of the data to judge by, without --val  [0.1]."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -146,6 +150,7 @@ _RECIPE_OPTIONS = (
     "batch_norm",
     "seed",
     "scores",
+    "hold_out",
 )
 
 
@@ -175,9 +180,14 @@ def _let_threads_sleep() -> None:
 @click.option(
     "--data", type=_PATH, required=True, help="Images (folder, .tar shards) or arrays (.npz)."
 )
-@click.option("--val", type=_PATH, help="Validation data, measured after every epoch.")
+@click.option(
+    "--val", type=_PATH, help="Data to judge every epoch by  [a part of DATA is held out]."
+)
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The model to write.")
 @_recipe_options
+@click.option(
+    "--require-gain", is_flag=True, help="Exit code 1 where training made nothing better."
+)
 @click.option("--fold-batch-norm", is_flag=True, help="Fold BatchNorm in the written model.")
 @label_offset_option
 @click.option("--device", help="cpu, cuda or cuda:N  [a GPU if there is one].")
@@ -195,12 +205,14 @@ def finetune(
     output: Path,
     report_file: Path | None,
     json_file: Path | None,
+    require_gain: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
     """Train COMPRESSED against the original, and write the weights into the same graph.
 
-    Without --teacher it learns from labels: class folders, .cls files, an array 'labels'.
+    Without --teacher it learns from labels: class folders, .cls files, an array 'labels'. The weights of the
+    best epoch are written, or those that were given where no epoch is better.
     """
     from onnx_igpc.torch_bridge import require_torch
     from onnx_igpc.torch_bridge.training.run_files import finetune_files
@@ -229,15 +241,16 @@ def finetune(
             progress=EpochLines(line).show,
             **options,
         )
-    if not result.leads:
-        return
-    if json_file is not None:
-        write_text(json_file, result.report.to_json())
-    write_report(report_file, result.report, output.name, output, teacher)
-    out = console(quiet or goes_to_stdout(report_file, json_file))
-    for text in result.summary():
-        out.print(text, markup=False)
-    out.print(f"wrote {output}", markup=False)
+    if result.leads:
+        if json_file is not None:
+            write_text(json_file, result.report.to_json())
+        write_report(report_file, result.report, output.name, output, teacher)
+        out = console(quiet or goes_to_stdout(report_file, json_file))
+        for text in result.summary():
+            out.print(text, markup=False)
+        out.print(f"wrote {output}", markup=False)
+    if require_gain and not result.gained:
+        raise CheckFailedError(f"training made nothing better: {output} has the weights as given")
 
 
 @click.command("to-torch", epilog="Example: onnx-igpc to-torch small.onnx -o weights/")

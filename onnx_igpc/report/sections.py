@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import PurePath
-from typing import Annotated
+from typing import Annotated, Literal
 
 from onnx_igpc.data.batches import DataDescription
 from onnx_igpc.report.typed_json import IfKnown, LeftOut
@@ -20,16 +20,28 @@ Value = str | int | float | bool | list[str] | None
 """A value of an option as JSON has it."""
 
 
+JudgedOn = Literal["validation", "held-out", "training"]
+"""Data of its own, a part of the training data, or all of it where that is too little to have parts."""
+
+
 class MeasuredOn(StrEnum):
     """The data that damage was measured on. The report says it as one of its notes."""
 
     FITTED = "the data that the weights were fitted to"
     TRAINING = "training data after fine-tuning"
     VALIDATION = "validation data after fine-tuning"
+    HELD_OUT = "held-out data after fine-tuning"
 
     @property
     def note(self) -> str:
         return f"the damage was measured on {self}"
+
+    @classmethod
+    def after_training(cls, on: JudgedOn) -> MeasuredOn:
+        """The data that a run of fine-tuning was judged on."""
+        return {"validation": cls.VALIDATION, "held-out": cls.HELD_OUT, "training": cls.TRAINING}[
+            on
+        ]
 
     @classmethod
     def said_in(cls, notes: Sequence[str]) -> MeasuredOn | None:
@@ -214,11 +226,19 @@ class MeansReport:
 
 
 @dataclass(kw_only=True)
+class JudgedMeans(MeansReport):
+    """The same over validation data; ``judged``: the loss less the part of the matched sites."""
+
+    judged: float
+
+
+@dataclass(kw_only=True)
 class EpochReport:
     """An epoch: means over its samples.
 
     ``accuracy`` is top-1 with the labels and ``agreement`` top-1 with the teacher, both in [0, 1] and
-    measured while the weights change for the training data; ``images_per_second`` is of the whole run's
+    measured while the weights change for the training data; ``val_judged`` is ``val_loss`` less the part
+    of the matched sites, by which the best epoch is chosen; ``images_per_second`` is of the whole run's
     processes together; ``seconds`` since the start. What was not measured is ``None``.
     """
 
@@ -232,6 +252,7 @@ class EpochReport:
     accuracy: float | None
     agreement: float | None
     val_loss: float | None
+    val_judged: IfKnown[float] = None
     val_accuracy: float | None
     val_agreement: float | None
     images_per_second: IfKnown[float] = None
@@ -250,26 +271,52 @@ class WrittenCheck:
     samples: int
 
 
+@dataclass(frozen=True)
+class JudgedBy(DataDescription):
+    """The data that a run was judged by."""
+
+    kind: IfKnown[JudgedOn] = None
+
+
+@dataclass(kw_only=True)
+class JudgedReport:
+    """By what the weights that were written were chosen: the loss on data that is not trained on.
+
+    ``before`` the first epoch, and ``after`` the ``epoch`` that was taken, 0 for the weights as they were
+    given; ``after`` is of the weights as they are written where the model holds half precision.
+    """
+
+    on: JudgedOn
+    samples: int
+    before: float
+    after: float
+    least_after_training: float
+    epoch: int
+    gained: bool
+
+
 @dataclass(kw_only=True)
 class FinetuneReport:
     """A run of fine-tuning.
 
     ``val_before``: means over the validation data at the start; ``damage_before``: of the model that
-    was trained. ``recipe`` has the options by name.
+    was trained. ``recipe`` has the options by name; ``outputs`` are those that are compared.
     """
 
     recipe: dict[str, Value]
     taught: bool
     data: DataDescription
-    val: DataDescription | None
+    val: JudgedBy | None
     device: str
     processes: int
     matched_sites: list[str]
     unmatched_sites: dict[str, str]
+    outputs: IfKnown[list[str]] = None
     notes: list[str]
-    val_before: MeansReport | None = None
+    val_before: MeansReport | JudgedMeans | None = None
     seconds: IfKnown[float] = None
     check: IfKnown[WrittenCheck] = None
+    judged: IfKnown[JudgedReport] = None
     epochs: list[EpochReport] = field(default_factory=list)
     damage_before: IfKnown[DamageReport] = None
 

@@ -64,9 +64,9 @@ def read_graph(model: ModelProto) -> Graph:
     own_constants |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    reader = _Reader({i.domain or "": i.version for i in model.opset_import})
-    reader.read(model.graph)
     outputs = [value.name for value in model.graph.output]
+    reader = _Reader(opsets(model), _read_for(model.graph, outputs))
+    reader.read(model.graph)
     nodes = _live(reader.nodes, outputs)
     initializers = {tensor.name for tensor in model.graph.initializer}
     return Graph(
@@ -78,17 +78,37 @@ def read_graph(model: ModelProto) -> Graph:
     )
 
 
+def opsets(model: ModelProto) -> dict[str, int]:
+    """The operator sets that a model imports: version by domain."""
+    return {entry.domain or "": entry.version for entry in model.opset_import}
+
+
+def operator_of(node: NodeProto, versions: dict[str, int]) -> tuple[Operator | None, int, str]:
+    """The operator that runs a node, None where none does; its version; and what a message calls it."""
+    version = _schema_version(node, versions)
+    operator = find_operator(node.domain, node.op_type, version)
+    if _has_subgraph(node):
+        operator = None
+    return operator, version, _title(node, version)
+
+
 @dataclass
 class _Reader:
+    """needed: names that the outputs depend on; constants with other names are not read."""
+
     opsets: dict[str, int]
+    needed: set[str]
     nodes: list[NodeProto] = field(default_factory=list)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def read(self, graph: GraphProto) -> None:
         for tensor in graph.initializer:
-            self.constants[tensor.name] = to_tensor(tensor)
+            if tensor.name in self.needed:
+                self.constants[tensor.name] = to_tensor(tensor)
         for node in graph.node:
-            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            if is_constant(node):
+                if node.output[0] not in self.needed:
+                    continue
                 self.constants[node.output[0]] = constant_value(node)
             elif node.op_type == "If" and node.input[0] in self.constants:
                 self._take_branch(node)
@@ -100,6 +120,7 @@ class _Reader:
     def _take_branch(self, node: NodeProto) -> None:
         chosen = "then_branch" if bool(self.constants[node.input[0]]) else "else_branch"
         branch = next(a.g for a in node.attribute if a.name == chosen)
+        self.needed |= _read_for(branch, [value.name for value in branch.output])
         self.read(branch)
         for inner, outer in zip(branch.output, node.output, strict=True):
             if inner.name in self.constants:
@@ -112,10 +133,8 @@ class _Reader:
         unknown = Counter[str]()
         example: dict[str, str] = {}
         for node in nodes:
-            version = self._schema_version(node)
-            operator = find_operator(node.domain, node.op_type, version)
-            if operator is None or _has_subgraph(node):
-                title = _title(node, version)
+            operator, version, title = operator_of(node, self.opsets)
+            if operator is None:
                 unknown[title] += 1
                 example.setdefault(title, node.name or node.output[0])
             else:
@@ -131,14 +150,19 @@ class _Reader:
             )
         return planned
 
-    def _schema_version(self, node: NodeProto) -> int:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        opset = self.opsets.get(domain, self.opsets.get("ai.onnx", 1) if not domain else 1)
-        try:
-            schema = onnx.defs.get_schema(node.op_type, opset, domain)
-        except onnx.defs.SchemaError:
-            return opset
-        return int(schema.since_version)
+
+def is_constant(node: NodeProto) -> bool:
+    return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+
+
+def _schema_version(node: NodeProto, versions: dict[str, int]) -> int:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    opset = versions.get(domain, versions.get("ai.onnx", 1) if not domain else 1)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return opset
+    return int(schema.since_version)
 
 
 def _has_subgraph(node: NodeProto) -> bool:
@@ -152,6 +176,13 @@ def _title(node: NodeProto, version: int) -> str:
     if find_operator(node.domain, node.op_type, version) is not None:
         return f"{name} with a graph inside"
     return f"{name} (version {version})"
+
+
+def _read_for(graph: GraphProto, outputs: list[str]) -> set[str]:
+    """The names of all values that outputs of a graph depend on, themselves included."""
+    live = _live(list(graph.node), outputs)
+    names = {name for node in live for name in (*node.input, *_captured(node))}
+    return names.union(outputs)
 
 
 def _live(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
@@ -170,6 +201,7 @@ def _captured(node: NodeProto) -> set[str]:
     names: set[str] = set()
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
+            names.update(output.name for output in graph.output)
             for inner in graph.node:
                 names.update(inner.input)
                 names |= _captured(inner)

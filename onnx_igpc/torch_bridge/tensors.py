@@ -60,13 +60,14 @@ def from_array(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype=numpy_type, order="C"))
 
 
-def store(proto: TensorProto, value: torch.Tensor) -> bool:
+def store(proto: TensorProto, value: torch.Tensor, name: str = "") -> bool:
     """Write ``value`` into an ONNX float tensor, keeping its type and encoding.
 
-    Nothing is touched if the tensor already holds these values. Returns whether it was rewritten.
+    Nothing is touched if the tensor already holds these values. Returns whether it was rewritten. name: what
+    a message calls the tensor, if it is not its own name.
 
     Raises:
-        ModelError: Shape or type do not fit.
+        ModelError: Shape or type do not fit, or a value is not finite that was finite.
     """
     if proto.data_type not in _WRITABLE or list(value.shape) != list(proto.dims):
         raise ModelError(
@@ -74,7 +75,9 @@ def store(proto: TensorProto, value: torch.Tensor) -> bool:
             f"trained values of shape {list(value.shape)}: the module is of another model"
         )
     old = numpy_helper.to_array(proto)
-    new = value.detach().cpu().contiguous().numpy().astype(old.dtype)
+    with np.errstate(over="ignore"):  # what becomes infinite in half precision is refused below
+        new = value.detach().cpu().contiguous().numpy().astype(old.dtype)
+    _refuse_not_finite(name or proto.name, old, new)
     if old.tobytes() == new.tobytes():
         return False
     if proto.HasField("raw_data") or not old.size:
@@ -86,6 +89,17 @@ def store(proto: TensorProto, value: torch.Tensor) -> bool:
     else:
         _replace(proto.int32_data, new.view(np.uint16).ravel().tolist())
     return True
+
+
+def _refuse_not_finite(name: str, old: np.ndarray, new: np.ndarray) -> None:
+    """Raise ModelError where a value is NaN or infinite, unless the model has it so."""
+    broken = ~np.isfinite(new.astype(np.float64))
+    if not broken.any() or not (broken & np.isfinite(old.astype(np.float64))).any():
+        return
+    raise ModelError(
+        f"the weights for tensor {name!r} hold {int(broken.sum())} values that are NaN or infinite in "
+        f"{old.dtype}: nothing was written"
+    )
 
 
 def constant_value(node: onnx.NodeProto) -> torch.Tensor:
@@ -112,13 +126,15 @@ def store_constant(node: onnx.NodeProto, value: torch.Tensor) -> bool:
     """:func:`store` for a Constant node."""
     for attribute in node.attribute:
         if attribute.name == "value":
-            return store(attribute.t, value)
+            return store(attribute.t, value, node.output[0])
         if attribute.name == "value_floats":
             old = list(attribute.floats)
+            _refuse_not_finite(node.output[0], np.array(old), value.detach().cpu().numpy())
             _replace(attribute.floats, value.detach().cpu().tolist())
             return old != list(attribute.floats)
         if attribute.name == "value_float":
             old_value = float(attribute.f)
+            _refuse_not_finite(node.output[0], np.array(old_value), value.detach().cpu().numpy())
             attribute.f = float(value.detach())
             return old_value != float(attribute.f)
     raise ModelError(f"Constant node {node.output[0]!r} holds no float tensor any more")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+import torch
 from onnx import TensorProto
 
 from onnx_igpc.torch_bridge.graph import Graph, PlannedNode
 from onnx_igpc.torch_bridge.node import decode_attributes
+from onnx_igpc.torch_bridge.uses import ARITHMETIC, NOT_LEARNED, Uses, find_uses, is_counted
 
 _FLOAT_TYPES = (
     TensorProto.FLOAT,
@@ -47,13 +49,13 @@ class Roles:
 def assign_roles(graph: Graph) -> Roles:
     """Sort the writable tensors of a graph; ``graph`` is changed where tensors are untied."""
     untied = _untie(graph)
-    uses = _uses(graph)
+    uses = find_uses(graph)
     trained, statistics = set(), set()
     for name in sorted(graph.writable):
         value = graph.constants[name]
         if not value.is_floating_point():
             continue
-        verdicts = _verdicts(name, value.numel(), uses)
+        verdicts = _verdicts(name, value, uses)
         if verdicts == {"statistic"}:
             statistics.add(name)
         elif "weight" in verdicts and "structure" not in verdicts:
@@ -61,19 +63,10 @@ def assign_roles(graph: Graph) -> Roles:
     return Roles(trained, statistics, untied)
 
 
-def _uses(graph: Graph) -> dict[str, list[Use]]:
-    uses: dict[str, list[Use]] = defaultdict(list)
-    for node in graph.nodes:
-        for index, name in enumerate(node.proto.input):
-            if name:
-                uses[name].append((node, index))
-    return uses
-
-
-def _verdicts(name: str, size: int, uses: dict[str, list[Use]]) -> set[str]:
-    """How a constant is used: any of "weight", "structure", "statistic"."""
+def _verdicts(name: str, value: torch.Tensor, uses: Uses) -> set[str]:
+    """How a constant is used: any of "weight", "structure", "statistic", and "number" for what is none."""
     verdicts: set[str] = set()
-    for node, index in uses.get(name, ()):
+    for node, index in uses.readers.get(name, ()):
         operator = node.operator
         if operator.gives_host:
             continue  # only its shape is read
@@ -82,12 +75,16 @@ def _verdicts(name: str, size: int, uses: dict[str, list[Use]]) -> set[str]:
         elif index in operator.structural:
             verdicts.add("structure")
         elif index in operator.weights:
-            verdicts.add("weight")
-        elif operator.moves_data:
+            verdicts.add("structure" if is_counted(value) else "weight")
+        elif operator.moves_data or uses.varying.isdisjoint(node.proto.input):
+            # Something is made of it: what that is used for decides.
             if _stays_float(node):
-                verdicts |= _verdicts(node.proto.output[0], size, uses)
-        elif size > 1:
-            verdicts.add("weight")
+                verdicts |= _verdicts(node.proto.output[0], value, uses)
+        elif operator.name in ARITHMETIC:
+            learned = uses.is_operand_learned(node, value)
+            verdicts.add("weight" if learned else "number")
+        elif value.numel() > 1 and operator.name not in NOT_LEARNED:
+            verdicts.add("number" if is_counted(value) else "weight")
     return verdicts
 
 

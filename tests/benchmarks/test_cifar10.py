@@ -177,7 +177,7 @@ def test_changes_of_the_recipe_are_in_the_name_and_the_table() -> None:
 def test_an_arm_from_baseline_to_json(method: str, place: Place) -> None:
     arm = Arm(method, 60, "logits" if method == "paper" else "features")
     said: list[str] = []
-    found = run_arm(arm, SETUP, place, QUICK, said.append, images=24)
+    found = run_arm(arm, SETUP, place, QUICK, said.append, images=32)
     assert found is not None
     assert json.loads((place.results / f"{arm.name}.json").read_text()) == found
     assert found["steps"] == 3

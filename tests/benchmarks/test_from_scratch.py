@@ -26,7 +26,7 @@ from benchmarks.from_scratch.runs import (
     write_untrained,
 )
 from benchmarks.from_scratch.table import markdown
-from onnx_igpc.cost import count
+from onnx_igpc.graph.cost import count
 from tests.benchmarks.test_cifar10 import write_images
 
 TINY = SETUPS["tiny"]

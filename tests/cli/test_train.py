@@ -76,7 +76,8 @@ class TestFinetune:
             *("--loss", "kd+ce", "--temperature", 2, "--feature-loss", 0.5, "--augment", "flip"),
             *("--augment", "shift=1", "--freeze", "stem_*", "--seed", 4, "--schedule", "linear"),
             *("--amp", "bf16", "--batch-norm", "frozen", "--fold-batch-norm", "-q"),
-            *("--device", "cpu", "--weight-decay", 0.5, "--warmup", 0.2, "--label-weight", 0.1),
+            *("--hold-out", 0.3, "--device", "cpu"),
+            *("--weight-decay", 0.5, "--warmup", 0.2, "--label-weight", 0.1),
         )
         assert (result.exit_code, result.output) == (0, "")
         log = json.loads((files / "out.finetune.json").read_text())
@@ -98,6 +99,7 @@ class TestFinetune:
             "batch_norm": "frozen",
             "seed": 4,
             "scores": None,
+            "hold_out": 0.3,
         }
 
     def test_report_on_stdout_is_nothing_but_json(self, files: Path) -> None:

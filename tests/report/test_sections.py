@@ -22,7 +22,16 @@ from onnx_igpc.report.console.lowering import show_lowering
 from onnx_igpc.report.console.rewrite import show_rewrite
 from onnx_igpc.report.digest import DIGEST_KEY, read_digest, write_digest
 from onnx_igpc.report.html import render_html
-from onnx_igpc.report.sections import DamageReport, LatencyReport, MeasuredOn, Thumbnail, TriedShare
+from onnx_igpc.report.sections import (
+    DamageReport,
+    JudgedBy,
+    JudgedMeans,
+    JudgedReport,
+    LatencyReport,
+    MeasuredOn,
+    Thumbnail,
+    TriedShare,
+)
 from onnx_igpc.report.tree import Change, Permutation, RewriteReport, SiteReport
 from tests.helpers import pointwise_model
 from tests.html_reports import finetune_report, lowering_report, network_report
@@ -50,6 +59,19 @@ def full_report() -> RewriteReport:
     report.damage = DamageReport(agreement=0.9, not_finite=1, samples=300)
     report.notes = [MeasuredOn.FITTED.note]
     report.lowering, report.finetune = lowering_report(), finetune_report(2)
+    run = report.finetune
+    run.val, run.outputs = JudgedBy("train", 40, False, None, kind="held-out"), ["y"]
+    run.val_before = JudgedMeans(**vars(run.val_before), judged=2.5)
+    run.epochs[0].val_judged = 0.5
+    run.judged = JudgedReport(
+        on="held-out",
+        samples=40,
+        before=2.5,
+        after=0.5,
+        least_after_training=0.5,
+        epoch=1,
+        gained=True,
+    )
     assert report.selection is not None
     report.selection.curve = [(0.1, 0.5), (0.4, 0.014), (1.0, 0.0)]
     tried = TriedShare(predicted=0.5, measured=0.6, damage=0.1)

@@ -51,7 +51,7 @@ def smaller(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def write_data(
-    path: Path, teacher: onnx.ModelProto, count: int = 48, *, labels: bool = True, seed: int = 0
+    path: Path, teacher: onnx.ModelProto, count: int = 64, *, labels: bool = True, seed: int = 0
 ) -> Path:
     """Random images in an .npz, labelled by the teacher."""
     images = np.random.default_rng(seed).standard_normal((count, 1, SIDE, SIDE)).astype(np.float32)

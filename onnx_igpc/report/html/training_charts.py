@@ -48,6 +48,8 @@ def _curves(
     rows, before = finetune.epochs, finetune.val_before
     training = _points(rows, key)
     validation = _points(rows, f"val_{key}")
+    kind = finetune.val.kind if finetune.val is not None else None
+    judged_by = f"{kind or 'validation'} data"
     at_start = getattr(before, key) if before is not None else None
     if validation and at_start is not None:
         validation.insert(0, (0.0, at_start))
@@ -63,7 +65,7 @@ def _curves(
     up = Scale(low - margin, high + margin, _HEIGHT)
     spoken = [
         f"{name}: {text(points[0][1])} to {text(points[-1][1])}"
-        for name, points in (("training data", training), ("validation data", validation))
+        for name, points in (("training data", training), (judged_by, validation))
         if points
     ]
     lines = {low: text(low), high: text(high)}
@@ -83,7 +85,7 @@ def _curves(
         ),
         [
             *([Legend("line-muted", "training data")] if training else []),
-            *([Legend("line", "validation data")] if validation else []),
+            *([Legend("line", judged_by)] if validation else []),
         ],
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from onnx_igpc.errors import ModelError, UsageError
-from onnx_igpc.report.sections import EpochReport, MeansReport
+from onnx_igpc.report.sections import EpochReport, JudgedMeans
 from onnx_igpc.report.typed_json import from_values, to_values
 from onnx_igpc.torch_bridge.tensor_files import _first_line, read_tensors, write_tensors
 
-CHECKPOINT_VERSION = 1
-_MODEL, _OPTIMIZER, _RANDOM = "model/", "optimizer/", "random/"
+CHECKPOINT_VERSION = 2
+_MODEL, _BEST, _OPTIMIZER, _RANDOM = "model/", "best/", "optimizer/", "random/"
 
 
 @dataclass
@@ -34,8 +34,11 @@ class RunState:
         step: Steps done in the epoch that is not.
         sums: Of the losses and counts of these steps.
         history: A row for each complete epoch.
-        facts: What was measured at the start of the run.
+        val_before: What was measured at the start of the run.
+        judged: What the model was judged by, before the first epoch and after each.
         scaler: State of the gradient scaler of fp16.
+        best_epoch: The epoch after which the model was judged best, 0 for the model as it was given.
+        best_weights: Its state dict on the CPU; not part of the JSON.
         seconds: Time spent so far.
     """
 
@@ -44,9 +47,19 @@ class RunState:
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     history: list[EpochReport] = field(default_factory=list)
-    facts: dict[str, MeansReport | None] = field(default_factory=dict)
+    val_before: JudgedMeans | None = None
+    judged: list[float] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    best_epoch: int = 0
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = len(self.judged)
+        if (self.epoch or known) and known != self.epoch + 1:
+            raise ValueError("judged is not of each epoch")
+        if not 0 <= self.best_epoch <= self.epoch == len(self.history):
+            raise ValueError("best_epoch is not one of the epochs")
 
 
 def save_checkpoint(
@@ -59,6 +72,8 @@ def save_checkpoint(
         MissingExtraError: safetensors is not installed.
     """
     tensors = {_MODEL + name: value for name, value in module.state_dict().items()}
+    if state.best_epoch:  # that of epoch 0 is the model that was given
+        tensors |= {_BEST + name: value for name, value in state.best_weights.items()}
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             if value is not None:
@@ -66,7 +81,7 @@ def save_checkpoint(
     tensors[f"{_RANDOM}cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state()
-    header = {"version": CHECKPOINT_VERSION, **to_values(state)}
+    header = {"version": CHECKPOINT_VERSION, **to_values(replace(state, best_weights={}))}
     write_tensors(path, tensors, {"onnx_igpc.run": json.dumps(header)})
 
 
@@ -85,13 +100,16 @@ def load_checkpoint(
     try:
         fields = json.loads(header["onnx_igpc.run"])
         version = fields.pop("version")
+        if version != CHECKPOINT_VERSION:
+            raise ModelError(f"{path} was written by another release of onnx-igpc")
         state = from_values(RunState, fields)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is not a checkpoint of a fine-tuning run") from error
-    if version != CHECKPOINT_VERSION:
-        raise ModelError(f"{path} was written by another release of onnx-igpc")
     _check_same_run(path, state.settings, settings)
     try:
+        if state.best_epoch:
+            state.best_weights = _part(tensors, _BEST)
+            module.load_state_dict(state.best_weights)  # raises where it is not of the model
         module.load_state_dict(_part(tensors, _MODEL))
         _restore_optimizer(optimizer, _part(tensors, _OPTIMIZER))
         torch.set_rng_state(tensors[f"{_RANDOM}cpu"])

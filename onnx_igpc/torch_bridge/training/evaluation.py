@@ -104,3 +104,26 @@ def evaluate(
     finally:
         module.train(training)
     return tally.means(world)
+
+
+@torch.no_grad()
+def site_errors(
+    module: nn.Module, forward: Forward, objective: Objective, batches: Iterable[TensorBatch]
+) -> dict[str, float]:
+    """``|a - b| / |b|`` over all samples of the tensor that each matched site makes, b being the teacher's.
+
+    By the name of the site; the module is in eval mode afterwards.
+    """
+    module.eval()
+    apart = [0.0] * len(objective.pairs)
+    size = [0.0] * len(objective.pairs)
+    for batch in batches:
+        student, teacher = forward(batch)
+        assert teacher is not None
+        for index, (ours, theirs) in enumerate(objective.paired(student, teacher)):
+            apart[index] += float((ours - theirs).double().square().sum())
+            size[index] += float(theirs.double().square().sum())
+    return {
+        pair.site: (a / max(b, 1e-300)) ** 0.5
+        for pair, a, b in zip(objective.pairs, apart, size, strict=True)
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +15,31 @@ from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.checks import check_original
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.report.digest import read_digest
-from onnx_igpc.report.sections import EpochReport
+from onnx_igpc.report.sections import JudgedReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
+from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, load_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World, join
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
-from onnx_igpc.torch_bridge.training.loop import Trainer
+from onnx_igpc.torch_bridge.training.loop import Trainer, snapshot
 from onnx_igpc.torch_bridge.training.networks import autocast
 from onnx_igpc.torch_bridge.training.output import (
+    check_start,
     check_written,
     fold,
+    has_half,
+    measure,
     update_report,
     write,
     written_model,
 )
+from onnx_igpc.torch_bridge.training.pairing import with_outputs
 from onnx_igpc.torch_bridge.training.preparation import Job, prepare
 from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.result import FinetuneResult
 from onnx_igpc.torch_bridge.training.run_files import checkpoint_path, finetune_files, run_log
-
-
-@dataclass
-class FinetuneResult:
-    """What a run gives.
-
-    Attributes:
-        model: The trained model.
-        report: Its report; ``report.finetune`` tells the run.
-        history: A row for each epoch.
-        leads: Whether this process is the one of the run that wrote files.
-    """
-
-    model: onnx.ModelProto
-    report: RewriteReport
-    history: list[EpochReport]
-    leads: bool = True
-
-    def summary(self) -> list[str]:
-        """What came of it, in lines for a person."""
-        run, damage, last = self.report.finetune, self.report.damage, self.history[-1]
-        lines = [f"fine-tuned: loss {self.history[0].loss:.4g} -> {last.loss:.4g}"]
-        if run is not None and (before := run.val_before):
-            for name, old, new in (
-                ("accuracy", before.accuracy, last.val_accuracy),
-                ("agreement", before.agreement, last.val_agreement),
-            ):
-                if old is not None and new is not None:
-                    lines.append(f"validation {name}: {old:.2%} -> {new:.2%}")
-        if damage is not None and damage.agreement is not None:
-            earlier = run.damage_before if run is not None else None
-            known = earlier.agreement if earlier is not None else None
-            start = f"{known:.1%} -> " if known is not None else ""
-            lines.append(f"agreement with the original: {start}{damage.agreement:.1%}")
-        if run is not None and (check := run.check):
-            lines.append(f"check: onnxruntime is within {check.relative:.1e} of the trained module")
-        return [*lines, *(f"warning: {text}" for text in self.report.warnings)]
+from onnx_igpc.torch_bridge.training.start_checks import check_can_write, refuse_training_mode
 
 
 def finetune(
@@ -92,6 +62,9 @@ def finetune(
 ) -> FinetuneResult:
     """Train a model against the original as teacher, or with labels, and write it into the same graph.
 
+    What comes out has the weights of the epoch whose loss on data that is not trained on is least, or those
+    that were given, where no epoch is better than they are.
+
     Args:
         compressed: A ModelProto, which is not changed, or the path of a model file; usually what
             ``compress`` wrote, whose digest names the rewritten sites.
@@ -99,7 +72,8 @@ def finetune(
         output: The model file to write. Beside it lie the log and, until it is written, a checkpoint.
             None writes nothing.
         teacher: The model that was compressed. With it, no labels are needed.
-        val: Data for validation after every epoch; it is not trained on.
+        val: Data to judge the model by, before the first epoch and after each; it is not trained on. None
+            holds out a part of ``data`` (``Recipe.hold_out``).
         recipe: Everything that decides the result.
         preprocessing: How images become inputs; None takes it from the model's digest.
         fold_batch_norm: Fold BatchNormalization into the convolutions of the written model.
@@ -128,6 +102,10 @@ def finetune(
     _check_run(target, resume, restart)
     opened = [_open(each) for each in (compressed, teacher) if each is not None]
     finetune_files(tuple(opened), (data, val), output, log).check()
+    if (files := run_log(target, log)) is not None:
+        for each in (target, files.csv):
+            if each is not None:
+                check_can_write(each)
     model, *taught_by = [_loaded(each) for each in opened]
     taught = taught_by[0] if taught_by else None
     digest = read_digest(model)
@@ -136,35 +114,48 @@ def finetune(
             "the model was lowered for a runtime, which is final: fine-tune what compress wrote, "
             "and lower the result"
         )
+    refuse_training_mode(model, "the model")
+    if taught is not None:
+        refuse_training_mode(taught, "the teacher")
+    recipe = recipe or Recipe()
     with join(device) as world, _own_random_state(world):
-        autocast((recipe or Recipe()).amp, world.device)  # refuses what the device cannot do
+        autocast(recipe.amp, world.device)  # refuses what the device cannot do
         job = prepare(
             model,
             taught,
             digest,
             (data, val),
-            recipe or Recipe(),
+            recipe,
             preprocessing,
             world,
             workers,
             label_offset,
         )
+        damage = None
+        if world.leads:
+            check_start(job, model)
+            damage = measure(job, taught, model)
         # Each process drops out other units.
         torch.manual_seed(job.recipe.seed + world.rank)
+        given = snapshot(job.networks.student)
         state = RunState(_settings(job, model, taught))
         checkpoint = checkpoint_path(target) if target is not None else None
         if resume and checkpoint is not None:
             state = load_checkpoint(checkpoint, state.settings, job.networks.student, job.optimizer)
+        if not state.best_epoch:
+            state.best_weights = given
         trainer = _trainer(job, state, checkpoint, run_log(target, log), progress)
         _train(trainer, job, progress)
         report = digest or RewriteReport()
-        trained = written_model(job.networks, model)
-        if fold_batch_norm:
-            trained = fold(trained, report)
+        whole, rounded = _written(job, trainer, model, given)
+        trained = fold(whole, report) if fold_batch_norm else whole
         if world.leads:
             run = replace(trainer.facts, seconds=round(state.seconds, 3), epochs=state.history)
-            run.check = check_written(job.networks, trained, job.some_batch())
-            update_report(job, report, run, taught, trained)
+            # A site whose BatchNormalization was folded makes another tensor than the teacher's.
+            checked = trained if job.networks.outputs else whole
+            run.check = check_written(job.networks, checked, job.some_batch())
+            run.judged = _judgement(job, state, rounded)
+            update_report(job, report, run, damage, taught, trained)
             outside = opened[0].has_external_data
             write(trained, report, digest is not None, target, outside)
             if trainer.log is not None:
@@ -172,7 +163,49 @@ def finetune(
             if checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
         world.wait()
-        return FinetuneResult(trained, report, state.history, world.leads)
+        return FinetuneResult(
+            trained, report, state.history, world.leads, gained=state.best_epoch > 0
+        )
+
+
+def _written(
+    job: Job, trainer: Trainer, model: onnx.ModelProto, given: dict[str, torch.Tensor]
+) -> tuple[onnx.ModelProto, float | None]:
+    """The model with the weights that were judged best, if they still are once rounded to what it holds.
+
+    Returns:
+        The model, and the loss that its weights are judged by where they were rounded.
+    """
+    student, state = job.networks.student, trainer.state
+    found = written_model(job.networks, model)
+    if not state.best_epoch or not has_half(model):
+        return found, None
+    pairs = [pair.tensor for pair in job.networks.pairing.pairs]
+    rounded = to_torch(with_outputs(found, pairs, job.networks.outputs))
+    student.load_state_dict(rounded.state_dict())
+    judged = trainer.validate().judged
+    if judged < state.judged[0]:
+        return found, judged
+    state.best_epoch = 0
+    student.load_state_dict(given)
+    return written_model(job.networks, model), None
+
+
+def _judgement(job: Job, state: RunState, rounded: float | None) -> JudgedReport:
+    """What the choice of the weights was made by.
+
+    rounded: the loss with the weights rounded to half precision, where the model holds that.
+    """
+    before, *after = state.judged
+    return JudgedReport(
+        on=job.val.kind,
+        samples=job.val.data.size,
+        before=before,
+        after=state.judged[state.best_epoch] if rounded is None else rounded,
+        least_after_training=min(after),
+        epoch=state.best_epoch,
+        gained=state.best_epoch > 0,
+    )
 
 
 def _trainer(
@@ -189,6 +222,7 @@ def _trainer(
         recipe=job.recipe,
         plan=job.plan,
         epochs=job.recipe.epochs,
+        data=job.data,
         train=job.train,
         val=job.val,
         world=job.networks.world,
@@ -203,14 +237,10 @@ def _trainer(
 def _train(trainer: Trainer, job: Job, progress: Reporter | None) -> None:
     if progress is not None and trainer.world.leads:
         progress(Progress(0, trainer.epochs, 0, job.plan.steps, notes=job.notes))
-    if "val_before" not in trainer.state.facts:
-        trainer.state.facts["val_before"] = trainer.validate()
-    trainer.facts.val_before = trainer.state.facts["val_before"]
     trainer.run()
-    for loader in (job.train, job.val.loader if job.val else None):
-        if loader is not None and loader.skipped:
-            listed = "; ".join(sorted(loader.skipped)[:3])
-            job.notes.append(f"{len(loader.skipped)} images cannot be read: {listed}")
+    if skipped := job.train.skipped | job.val.loader.skipped:
+        listed = "; ".join(sorted(skipped)[:3])
+        job.notes.append(f"{len(skipped)} images cannot be read: {listed}")
     trainer.facts.notes = list(job.notes)
 
 
@@ -248,6 +278,7 @@ def _settings(job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None)
         "model": _fingerprint(model),
         "teacher": _fingerprint(teacher) if teacher is not None else None,
         "samples": job.data.size,
+        "judged_by": [job.val.kind, job.val.data.size],
         "preprocessing": to_values(job.data.preprocessing),
         "labels": job.networks.labelled,
         "label_offset": job.data.label_offset or 0,

@@ -38,7 +38,8 @@ class BatchLoader:
 
     rows: samples of every batch, repeated where there are fewer; None leaves them as they are.
     workers: processes that prepare batches ahead; 0 prepares them in this one. pin: into memory from
-    which a GPU copies while it computes.
+    which a GPU copies while it computes. part_of: how many samples the share of images that may be
+    unreadable is counted of; None for those of ``data``.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class BatchLoader:
         rows: int | None = None,
         workers: int = 0,
         pin: bool = False,
+        part_of: int | None = None,
     ) -> None:
         self._dataset = _Batches(data, tuple(input_names), augmentation, rows)
         self._data = data
@@ -57,6 +59,7 @@ class BatchLoader:
         self.rows = rows
         self._workers = workers
         self._pin = pin
+        self._part_of = part_of or data.size
         self.skipped: set[str] = set()
 
     def training(
@@ -89,9 +92,9 @@ class BatchLoader:
             if isinstance(batch, IgpcError):
                 raise batch
             self.skipped.update(batch.skipped)
-            if len(self.skipped) > MAX_CORRUPT * self._data.size:
+            if len(self.skipped) > MAX_CORRUPT * self._part_of:
                 raise DataError(
-                    f"{self._data.source}: more than {MAX_CORRUPT:.0%} of {self._data.size} images "
+                    f"{self._data.source}: more than {MAX_CORRUPT:.0%} of {self._part_of} images "
                     f"cannot be read: {'; '.join(sorted(self.skipped)[:3])}"
                 )
             yield batch

@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 
-from onnx_igpc.errors import CheckFailedError, IgpcError
-from onnx_igpc.report.sections import EpochReport, FinetuneReport, MeansReport
+from onnx_igpc.errors import CheckFailedError, IgpcError, ModelError
+from onnx_igpc.report.sections import EpochReport, FinetuneReport, JudgedMeans
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, save_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.evaluation import Tally, evaluate
+from onnx_igpc.torch_bridge.training.held_out import Part
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.training.networks import Networks
 from onnx_igpc.torch_bridge.training.preparation import Validation
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from onnx_igpc.torch_bridge.training.sampling import BatchPlan, learning_rate
+from onnx_igpc.torch_bridge.training.start_checks import explain_not_finite
 
 # On a GPU, looking at the loss means waiting for it: not at every step.
 _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20}
@@ -40,14 +42,19 @@ class RunInterruptedError(IgpcError):
         self.exit_code = 128 + number
 
 
+def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the state dict on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
 @dataclass
 class Trainer:
     """One run over the data, from where ``state`` stands to the end.
 
     Attributes:
         networks: Student, teacher and objective.
-        train: Loader of the training data; ``plan`` says which samples when.
-        val: The validation data.
+        data, train: The training data and its loader; ``plan`` says which samples when.
+        val: What the model is judged by after every epoch; the weights that are best there stay.
         checkpoint: Where checkpoints go; None for none.
         log: Where the log goes; None for none.
         facts: What the log says, besides the rows.
@@ -58,8 +65,9 @@ class Trainer:
     recipe: Recipe
     plan: BatchPlan
     epochs: int
+    data: Part
     train: BatchLoader
-    val: Validation | None
+    val: Validation
     world: World
     state: RunState
     facts: FinetuneReport
@@ -83,16 +91,24 @@ class Trainer:
         return self.epochs * self.plan.steps
 
     def run(self) -> None:
-        """Train to the end.
+        """Train to the end, and give the student the weights that were judged best, those that it was
+        given with among them.
 
         Raises:
             CheckFailedError: the loss became NaN or infinite; the last checkpoint is from before that.
             RunInterruptedError: SIGINT or SIGTERM came; a checkpoint was written.
-            DataError: training data cannot be read.
+            DataError: training data cannot be read, or is such that the teacher makes NaN of it.
         """
+        if not self.state.best_weights:
+            self.state.best_weights = snapshot(self.networks.student)
+        if not self.state.judged:
+            self.state.val_before = self._measure_start()
+            self.state.judged = [self.state.val_before.judged]
+        self.facts.val_before = self.state.val_before
         with self._listening():
             while self.state.epoch < self.epochs:
                 self._run_epoch()
+        self.networks.student.load_state_dict(self.state.best_weights)
 
     def _run_epoch(self) -> None:
         epoch, first = self.state.epoch, self.state.step
@@ -163,19 +179,24 @@ class Trainer:
     def _end_epoch(self, tally: Tally, speed: float) -> None:
         self.world.average_statistics(self.networks.student)
         means, measured = tally.means(self.world), self.validate()
-        if not self._is_finite() or (measured and not math.isfinite(measured.loss)):
+        if not self._is_finite() or not math.isfinite(measured.loss):
             self._stop_diverged()
         row = EpochReport(
             epoch=self.state.epoch + 1,
             step=(self.state.epoch + 1) * self.plan.steps,
             learning_rate=self._rate(self.plan.steps - 1),
             **vars(means),
-            val_loss=measured.loss if measured else None,
-            val_accuracy=measured.accuracy if measured else None,
-            val_agreement=measured.agreement if measured else None,
+            val_loss=measured.loss,
+            val_judged=measured.judged,
+            val_accuracy=measured.accuracy,
+            val_agreement=measured.agreement,
             images_per_second=speed,
             seconds=time.monotonic() - self._started,
         )
+        if measured.judged < min(self.state.judged):
+            self.state.best_epoch = self.state.epoch + 1
+            self.state.best_weights = snapshot(self.networks.student)
+        self.state.judged.append(measured.judged)
         self.state.history.append(row)
         self.state.epoch, self.state.step, self.state.sums = self.state.epoch + 1, 0, {}
         self._save()
@@ -185,11 +206,22 @@ class Trainer:
             epoch = self.state.epoch
             self.report(Progress(epoch, self.epochs, self.plan.steps, self.plan.steps, row=row))
 
-    def validate(self) -> MeansReport | None:
-        """Means over the validation data as it is; None without such data."""
-        if self.val is None:
-            return None
-        return evaluate(
+    def _measure_start(self) -> JudgedMeans:
+        measured = self.validate()
+        if not math.isfinite(measured.loss):
+            explain_not_finite(self.networks, self._sources, student=True)
+            raise ModelError(
+                "the loss is NaN or infinite before the first step: the models overflow"
+            )
+        return measured
+
+    @property
+    def _sources(self) -> list[tuple[Part, BatchLoader]]:
+        return [(self.val.data, self.val.loader), (self.data, self.train)]
+
+    def validate(self) -> JudgedMeans:
+        """Means over the validation data as it is, and what the model is judged by."""
+        found = evaluate(
             self.networks.student,
             self.networks.forward_plain,
             self.networks.objective,
@@ -197,6 +229,7 @@ class Trainer:
             self.world,
             self.val.labelled,
         )
+        return JudgedMeans(**vars(found), judged=self.networks.objective.judged(found))
 
     def _save(self) -> None:
         self.state.seconds = time.monotonic() - self._started
@@ -209,6 +242,7 @@ class Trainer:
         return steps * self.plan.samples_per_step / max(time.monotonic() - begun, 1e-9)
 
     def _stop_diverged(self) -> None:
+        explain_not_finite(self.networks, self._sources, student=False)
         kept = ""
         if self.checkpoint is not None and self.checkpoint.is_file():
             kept = f"; {self.checkpoint} is from the end of epoch {self.state.epoch}"

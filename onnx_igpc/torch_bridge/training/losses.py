@@ -6,7 +6,7 @@ the gradient of a batch is the mean of the gradients of its parts: processes can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.report.sections import MeansReport
 from onnx_igpc.torch_bridge.reordering import take
 from onnx_igpc.torch_bridge.training.pairing import Pair
 
@@ -129,9 +130,24 @@ class Objective:
             logits = self.scores.logits(student[self.scores.index])
             label = functional.cross_entropy(logits, labels)
         feature = self._feature_loss(student, teacher) if teacher is not None else zero
-        share = {"ce": 1.0, "kd+ce": self.label_weight}.get(self.loss, 0.0)
+        share = self._label_share
         total = (1 - share) * output + share * label + self.feature_weight * feature
         return Losses(total, output.detach(), label.detach(), feature.detach())
+
+    def judged(self, means: MeansReport) -> float:
+        """What a model is judged by, out of the means of the losses: the loss less the part of the sites.
+
+        That of the sites where no output is compared: a site can come closer to the teacher's while the
+        outputs go away from it.
+        """
+        if not self.values and self.scores is None:
+            return means.feature_loss
+        share = self._label_share
+        return (1 - share) * means.output_loss + share * means.label_loss
+
+    @property
+    def _label_share(self) -> float:
+        return {"ce": 1.0, "kd+ce": self.label_weight}.get(self.loss, 0.0)
 
     def _output_loss(
         self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
@@ -144,21 +160,31 @@ class Objective:
                 parts.append(self._distance(ours, theirs, index))
             else:
                 parts.append(divergence(ours, theirs, self.temperature))
-        return torch.stack(parts).mean() if parts else student[0].new_zeros(())
+        if not parts:
+            return student[0].new_zeros((), dtype=torch.float32)
+        return torch.stack(parts).mean()
 
     def _feature_loss(
         self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         if not self.pairs:
             return student[0].new_zeros((), dtype=torch.float32)
-        parts = []
+        parts = [
+            self._distance(ours, theirs, place)
+            for place, (ours, theirs) in enumerate(self.paired(student, teacher), self.outputs)
+        ]
+        return torch.stack(parts).mean()
+
+    def paired(
+        self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The tensors of each pair, their channels in the same order."""
         for place, pair in enumerate(self.pairs, self.outputs):
             theirs = teacher[place]
             if pair.order is not None:
                 order = torch.tensor(pair.order, device=theirs.device)
                 theirs = take(theirs, order, 1)
-            parts.append(self._distance(student[place], theirs, place))
-        return torch.stack(parts).mean()
+            yield student[place], theirs
 
     def _distance(self, ours: torch.Tensor, theirs: torch.Tensor, place: int) -> torch.Tensor:
         """Mean squared error in units of the teacher's variance: 1 is as bad as a constant."""

@@ -18,6 +18,7 @@ from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.module import OnnxModule
+from onnx_igpc.torch_bridge.training.comparable import Survey
 from onnx_igpc.torch_bridge.training.data import TrainingData
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
@@ -46,6 +47,7 @@ class Networks:
         objective: The loss.
         pairing: Which sites are matched.
         labelled: Whether labels are used, for the loss or for the accuracy.
+        outputs: Names of the outputs that are compared; the others are left out.
         notes: What a person should know about the choices made here.
     """
 
@@ -56,6 +58,7 @@ class Networks:
     labelled: bool
     world: World
     amp: str | None
+    outputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -125,21 +128,19 @@ def build_networks(
     """
     if teacher is not None:
         check_teacher(model, teacher)
-    pairing = Pairing((), {})
-    if teacher is not None and recipe.feature_loss:
-        pairing = pair_sites(model, teacher, digest)
-    student = to_torch(with_outputs(model, [pair.tensor for pair in pairing.pairs]))
+    notes: list[str] = []
+    names, pairing = _compared(model, teacher, digest, recipe, notes)
+    pruned = with_outputs(model, [pair.tensor for pair in pairing.pairs], names)
+    student = to_torch(pruned)
     freeze(student, recipe.freeze)
     taught = None
     if teacher is not None:
         sources = [pair.source for pair in pairing.pairs]
-        names = [output.name for output in model.graph.output]
         taught = to_torch(with_outputs(teacher, sources, names)).eval().requires_grad_(False)
     for module in (student, taught):
         if module is not None:
             module.to(world.device)
-            # The stubs of PyTorch lack what its documentation has.
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            _put_channels_innermost(module)
     student.eval()
     inputs = [_placed(tensor, world.device) for tensor in probe.inputs]
     theirs = None
@@ -150,11 +151,10 @@ def build_networks(
                 theirs = as_list(taught(*_in_order(student, taught, inputs)))
     if theirs is not None:
         check_pairs(ours, theirs, student.output_names)
-    notes: list[str] = []
-    scores = find_scores(model, ours, probe.count, recipe.scores)
+    scores = find_scores(with_outputs(model, [], names), ours, probe.count, recipe.scores)
     labelled = _labels_fit(recipe, data, scores, taught is None, notes)
     loss = _choose_loss(recipe, data, scores, taught is not None)
-    outputs = len(model.graph.output)
+    outputs = len(names)
     objective = Objective(
         loss=loss,
         scores=scores,
@@ -168,7 +168,51 @@ def build_networks(
     )
     labels = probe.labels.to(world.device) if probe.labels is not None and labelled else None
     _leave_unreached(student, objective(ours, theirs, labels).total, notes)
-    return Networks(student, taught, objective, pairing, labelled, world, recipe.amp, notes)
+    return Networks(student, taught, objective, pairing, labelled, world, recipe.amp, names, notes)
+
+
+def _compared(
+    model: ModelProto,
+    teacher: ModelProto | None,
+    digest: RewriteReport | None,
+    recipe: Recipe,
+    notes: list[str],
+) -> tuple[list[str], Pairing]:
+    """Names of the outputs that can be compared, and the sites; notes say what is left out."""
+    ours = Survey(model)
+    theirs = Survey(teacher) if teacher is not None else ours
+    left_out = theirs.outputs | ours.outputs
+    names = [output.name for output in model.graph.output]
+    if recipe.scores is not None:
+        reason = left_out.get(recipe.scores) or ours.inner.get(recipe.scores)
+        if reason:
+            raise UsageError(f"--scores {recipe.scores!r} cannot be compared: {reason}")
+        if recipe.scores in ours.computed & theirs.computed and recipe.scores not in names:
+            names.append(recipe.scores)
+    kept = [name for name in names if name not in left_out]
+    pairing = Pairing((), {})
+    if teacher is not None and recipe.feature_loss:
+        pairing = pair_sites(ours, theirs, digest, kept)
+    if not kept and not pairing.pairs:
+        to_torch(model)  # says which operators are missing, if that is why
+        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in sorted(left_out.items())[:3])
+        raise ModelError(
+            f"there is nothing to learn from: no output can be compared ({reasons}), and no rewritten "
+            "site is matched: give the original as --teacher, or name a tensor with --scores"
+        )
+    notes += [
+        f"output {name!r} is left out: {left_out[name]}" for name in names if name in left_out
+    ]
+    if not kept:
+        notes.append("no output can be compared: only the rewritten sites are learned")
+    return kept, pairing
+
+
+def _put_channels_innermost(module: nn.Module) -> None:
+    """The faster order for depthwise layers; tensors of another rank than four have no such order."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def freeze(module: OnnxModule, globs: Sequence[str]) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
+from torch import nn
 
-from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
@@ -17,24 +18,28 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
 from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report.digest import write_digest
-from onnx_igpc.report.sections import FinetuneReport, MeasuredOn, WrittenCheck
+from onnx_igpc.report.sections import DamageReport, FinetuneReport, MeasuredOn, WrittenCheck
 from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
+from onnx_igpc.torch_bridge.training.evaluation import site_errors
+from onnx_igpc.torch_bridge.training.held_out import PlainBatches
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.losses import is_bounded
 from onnx_igpc.torch_bridge.training.networks import Networks, as_list
+from onnx_igpc.torch_bridge.training.pairing import with_outputs
 from onnx_igpc.torch_bridge.training.preparation import Job
 
 _TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
 # Two computations in float32 differ by about twice the rounding of one.
 _ROUNDINGS = 4
 _DAMAGE_SAMPLES = 512
+_ADVICE = "train longer, on more images, or with a smaller --lr"
 
 
 def written_model(networks: Networks, model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of ``model`` with the trained weights and statistics."""
-    networks.student.to("cpu").eval()
+    networks.student.eval()
     return from_torch(networks.student, model)
 
 
@@ -53,8 +58,25 @@ def fold(model: onnx.ModelProto, report: RewriteReport) -> onnx.ModelProto:
     return opened.proto
 
 
+def check_start(job: Job, model: onnx.ModelProto) -> None:
+    """:func:`check_written` before the first step, with the module as it is before any training.
+
+    Raises:
+        CheckFailedError: onnxruntime computes something else than PyTorch.
+        ModelError: onnxruntime cannot load or run the model.
+    """
+    try:
+        check_written(job.networks, model, job.some_batch())
+    except CheckFailedError as error:
+        raise CheckFailedError(
+            f"onnxruntime and PyTorch do not agree on the model, so there is no use in training: {error}"
+        ) from error
+
+
 def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch) -> WrittenCheck:
     """Run the written model in onnxruntime and the module in PyTorch on the same samples.
+
+    Compared are the outputs, or where none can be compared, the tensors of the rewritten sites.
 
     Returns:
         ``relative``: the largest ``max|a - b| / max|b|`` of an output, b being the module's, or
@@ -71,55 +93,86 @@ def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch
         spec.name: tensor.numpy().astype(spec.dtype)
         for spec, tensor in zip(specs, batch.inputs, strict=True)
     }
-    got = list(run_session(make_session(model), feeds).values())
-    made = _arrays(networks.student(*batch.inputs))[: len(got)]
-    bound = _TOLERANCE["float16" if _has_half(model) else "float32"]
-    worst, name = _worst(model, got, made)
+    names = networks.outputs or [pair.tensor for pair in networks.pairing.pairs]
+    shown = {output.name for output in model.graph.output}
+    session = make_session(model, extra_outputs=[name for name in names if name not in shown])
+    got = list(run_session(session, feeds, names).values())
+    student = _on_cpu(networks.student)
+    made = _arrays(student, batch.inputs)[: len(names)]
+    bound = _TOLERANCE["float16" if has_half(model) else "float32"]
+    bounded = [is_bounded(model, name) for name in names]
+    worst, place = _worst(bounded, got, made)
     if bound < worst < float("inf"):
-        bound = max(bound, _ROUNDINGS * _rounding(networks, model, batch, made))
+        bound = max(bound, _ROUNDINGS * _rounding(student, bounded, batch, made))
     if not worst <= bound:
         raise CheckFailedError(
-            f"output {name!r} of the written model is {worst:.2g} away from what the trained module "
-            f"computes, relative to its largest value, more than {bound:g}: nothing was written"
+            f"output {names[place]!r} of the written model is {worst:.2g} away from what the trained "
+            f"module computes, relative to its largest value, more than {bound:g}: nothing was written"
         )
     return WrittenCheck(relative=worst, bound=bound, samples=batch.count)
+
+
+def measure(
+    job: Job, teacher: onnx.ModelProto | None, model: onnx.ModelProto
+) -> DamageReport | None:
+    """How far a model is from the teacher, on what the run is judged by; None without a teacher.
+
+    The outputs are compared in onnxruntime. Where none can be compared, the sites of the student as it is
+    now are, in PyTorch: the relative error of the worst.
+    """
+    if teacher is None:
+        return None
+    networks, val = job.networks, job.val
+    dtypes = {spec.name: spec.dtype for spec in model_inputs(model)}
+    data = PlainBatches(val.data, val.loader, dtypes, _DAMAGE_SAMPLES)
+    if networks.outputs:
+        ours, theirs = (with_outputs(each, [], networks.outputs) for each in (model, teacher))
+        return measure_damage(theirs, ours, data)
+    batches = val.loader.plain(iter(data.places()))
+    errors = site_errors(networks.student, networks.forward_plain, networks.objective, batches)
+    site = max(errors, key=errors.__getitem__)
+    return DamageReport(relative_error=errors[site], output=f"site {site}", samples=data.size)
 
 
 def update_report(
     job: Job,
     report: RewriteReport,
     run: FinetuneReport,
+    before: DamageReport | None,
     teacher: onnx.ModelProto | None,
     model: onnx.ModelProto,
 ) -> None:
-    """Tell the run in the report, and replace what it made untrue: the damage and the advice to train."""
-    stale = {NO_DATA_WARNING, RANDOM_WARNING, worse_than_before(report)}
+    """Tell the run in the report, and replace what it made untrue: the damage and the advice to train.
+
+    before: what :func:`measure` found before the first step.
+    """
+    gained = run.judged is None or run.judged.gained
+    stale = {worse_than_before(report), report.finetune and no_gain(report.finetune)}
+    if gained:
+        stale |= {NO_DATA_WARNING, RANDOM_WARNING}
     report.warnings = [text for text in report.warnings if text not in stale]
     measured = {each.note for each in MeasuredOn}
     report.notes = [text for text in report.notes if text not in measured]
-    run.damage_before, report.damage, report.finetune = report.damage, None, run
-    data = job.val.data if job.val else job.data
-    if data.preprocessing is not None:
-        report.preprocessing = data.preprocessing
-    if teacher is not None:
-        source = open_data(
-            data.source, model_inputs(model), data.preprocessing, samples=_DAMAGE_SAMPLES
-        )
-        report.damage = measure_damage(teacher, model, source)
-        measured_on = MeasuredOn.VALIDATION if job.val else MeasuredOn.TRAINING
-        report.notes.append(measured_on.note)
+    run.damage_before = report.damage if before is None else before
+    report.damage, report.finetune = None, run
+    if job.val.data.preprocessing is not None:
+        report.preprocessing = job.val.data.preprocessing
+    if before is not None:
+        report.damage = measure(job, teacher, model) if gained else before
+        report.notes.append(MeasuredOn.after_training(job.val.kind).note)
         if worse := worse_than_before(report):
             report.warnings.append(worse)
+    if useless := no_gain(run):
+        report.warnings.append(useless)
 
 
 def worse_than_before(report: RewriteReport) -> str | None:
-    """The warning that training did not help; the damage before may be of other data."""
+    """The warning that the model is further from the original than before."""
     run, after = report.finetune, report.damage
     before = run.damage_before if run is not None else None
     if run is None or before is None or after is None:
         return None
-    advice = "train longer, on more images, or with a smaller --lr"
-    told = f"after {run.epochs[-1].step} steps than before: {advice}" if run.epochs else advice
+    told = f"after {run.epochs[-1].step} steps than before: {_ADVICE}" if run.epochs else _ADVICE
     old, new = before.agreement, after.agreement
     if old is not None and new is not None:
         if new >= old:
@@ -130,6 +183,18 @@ def worse_than_before(report: RewriteReport) -> str | None:
         return None
     figures = f"(relative error {new:.3g}, not {old:.3g})"
     return f"the model is further from the original {figures} {told}"
+
+
+def no_gain(run: FinetuneReport) -> str | None:
+    """The warning that training did not help."""
+    judged = run.judged
+    if judged is None or judged.gained:
+        return None
+    return (
+        f"training did not help: the loss on {judged.samples} {judged.on} samples was "
+        f"{judged.before:.3g} before and at best {judged.least_after_training:.3g} after an "
+        f"epoch; the weights are as they were given: {_ADVICE}"
+    )
 
 
 def write(
@@ -150,25 +215,36 @@ def write(
         report.totals.file_bytes.after = file_bytes(target)
 
 
-def _arrays(outputs: object) -> list[np.ndarray]:
-    return [tensor.detach().numpy() for tensor in as_list(outputs)]
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """The module where it lies on the CPU, otherwise a copy there; in eval mode."""
+    if all(tensor.device.type == "cpu" for tensor in module.parameters()):
+        return module.eval()
+    return copy.deepcopy(module).to("cpu").eval()
+
+
+@torch.no_grad()
+def _arrays(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    return [tensor.numpy() for tensor in as_list(module(*inputs))]
 
 
 def _worst(
-    model: onnx.ModelProto, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
-) -> tuple[float, str]:
-    """By how much outputs of floats differ at most, and the name of the one that does."""
-    worst, name = 0.0, ""
-    for output, one, other in zip(model.graph.output, ours, theirs, strict=True):
+    bounded: Sequence[bool], ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
+) -> tuple[float, int]:
+    """By how much outputs of floats differ at most, and the place of the one that does.
+
+    bounded: whether an output holds shares of 1.
+    """
+    worst, place = 0.0, 0
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         if other.dtype.kind == "f":
-            apart = _relative(one, other, 1.0 if is_bounded(model, output.name) else None)
+            apart = _relative(one, other, 1.0 if bounded[index] else None)
             if not apart <= worst:
-                worst, name = apart, output.name
-    return worst, name
+                worst, place = apart, index
+    return worst, place
 
 
 def _rounding(
-    networks: Networks, model: onnx.ModelProto, batch: TensorBatch, made: Sequence[np.ndarray]
+    module: nn.Module, bounded: Sequence[bool], batch: TensorBatch, made: Sequence[np.ndarray]
 ) -> float:
     """By how much rounding alone moves the outputs: those of the module against float64's.
 
@@ -176,10 +252,10 @@ def _rounding(
     """
     inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in batch.inputs]
     try:
-        exact = _arrays(copy.deepcopy(networks.student).double()(*inputs))[: len(made)]
+        exact = _arrays(copy.deepcopy(module).double(), inputs)[: len(made)]
     except (RuntimeError, TypeError, ValueError):
         return 0.0
-    apart, _ = _worst(model, made, exact)
+    apart, _ = _worst(bounded, made, exact)
     return apart if apart < float("inf") else 0.0
 
 
@@ -191,7 +267,8 @@ def _relative(ours: np.ndarray, theirs: np.ndarray, unit: float | None) -> float
     return float(np.abs(a - b).max(initial=0.0) / (unit or max(np.abs(b).max(initial=0.0), 1e-30)))
 
 
-def _has_half(model: onnx.ModelProto) -> bool:
+def has_half(model: onnx.ModelProto) -> bool:
+    """Whether a model holds or takes values in half precision."""
     half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     typed = [tensor.data_type for tensor in model.graph.initializer]
     typed += [value.type.tensor_type.elem_type for value in model.graph.input]

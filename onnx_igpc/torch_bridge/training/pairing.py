@@ -15,6 +15,7 @@ from onnx import ModelProto
 from onnx_igpc.errors import ModelError
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.torch_bridge.training.comparable import Survey
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,19 @@ class Pairing:
     unpaired: dict[str, str]
 
 
-def pair_sites(student: ModelProto, teacher: ModelProto, digest: RewriteReport | None) -> Pairing:
-    """Pair the output of each rewritten site with the teacher's tensor that it stands for."""
+def pair_sites(
+    student: Survey, teacher: Survey, digest: RewriteReport | None, outputs: Sequence[str]
+) -> Pairing:
+    """Pair the output of each rewritten site with the teacher's tensor that it stands for.
+
+    student, teacher: what there is in the two models, and what cannot be compared. outputs: names of
+    what is compared anyway.
+    """
     if digest is None:
         return Pairing((), {})
     pairs: dict[str, Pair] = {}
     unpaired: dict[str, str] = {}
-    ours, theirs = _computed(student), _computed(teacher)
-    outputs = {output.name for output in student.graph.output}
+    ours, theirs = student.computed, teacher.computed
     moved = {
         tensor: (former, tuple(permutation.order))
         for permutation in digest.permutations
@@ -59,6 +65,8 @@ def pair_sites(student: ModelProto, teacher: ModelProto, digest: RewriteReport |
             unpaired[site.name] = "it lies in a function or sub-graph"
         elif source not in theirs:
             unpaired[site.name] = f"the teacher has no tensor {source!r}"
+        elif reason := student.inner.get(tensor) or teacher.inner.get(source):
+            unpaired[site.name] = reason
         else:
             pairs[tensor] = Pair(site.name, tensor, source, order)
     return Pairing(tuple(pairs.values()), unpaired)
@@ -69,13 +77,17 @@ def with_outputs(
 ) -> ModelProto:
     """A copy of a model in which inner tensors follow the graph outputs as further outputs.
 
-    outputs: the order of the graph outputs, by name; None keeps it.
+    outputs: names of the graph outputs, in the order in which they come, or of inner tensors in their
+    place; others are left out. None keeps what there is.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
     if outputs is not None:
-        place = {name: index for index, name in enumerate(outputs)}
-        copy.graph.output.sort(key=lambda output: place[output.name])
+        there = {output.name: output for output in model.graph.output}
+        del copy.graph.output[:]
+        copy.graph.output.extend(
+            there.get(name, onnx.ValueInfoProto(name=name)) for name in outputs
+        )
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     return copy
 
@@ -103,7 +115,3 @@ def check_teacher(student: ModelProto, teacher: ModelProto) -> None:
             raise ModelError(
                 f"the teacher does not fit: input {spec.describe()} is {other.describe()} there"
             )
-
-
-def _computed(model: ModelProto) -> set[str]:
-    return {name for node in model.graph.node for name in node.output if name}

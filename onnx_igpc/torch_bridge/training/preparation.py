@@ -15,11 +15,12 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import DataError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.graph.model import PathLike
-from onnx_igpc.report.sections import FinetuneReport
+from onnx_igpc.report.sections import FinetuneReport, JudgedBy, JudgedOn
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge.training.augment import Augmentation, parse_augmentation
 from onnx_igpc.torch_bridge.training.data import TrainingData, open_training_data
 from onnx_igpc.torch_bridge.training.distributed import World
+from onnx_igpc.torch_bridge.training.held_out import Part, hold_out
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.networks import Networks, build_networks, label_problem
 from onnx_igpc.torch_bridge.training.optimizers import build_optimizer
@@ -37,11 +38,14 @@ _NO_REPORT = (
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation data; ``labelled``: its labels are those of the model."""
+    """What the model is judged by. ``labelled``: its labels are those of the model. ``kind``: "validation"
+    for data of its own, "held-out" for a part of the training data, "training" where that is too small
+    for having parts."""
 
-    data: TrainingData
+    data: Part
     loader: BatchLoader
     labelled: bool
+    kind: JudgedOn
 
 
 @dataclass
@@ -52,16 +56,18 @@ class Job:
     networks: Networks
     optimizer: torch.optim.Optimizer
     plan: BatchPlan
-    data: TrainingData
+    data: Part
     train: BatchLoader
-    val: Validation | None
+    val: Validation
     augmentation: Augmentation
     notes: list[str]
 
     def some_batch(self) -> TensorBatch:
-        """A few samples as they are, of the validation data if there is such."""
-        data, loader = (self.val.data, self.val.loader) if self.val else (self.data, self.train)
-        return next(loader.plain(iter([list(range(min(loader.rows or _PROBE, data.size)))])))
+        """A few samples as they are, of what the model is judged by."""
+        loader = self.val.loader
+        return next(
+            loader.plain(iter([list(range(min(loader.rows or _PROBE, self.val.data.size)))]))
+        )
 
     def describe(self) -> FinetuneReport:
         """What the log and the report say about the run before it has begun."""
@@ -71,11 +77,12 @@ class Job:
             | {"augment": self.augmentation.describe(), "loss": self.networks.objective.loss},
             taught=self.networks.teacher is not None,
             data=_describe(self.data),
-            val=_describe(self.val.data) if self.val else None,
+            val=JudgedBy(**vars(_describe(self.val.data)), kind=self.val.kind),
             device=str(self.networks.world.device),
             processes=self.networks.world.size,
             matched_sites=[pair.site for pair in pairing.pairs],
             unmatched_sites=dict(pairing.unpaired),
+            outputs=list(self.networks.outputs),
             notes=list(self.notes),
         )
 
@@ -96,14 +103,28 @@ def prepare(
     Raises as :func:`onnx_igpc.torch_bridge.training.finetune.finetune`.
     """
     inputs = model_inputs(model)
-    data = _open(sources[0], inputs, preprocessing, digest, label_offset)
+    whole = _open(sources[0], inputs, preprocessing, digest, label_offset)
     fixed = next((spec.fixed_batch for spec in inputs if spec.fixed_batch is not None), None)
-    if fixed is not None and data.size < fixed * world.size:
+    if fixed is not None and whole.size < fixed * world.size:
         raise DataError(
-            f"{data.source}: {data.size} samples are fewer than the {fixed * world.size} that the "
+            f"{whole.source}: {whole.size} samples are fewer than the {fixed * world.size} that the "
             "model takes at a time"
         )
-    notes = [f"{data.source}: {note}" for note in data.notes]
+    val_whole = None
+    if sources[1] is not None:
+        val_whole = _open(sources[1], inputs, preprocessing, digest, label_offset)
+    data, judged = Part(whole), Part(val_whole or whole)
+    if val_whole is None:
+        data, part = hold_out(
+            whole,
+            recipe.hold_out,
+            recipe.seed,
+            needed=(fixed or 1) * world.size,
+            multiple=world.size,
+        )
+        judged = part or judged
+    sources_read = [whole] if val_whole is None else [whole, val_whole]
+    notes = [f"{each.source}: {note}" for each in sources_read for note in each.notes]
     left_open = recipe.batch_norm is None
     recipe = recipe.resolved(fixed, data.size, world.size)
     if left_open and recipe.batch_norm == "frozen":
@@ -112,7 +133,7 @@ def prepare(
     plan = BatchPlan(data.size, recipe.batch_size, recipe.seed, world.rank, world.size)
     augmentation = parse_augmentation(recipe.augment, images=data.preprocessing is not None)
 
-    def loader(source: TrainingData) -> BatchLoader:
+    def loader(source: TrainingData, part_of: int) -> BatchLoader:
         return BatchLoader(
             source,
             [spec.name for spec in inputs],
@@ -120,17 +141,20 @@ def prepare(
             rows=fixed,
             workers=_workers(source, workers, world.size),
             pin=world.device.type == "cuda",
+            part_of=part_of,
         )
 
-    train = loader(data)
+    train = loader(data, whole.size)
     networks = build_networks(
-        model, teacher, digest, recipe, data, _probe(train, data, recipe.seed), world
+        model, teacher, digest, recipe, whole, _probe(train, data, recipe.seed), world
     )
-    val = None
-    if sources[1] is not None:
-        val_data = _open(sources[1], inputs, preprocessing, digest, label_offset)
-        notes += [f"{val_data.source}: {note}" for note in val_data.notes]
-        val = Validation(val_data, loader(val_data), _labels_of(val_data, networks))
+    kind: JudgedOn = (
+        "validation" if val_whole else "training" if judged.size == whole.size else "held-out"
+    )
+    val_loader = loader(judged, (val_whole or whole).size)
+    val = Validation(judged, val_loader, _labels_of(judged, networks, val_whole is not None), kind)
+    if kind == "training":
+        notes.append("too few samples to hold any out: the model is judged by those that it learns")
     notes += networks.notes
     if teacher is not None and digest is None:
         notes.append(_NO_REPORT)
@@ -165,8 +189,13 @@ def _probe(loader: BatchLoader, data: TrainingData, seed: int) -> TensorBatch:
     return next(loader.plain(iter([order[: loader.rows or _PROBE].tolist()])))
 
 
-def _labels_of(val: TrainingData, networks: Networks) -> bool:
-    """Whether the labels of the validation data are used; DataError where they are needed."""
+def _labels_of(val: TrainingData, networks: Networks, own: bool) -> bool:
+    """Whether the labels of the validation data are used; DataError where they are needed.
+
+    own: it is data of its own, not a part of the training data.
+    """
+    if not own:
+        return networks.labelled
     problem = label_problem(val, networks.objective.scores)
     if problem and (networks.objective.loss in ("ce", "kd+ce") or val.labels is not None):
         if networks.labelled:

@@ -54,7 +54,9 @@ class Recipe:
             uses the statistics as they are (Dropout is inactive then, too). None takes ``train``
             unless a process has fewer than 8 samples in a batch.
         seed: Of the order of the data, the augmentation and Dropout.
-        scores: Name of the output with class scores; None finds it.
+        scores: Name of the output with class scores, or of an inner tensor that holds them; None finds it.
+        hold_out: Share of the data that is not trained on but judged by, where there is no validation
+            data; at least 40 samples or a quarter of the data, whichever is less.
     """
 
     epochs: int | None = None
@@ -74,6 +76,7 @@ class Recipe:
     batch_norm: str | None = None
     seed: int = 0
     scores: str | None = None
+    hold_out: float = 0.1
 
     def __post_init__(self) -> None:
         if self.augment is not None:
@@ -95,6 +98,8 @@ class Recipe:
             raise UsageError(f"--warmup is a share of all steps, 0 up to 1, not {self.warmup}")
         if not 0 <= self.label_weight <= 1:
             raise UsageError(f"--label-weight must lie between 0 and 1, not {self.label_weight}")
+        if not 0 < self.hold_out < 1:
+            raise UsageError(f"--hold-out is a share of the data above 0, not {self.hold_out}")
 
     @property
     def learning_rate(self) -> float:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -101,7 +102,7 @@ def test_optimizer_and_random_state_are_the_same(case: Case) -> None:
         case.run("parts.onnx", (3, 2), resume=True)
     states = [load_file(checkpoint_path(case.folder / f"{n}.onnx")) for n in ("whole", "parts")]
     assert states[0].keys() == states[1].keys()
-    assert {name.split("/")[0] for name in states[0]} == {"model", "optimizer", "random"}
+    assert {name.split("/")[0] for name in states[0]} == {"model", "best", "optimizer", "random"}
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
 
@@ -172,6 +173,24 @@ class TestRefusals:
     def test_tensors_that_are_no_checkpoint(self, case: Case) -> None:
         write_tensors(checkpoint_path(case.folder / "o.onnx"), {"a": torch.zeros(2)})
         with pytest.raises(ModelError, match="is not a checkpoint"):
+            case.run("o.onnx", resume=True)
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"version": 1}, "was written by another release"),
+            ({"judged": []}, "is not a checkpoint"),
+            ({"best_epoch": 2}, "is not a checkpoint"),
+        ],
+    )
+    def test_a_state_that_cannot_be(self, case: Case, changes: dict[str, Any], told: str) -> None:
+        with pytest.raises(RunInterruptedError):
+            case.run("o.onnx", (2, 1))
+        path = checkpoint_path(case.folder / "o.onnx")
+        tensors, header = read_tensors(path)
+        run = json.loads(header["onnx_igpc.run"]) | changes
+        write_tensors(path, tensors, {"onnx_igpc.run": json.dumps(run)})
+        with pytest.raises(ModelError, match=told):
             case.run("o.onnx", resume=True)
 
 

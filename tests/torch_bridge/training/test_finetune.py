@@ -17,15 +17,16 @@ import torch
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.report.digest import read_digest, write_digest
-from onnx_igpc.report.sections import DamageReport, LoweringReport, MeasuredOn
+from onnx_igpc.report.sections import DamageReport, JudgedReport, LoweringReport, MeasuredOn
 from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, Permutation, RewriteReport
 from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge.training.distributed import World
-from onnx_igpc.torch_bridge.training.finetune import FinetuneResult, finetune
+from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import COLUMNS
 from onnx_igpc.torch_bridge.training.losses import scale_of
-from onnx_igpc.torch_bridge.training.output import fold, update_report, worse_than_before
+from onnx_igpc.torch_bridge.training.output import fold, no_gain, update_report, worse_than_before
 from onnx_igpc.torch_bridge.training.preparation import Job, prepare
+from onnx_igpc.torch_bridge.training.result import FinetuneResult
 from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 from tests.html_reports import finetune_report
 from tests.lowering_cases import add_function_with_dead
@@ -145,7 +146,7 @@ class TestLearning:
         reordered = teacher.graph.output[::-1]
         del teacher.graph.output[:]
         teacher.graph.output.extend(reordered)
-        np.savez(tmp_path / "d.npz", x=random(32, 3, 4, 4))
+        np.savez(tmp_path / "d.npz", x=random(43, 3, 4, 4))  # 33 of them are trained on
         recipe = short(epochs=20, lr=1e-1)
         result = finetune(student, teacher=teacher, data=tmp_path / "d.npz", recipe=recipe)
         assert result.history[-1].output_loss < 0.05 * result.history[0].output_loss
@@ -167,7 +168,8 @@ class TestWhatIsKept:
     def test_only_float_weights_change(
         self, compressed: onnx.ModelProto, teacher: onnx.ModelProto, unlabelled: Path
     ) -> None:
-        result = finetune(compressed, teacher=teacher, data=unlabelled, recipe=short())
+        recipe = short(epochs=12)
+        result = finetune(compressed, teacher=teacher, data=unlabelled, recipe=recipe)
         old, new = arrays_of(compressed), arrays_of(result.model)
         assert {name for name in old if not np.array_equal(old[name], new[name])} == {
             name for name, value in old.items() if value.dtype == np.float32
@@ -483,13 +485,32 @@ def test_another_run_takes_back_what_the_one_before_warned_of() -> None:
     other = f"not ours, but in the same words: {worse}"
     report.warnings = [NO_DATA_WARNING, RANDOM_WARNING, worse, other]
     report.notes = [*(each.note for each in MeasuredOn), "the damage was measured elsewhere"]
-    run, job = (
-        finetune_report(1),
-        SimpleNamespace(val=None, data=SimpleNamespace(preprocessing=None)),
-    )
-    update_report(cast(Job, job), report, run, None, classifier())
+    val = SimpleNamespace(data=SimpleNamespace(preprocessing=None))
+    run, job = finetune_report(1), SimpleNamespace(val=val)
+    update_report(cast(Job, job), report, run, None, None, classifier())
     assert report.warnings == [other]
     assert report.notes == ["the damage was measured elsewhere"]
     assert report.damage is None
     assert report.finetune is run
     assert run.damage_before == damage
+
+
+def test_a_run_without_gain_leaves_the_advice_to_train() -> None:
+    report = RewriteReport(finetune=finetune_report(1), warnings=[NO_DATA_WARNING])
+    val = SimpleNamespace(data=SimpleNamespace(preprocessing=None))
+    judged = JudgedReport(
+        on="held-out",
+        samples=3,
+        before=1.0,
+        after=1.0,
+        least_after_training=2.0,
+        epoch=0,
+        gained=False,
+    )
+    for before in (1.0, 1.5):
+        run = replace(finetune_report(1), judged=replace(judged, before=before))
+        update_report(cast(Job, SimpleNamespace(val=val)), report, run, None, None, classifier())
+        told = no_gain(run)
+        assert told is not None
+        assert f"was {before:.3g} before and at best 2 after" in told
+        assert report.warnings == [NO_DATA_WARNING, told]
