@@ -208,6 +208,12 @@ def test_what_to_do_about_names_operators_and_batch_sizes_is_said() -> None:
     with pytest.raises(ModelError, match=r"cannot run on x \[2, 4\].*export the model") as raised:
         run_session(make_session(builder.model(check=False)), {"x": np.zeros((2, 4), np.float32)})
     assert "\n" not in str(raised.value)
+    model = pointwise_model()
+    del model.graph.input[0].type.tensor_type.shape.dim[1:]
+    for size in ("channels", "height", "width"):
+        model.graph.input[0].type.tensor_type.shape.dim.add(dim_param=size)
+    with pytest.raises(ModelError, match="with the channels that the model takes"):
+        run_session(make_session(model), {"x": np.zeros((1, 3, 5, 5), np.float32)})
 
 
 def test_session_is_quiet_about_weights_listed_as_inputs(
