@@ -97,6 +97,16 @@ def test_other_models_stay_as_they_are() -> None:
     assert model == before
 
 
+def test_inputs_without_a_shape_are_named(tmp_path: Path) -> None:
+    model = pointwise_model()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "shapeless.onnx")
+    with pytest.raises(
+        ModelError, match=r"not valid ONNX.*\(input x: export the model with shapes"
+    ):
+        load_checked(tmp_path / "shapeless.onnx")
+
+
 def test_a_domain_that_only_sounds_like_it_stays(tmp_path: Path) -> None:
     model = pointwise_model()
     model.graph.node[0].domain = "ai.onnx.ml"
