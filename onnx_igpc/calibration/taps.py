@@ -16,11 +16,15 @@ class Tap:
 
     strides: one a spatial dimension, none for 1 throughout. pads: as in ``Conv``, the begins, then the
     ends. Padding itself is not read: there the layer's output is its bias whatever the weights are.
+
+    channels: what the layer's weight takes, 0 where any number will do. onnxruntime looks only where it
+    runs the layer itself, which it does not for the inputs of a model that are read as they are fed.
     """
 
     tensor: str
     strides: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
+    channels: int = 0
 
     @classmethod
     def of(cls, site: Rewritable) -> Tap:
@@ -31,6 +35,7 @@ class Tap:
             str(site.ref.proto.input[0]),
             strides if any(each != 1 for each in strides) else (),
             pads if any(pads) else (),
+            site.in_channels,
         )
 
     def read(self, values: np.ndarray, rows: int, count: int) -> np.ndarray:
@@ -42,8 +47,14 @@ class Tap:
             count: samples that are to be counted; the last ``rows - count`` are not.
 
         Raises:
-            DataError: a value is NaN or infinite; the message names the tensor.
+            DataError: a value is NaN or infinite, or the channels are not those of the weight; the
+                message names the tensor.
         """
+        if self.channels and values.shape[1] != self.channels:
+            raise DataError(
+                f"tensor {self.tensor!r} has {values.shape[1]} channels on the calibration data, the "
+                f"convolution behind it takes {self.channels}: give data of the model's own shape"
+            )
         # A tensor can have several rows a sample, where a model folds another dimension into them.
         if count < rows and len(values) % rows == 0:
             values = values[: len(values) // rows * count]
@@ -57,7 +68,7 @@ class Tap:
         if not np.isfinite(columns).all():
             what = "NaN" if np.isnan(columns).any() else "infinite values"
             raise DataError(
-                f"tensor {self.tensor!r} holds {what} on the calibration data: check the data and "
-                "its preprocessing"
+                f"tensor {self.tensor!r} holds {what} on the calibration data: check the data, "
+                "their preprocessing, and what the model makes of them"
             )
         return columns if columns.dtype == np.float64 else columns.astype(np.float32, copy=False)

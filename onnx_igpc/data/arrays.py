@@ -190,7 +190,10 @@ def _names(inputs: Sequence[InputSpec]) -> set[str]:
 def _common_length(path: Path | str, lengths: set[int | None]) -> int:
     counts = {1 if length is None else length for length in lengths}
     if len(counts) != 1:
-        raise DataError(f"{path}: the arrays hold different numbers of samples: {sorted(counts)}")
+        raise DataError(
+            f"{path}: the arrays hold different numbers of samples: {sorted(counts)}: "
+            "every input needs one row a sample"
+        )
     return counts.pop()
 
 

@@ -218,7 +218,9 @@ def decode_image(file: IO[bytes] | bytes, mode: str) -> Any:
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(source) as image:
                 if image.mode[0] in "IF":
-                    raise CorruptImageError(f"{image.mode} pixels have more than 8 bits")
+                    raise CorruptImageError(
+                        f"{image.mode} pixels have more than 8 bits: save it with 8"
+                    )
                 return _upright(image).convert(mode)
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise DataError(f"image refused, it may be a decompression bomb: {error}") from error

@@ -167,6 +167,11 @@ class Comparison:
             bounded = atol is not None or rtol is not None
             if output.agreement is not None:
                 found += _class_failures(output, min_agreement, bounded)
+            elif bounded and output.nonfinite_original == output.elements > 0:
+                found.append(
+                    f"output {output.name}: the bound says nothing, as all {output.elements} values are "
+                    "NaN or infinite in the original: verify with other data, or mend the model"
+                )
             elif bounded and not output.within(atol or 0.0, rtol or 0.0):
                 found.append(
                     f"output {output.name}: largest difference {output.max_abs:.4g} is beyond "

@@ -31,7 +31,20 @@ def check_original(model: OpenModel) -> None:
     try:
         onnx.checker.check_model(model.without_data())
     except _INVALID as error:
-        raise ModelError(f"{model.name} is not valid ONNX: {_first_line(error)}") from error
+        advice = _shapeless(model.proto)
+        raise ModelError(f"{model.name} is not valid ONNX: {_first_line(error)}{advice}") from error
+
+
+def _shapeless(model: onnx.ModelProto) -> str:
+    """What to do about inputs without even a rank, which the checker refuses without their names."""
+    names = [
+        value.name
+        for value in model.graph.input
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+    ]
+    if not names:
+        return ""
+    return f" (input {', '.join(names)}: export the model with shapes; sizes may be dynamic)"
 
 
 def load_checked(path: PathLike) -> onnx.ModelProto:

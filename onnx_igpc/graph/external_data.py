@@ -250,8 +250,9 @@ class ExternalData:
         path = found[0] if found else roots[0] / relative
         if not inside or not any(path.resolve().is_relative_to(root) for root in roots):
             raise ModelError(
-                f"tensor {name!r} refers to external data outside the model's folder "
-                f"({location!r}): refused"
+                f"tensor {name!r} refers to external data outside the model's folder, "
+                f"or by a path that may lead there ({location!r}): refused; save the model again "
+                "with its data in its own folder"
             )
         if not found:
             raise ModelError(

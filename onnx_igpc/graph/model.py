@@ -42,6 +42,7 @@ from onnx_igpc.graph.external_data import (
 )
 from onnx_igpc.graph.parsing import check_message, parse_model
 from onnx_igpc.graph.replaced_data import own_data_of, used_by_others
+from onnx_igpc.graph.spellings import settle_spellings
 from onnx_igpc.graph.traversal import tensors
 
 
@@ -160,6 +161,7 @@ def open_model(path: PathLike) -> OpenModel:
     file = Path(path)
     proto = parse_model(file)
     check_message(file, proto)
+    settle_spellings(proto)
     model = OpenModel(proto, ExternalData(file.absolute().parent, file.resolve().parent), file)
     for tensor in tensors(proto):
         if is_external(tensor):

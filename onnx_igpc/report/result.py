@@ -18,6 +18,7 @@ from onnx_igpc.graph.model import (
     save_model,
 )
 from onnx_igpc.graph.parsing import check_message
+from onnx_igpc.graph.spellings import settle_spellings
 from onnx_igpc.report.tree import RewriteReport
 
 
@@ -77,4 +78,5 @@ def open_copy(model: onnx.ModelProto | PathLike) -> OpenModel:
     check_message("the model", model)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    settle_spellings(copy)
     return OpenModel(copy)

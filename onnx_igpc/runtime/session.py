@@ -227,7 +227,9 @@ def run_session(
             raise ModelError(
                 f"not enough memory to run the model on {shapes}: {_one_line(str(error))[-80:]}"
             ) from error
-        raise ModelError(f"the model cannot run on {shapes}: {_one_line(str(error))}") from error
+        raise ModelError(
+            f"the model cannot run on {shapes}: {_one_line(str(error))}{_advice(str(error))}"
+        ) from error
     return dict(zip(names, values, strict=True))
 
 
@@ -303,12 +305,29 @@ def _errors(runtime: Any) -> tuple[type[Exception], ...]:
 
 
 def _load_error(label: str, wanted: str, error: Exception) -> IgpcError:
-    text = _one_line(str(error))
+    text = _one_line(str(error)) + _advice(str(error))
     if wanted == PROVIDERS["cpu"]:
         return ModelError(f"{label}: onnxruntime cannot load it: {text}")
     return CheckFailedError(
         f"{label}: onnxruntime cannot run it on {provider_label(wanted)}: {text}"
     )
+
+
+_CHANNELS = "give data, or a --shape, with the channels that the model takes"
+_ADVICE = {
+    "two nodes with same node name": "give every node a name of its own, or none",
+    "is not a registered function/op": "only what runs nothing works, as compress without "
+    "--calibration",
+    "Input channels C is not equal": _CHANNELS,
+    "running ReorderInput node": _CHANNELS,
+    "running Reshape node": "if its Reshape takes one batch size only, export the model with a "
+    "dynamic batch, or with that batch size in its input's shape",
+}
+
+
+def _advice(text: str) -> str:
+    """What to do about an error of onnxruntime that says only what it met; empty if nobody knows."""
+    return next((f" ({what})" for reason, what in _ADVICE.items() if reason in text), "")
 
 
 def _one_line(text: str) -> str:

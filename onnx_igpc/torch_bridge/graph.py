@@ -56,7 +56,10 @@ def read_graph(model: ModelProto) -> Graph:
     """
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
-        raise ModelError(f"sparse initializer {name!r} is not supported by the PyTorch bridge")
+        raise ModelError(
+            f"sparse initializer {name!r} is not supported by the PyTorch bridge: "
+            "store its values densely"
+        )
     own_constants = {tensor.name for tensor in model.graph.initializer}
     own_constants |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
     if model.functions:

@@ -171,6 +171,18 @@ def test_values_that_are_not_finite_name_the_tensor(value: float, what: str) -> 
         collect_moments(model, [tap], ListData(proto, {"x": x}))
 
 
+def test_channels_that_are_not_the_weights_are_told() -> None:
+    model = pointwise_model()
+    for dimension in model.graph.input[0].type.tensor_type.shape.dim:
+        dimension.dim_param = "any"
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    opened = OpenModel(model)
+    tap = Tap.of(next(iter(sites_of(opened).values())))
+    data = ListData(model, {"x": np.ones((2, 9, 5, 5), np.float32)})
+    with pytest.raises(DataError, match=r"tensor 'x' has 9 channels .* takes 32"):
+        collect_moments(opened, [tap], data)
+
+
 def test_no_sample_is_an_error() -> None:
     proto = residual_model()
     data = ListData(proto, {"x": images(0)})

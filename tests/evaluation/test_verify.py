@@ -144,6 +144,14 @@ def test_new_nan_is_a_failure_and_old_nan_is_not(tmp_path: Path) -> None:
     assert verify(root, plain, data=data).outputs[0].nonfinite_original == 1
 
 
+def test_no_bound_holds_where_the_original_computes_nothing_finite(tmp_path: Path) -> None:
+    data = save_npz(tmp_path / "d.npz", x=np.full((2, 3), -1, np.float32))
+    root = graphs.identity(operator="Sqrt")
+    assert verify(root, root, data=data).passed
+    report = verify(root, root, data=data, atol=1.0)
+    assert report.failures[0].startswith("output scores: the bound says nothing, as all 6 values")
+
+
 def test_float16_models_are_compared() -> None:
     model = graphs.classifier(elem_type=TensorProto.FLOAT16)
     assert verify(model, model, atol=0.0).passed

@@ -19,6 +19,7 @@ from onnx_igpc.runtime import session as runtime
 from onnx_igpc.runtime import session_source
 from onnx_igpc.runtime.session import check_provider, make_session, provider_name, run_session
 from tests import runtime_graphs as graphs
+from tests.helpers import GraphBuilder, pointwise_model
 
 X = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
 
@@ -187,6 +188,32 @@ def test_run_that_fails_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
         run_session(session, {"x": np.zeros((2, 4, 8, 8), np.float32)})
     assert "\n" not in str(raised.value)
     assert capfd.readouterr().err == ""
+
+
+def test_what_to_do_about_names_operators_and_batch_sizes_is_said() -> None:
+    twins = pointwise_model()
+    for node in twins.graph.node:
+        node.name = "same"
+    with pytest.raises(ModelError, match=r"two nodes.*give every node a name of its own"):
+        make_session(twins)
+    foreign = pointwise_model()
+    foreign.graph.node[0].domain = "elsewhere"
+    foreign.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
+    with pytest.raises(ModelError, match=r"not a registered.*compress without --calibration"):
+        make_session(foreign)
+    builder = GraphBuilder()
+    builder.input("x", ["batch", 4])
+    builder.add("Reshape", ["x", builder.stored("shape", np.array([1, 4]))], "y")
+    builder.output("y", [1, 4])
+    with pytest.raises(ModelError, match=r"cannot run on x \[2, 4\].*export the model") as raised:
+        run_session(make_session(builder.model(check=False)), {"x": np.zeros((2, 4), np.float32)})
+    assert "\n" not in str(raised.value)
+    model = pointwise_model()
+    del model.graph.input[0].type.tensor_type.shape.dim[1:]
+    for size in ("channels", "height", "width"):
+        model.graph.input[0].type.tensor_type.shape.dim.add(dim_param=size)
+    with pytest.raises(ModelError, match="with the channels that the model takes"):
+        run_session(make_session(model), {"x": np.zeros((1, 3, 5, 5), np.float32)})
 
 
 def test_session_is_quiet_about_weights_listed_as_inputs(

@@ -104,6 +104,11 @@ def _in_words(inputs: Sequence[torch.Tensor]) -> Iterator[None]:
         if "allocate memory" in reason or "out of memory" in reason:
             raise
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+        if "is invalid for input of size" in reason:
+            reason += (
+                " (if its Reshape takes one batch size only, export the model with a dynamic batch, or with "
+                "that batch size in its input's shape)"
+            )
         raise ModelError(f"the model cannot run on {shapes} in PyTorch: {reason}") from error
 
 

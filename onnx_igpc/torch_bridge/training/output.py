@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import nn
 
-from onnx_igpc.errors import CheckFailedError
+from onnx_igpc.errors import CheckFailedError, ModelError
 from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
@@ -87,6 +87,7 @@ def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch
 
     Raises:
         CheckFailedError: it is larger.
+        ModelError: what the model computes is not finite in either.
     """
     specs = model_inputs(model)
     feeds = {
@@ -105,6 +106,12 @@ def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch
     if bound < worst < float("inf"):
         bound = max(bound, _ROUNDINGS * _rounding(student, bounded, batch, made))
     if not worst <= bound:
+        if not (np.isfinite(got[place]).all() or np.isfinite(made[place]).all()):
+            raise ModelError(
+                f"output {names[place]!r} holds NaN or infinite values, in onnxruntime and in PyTorch: "
+                "look for weights that are not finite or too large, and for negative variances of a "
+                "BatchNormalization"
+            )
         raise CheckFailedError(
             f"output {names[place]!r} of the written model is {worst:.2g} away from what the trained "
             f"module computes, relative to its largest value, more than {bound:g}: nothing was written"

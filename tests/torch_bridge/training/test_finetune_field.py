@@ -602,3 +602,14 @@ def test_warnings_of_others_are_one_line_without_a_path(
         warnings.simplefilter("always")
         result = CliRunner().invoke(main, words)
     assert result.stderr.splitlines() == ["warning: two lines", "error: the end"]
+
+
+def test_a_reshape_to_one_batch_size_is_told_with_what_to_do(tmp_path: Path) -> None:
+    teacher = classifier()
+    teacher.graph.initializer.append(numpy_helper.from_array(np.array([1, 16]), "one_row"))
+    flat = next(each for each in teacher.graph.node if each.op_type == "Flatten")
+    flat.CopyFrom(node("Reshape", ["pooled", "one_row"], ["flat"], "flat_node"))
+    del teacher.graph.value_info[:]
+    data = write_data(tmp_path / "d.npz", classifier(), labels=False)
+    with pytest.raises(ModelError, match="export the model with a dynamic batch"):
+        finetune(smaller(teacher), teacher=teacher, data=data, recipe=short())

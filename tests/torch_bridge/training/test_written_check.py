@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from onnx_igpc.errors import CheckFailedError
+from onnx_igpc.errors import CheckFailedError, ModelError
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.output import check_written
 from tests.helpers import GraphBuilder
@@ -74,3 +74,14 @@ def test_a_module_that_float64_does_not_fit_is_held_to_the_usual_bound() -> None
 
     with pytest.raises(CheckFailedError, match=r"more than 0\.0001"):
         check(the_same_in_another_order(), Single())
+
+
+def test_what_is_finite_in_neither_is_the_models_fault() -> None:
+    module = Difference()
+    damaged = module.b.detach().clone()
+    damaged[0, 0] = float("nan")
+    module.b = torch.nn.Parameter(damaged)
+    with pytest.raises(ModelError, match="look for weights that are not finite"):
+        check(the_same_in_another_order(float("nan")), module)
+    with pytest.raises(CheckFailedError, match="away from"):
+        check(the_same_in_another_order(), module)
