@@ -106,7 +106,7 @@ class Target:
         if report is not None:
             show_rewrite(self._console, report, verbose=True)
         channels = 1 + hashlib.md5(data, usedforsecurity=False).digest()[0] % 8
-        plan = onnx_igpc.compression.pipeline.inspect(self._path, channels_per_group=channels)
+        plan = onnx_igpc.compression.pipeline.inspect(self._path, onnx_igpc.Published(channels))
         show_rewrite(self._console, plan, planned=True)
         plan.to_json()
 

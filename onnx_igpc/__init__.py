@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from onnx_igpc.data.sources import open_data
     from onnx_igpc.evaluation.benchmark import benchmark
     from onnx_igpc.evaluation.verify import verify
+    from onnx_igpc.graph.inputs import model_inputs
     from onnx_igpc.layout.schemes import plan_layout
     from onnx_igpc.lowering.lower import lower_model as lower
     from onnx_igpc.lowering.options import Lowering
     from onnx_igpc.planning.options import Budget, Published
     from onnx_igpc.report.benchmark import BenchmarkReport
+    from onnx_igpc.report.digest import read_digest
+    from onnx_igpc.report.html import render_html
     from onnx_igpc.report.result import CompressResult
     from onnx_igpc.report.tree import RewriteReport
     from onnx_igpc.report.verification import VerifyReport
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from onnx_igpc.sites.find import SiteFilter
     from onnx_igpc.torch_bridge import from_torch, register_operator, to_torch
     from onnx_igpc.torch_bridge.training.finetune import finetune
+    from onnx_igpc.torch_bridge.training.optimizers import RelativeAdamW
     from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 _HOME = {
@@ -39,6 +43,7 @@ _HOME = {
     "Preprocessing": "data.preprocessing",
     "Published": "planning.options",
     "Recipe": "torch_bridge.training.recipe",
+    "RelativeAdamW": "torch_bridge.training.optimizers",
     "RewriteReport": "report.tree",
     "Setting": "runtime.setting",
     "SiteFilter": "sites.find",
@@ -49,9 +54,12 @@ _HOME = {
     "from_torch": "torch_bridge",
     "inspect": "compression.pipeline",
     "lower": "lowering.lower",
+    "model_inputs": "graph.inputs",
     "open_data": "data.sources",
     "plan_layout": "layout.schemes",
+    "read_digest": "report.digest",
     "register_operator": "torch_bridge",
+    "render_html": "report.html",
     "to_torch": "torch_bridge",
     "verify": "evaluation.verify",
 }
@@ -66,6 +74,7 @@ __all__ = [
     "Preprocessing",
     "Published",
     "Recipe",
+    "RelativeAdamW",
     "RewriteReport",
     "Setting",
     "SiteFilter",
@@ -77,9 +86,12 @@ __all__ = [
     "from_torch",
     "inspect",
     "lower",
+    "model_inputs",
     "open_data",
     "plan_layout",
+    "read_digest",
     "register_operator",
+    "render_html",
     "to_torch",
     "verify",
 ]

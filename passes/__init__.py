@@ -1,4 +1,8 @@
-"""Graph passes, imported as :mod:`onnx_igpc.passes`; one pass per file."""
+"""Graph passes, imported as :mod:`onnx_igpc.passes`; one pass per file.
+
+What a pass of another package needs besides is here as well: the model that it edits, the view on its graph and
+the edit.
+"""
 
 if __name__ != "onnx_igpc.passes":
     raise ImportError(
@@ -6,6 +10,10 @@ if __name__ != "onnx_igpc.passes":
         "the bare name would load a second copy of every class"
     )
 
+from onnx_igpc.graph.edit import GraphEdit
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import opset_version, subgraphs
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.passes.absorb_gathers import AbsorbGathers
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.passes.fold_batch_norm import FoldBatchNorm
@@ -27,6 +35,8 @@ __all__ = [
     "AbsorbGathers",
     "FoldBatchNorm",
     "FoldSiteBatchNorm",
+    "GraphEdit",
+    "GraphView",
     "GroupPointwise",
     "LowerBlocks",
     "LowerDense",
@@ -39,6 +49,9 @@ __all__ = [
     "LowerTranspose",
     "Lowering",
     "MergeGathers",
+    "OpenModel",
     "Pass",
     "PassResult",
+    "opset_version",
+    "subgraphs",
 ]

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 import onnx
 
-from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.graph.traversal import opset_version, subgraphs
-from onnx_igpc.passes import Pass, PassResult
+from onnx_igpc.passes import OpenModel, Pass, PassResult, opset_version, subgraphs
 
 # Before this version, Dropout says by an attribute whether it trains.
 _OPSET_DROPOUT_INFERS = 7

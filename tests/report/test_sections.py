@@ -7,6 +7,7 @@ import io
 import json
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ def read(data: dict[str, Any]) -> RewriteReport | str:
         return RewriteReport.from_dict(data)
     except ModelError as error:
         return str(error)
+
+
+def test_every_section_is_tried() -> None:
+    optional = {each.name for each in fields(RewriteReport) if each.default is None}
+    assert optional <= set(SECTIONS)
+    report = full_report()
+    assert all(getattr(report, name) is not None for name in SECTIONS)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
