@@ -11,26 +11,6 @@ import difflib
 from collections.abc import Iterable
 
 
-def texts(name: str, given: str | Iterable[str] | None) -> tuple[str, ...]:
-    """One text or several as a tuple: a single one is not taken letter by letter.
-
-    ``name`` is how the argument is called.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    if given is None:
-        return ()
-    several = (given,) if isinstance(given, str) else given
-    if not isinstance(several, Iterable):
-        raise UsageError(f"{name} takes one text or several, not {given!r}")
-    found = tuple(several)
-    for each in found:
-        if not isinstance(each, str):
-            raise UsageError(f"{name} takes one text or several, not {each!r}")
-    return found
-
-
 class IgpcError(Exception):
     """Base of every error that is the user's to mend; ``str(error)`` is one line."""
 
@@ -69,3 +49,29 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``". Did you mean 'cuda'?"`` for the nearest of the known words, or nothing where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f". Did you mean {near[0]!r}?" if near else ""
+
+
+def texts(name: str, given: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One text or several as a tuple: a single one is not taken letter by letter.
+
+    ``name`` is how the argument is called.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if given is None:
+        return ()
+    several = (given,) if isinstance(given, str) else given
+    if not isinstance(several, Iterable):
+        raise UsageError(f"{name} takes one text or several, not {given!r}")
+    found = tuple(several)
+    for each in found:
+        if not isinstance(each, str):
+            raise UsageError(f"{name} takes one text or several, not {each!r}")
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 import onnx
 
-from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError
+from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, first_line
 from onnx_igpc.fitting.weights import IgpcWeights, apply_igpc, apply_stage
-from onnx_igpc.graph.checks import _IR_CHECKED, _OPSET_CHECKED, _first_line
+from onnx_igpc.graph.checks import IR_CHECKED, OPSET_CHECKED
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.graph.view import GraphView
@@ -52,7 +52,7 @@ def check_sites(model: OpenModel, rewritten: Sequence[Rewritten]) -> str:
         except (KeyError, ValueError, AssertionError, IgpcError) as problem:
             raise CheckFailedError(
                 f"site {rewrite.site.name!r} cannot be run as its weights say "
-                f"({_first_line(problem)}): please report this"
+                f"({first_line(problem)}): please report this"
             ) from problem
         if not error <= TOLERANCE.get(rewrite.site.dtype, DEFAULT_TOLERANCE):
             raise CheckFailedError(
@@ -202,8 +202,8 @@ class _WrittenGraph:
         version = opset_version(self.model.proto, rewrite.site.ref.scope)
         return onnx.helper.make_model(
             graph,
-            opset_imports=[onnx.helper.make_opsetid("", min(version, _OPSET_CHECKED))],
-            ir_version=min(max(4, int(self.model.proto.ir_version)), _IR_CHECKED),
+            opset_imports=[onnx.helper.make_opsetid("", min(version, OPSET_CHECKED))],
+            ir_version=min(max(4, int(self.model.proto.ir_version)), IR_CHECKED),
         )
 
 

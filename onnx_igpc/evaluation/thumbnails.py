@@ -6,7 +6,7 @@ import numpy as np
 
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.report.pictures import SIDE, _encoded
+from onnx_igpc.report.pictures import SIDE, encoded
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.sites.find import SiteFilter, find_sites
 from onnx_igpc.sites.site_matrix import SiteMatrices
@@ -34,7 +34,7 @@ def add_thumbnails(
         cells = {name: pooled(matrix) for name, matrix in shown.items()}
         together = None if report.folded else max((c.max() for c in cells.values()), default=0.0)
         made = {
-            name: _encoded(each, shown[name].shape, each.max() if together is None else together)
+            name: encoded(each, shown[name].shape, each.max() if together is None else together)
             for name, each in cells.items()
         }
         site.thumbnails = {**(site.thumbnails or {}), **made} or None

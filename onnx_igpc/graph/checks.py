@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from onnx_igpc.errors import CheckFailedError, ModelError
+from onnx_igpc.errors import CheckFailedError, ModelError, first_line
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 
 _INVALID = (
@@ -16,10 +16,10 @@ _INVALID = (
 
 
 # The operators of a site are the same in later versions, which onnxruntime may not load yet.
-_OPSET_CHECKED = 21
+OPSET_CHECKED = 21
 
 
-_IR_CHECKED = 10
+IR_CHECKED = 10
 
 
 def check_original(model: OpenModel) -> None:
@@ -32,7 +32,7 @@ def check_original(model: OpenModel) -> None:
         onnx.checker.check_model(model.without_data())
     except _INVALID as error:
         advice = _shapeless(model.proto)
-        raise ModelError(f"{model.name} is not valid ONNX: {_first_line(error)}{advice}") from error
+        raise ModelError(f"{model.name} is not valid ONNX: {first_line(error)}{advice}") from error
 
 
 def _shapeless(model: onnx.ModelProto) -> str:
@@ -66,7 +66,7 @@ def shape_doubt(model: OpenModel) -> str | None:
     try:
         onnx.checker.check_model(model.without_data(), full_check=True)
     except _INVALID as error:
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
@@ -92,7 +92,7 @@ def _check_valid(model: OpenModel, doubt: str | None) -> str:
         onnx.checker.check_model(model.without_data(), full_check=doubt is None)
     except _INVALID as error:
         raise CheckFailedError(
-            f"the rewritten graph is not valid ONNX ({_first_line(error)}): please report this"
+            f"the rewritten graph is not valid ONNX ({first_line(error)}): please report this"
         ) from error
     return "passed" if doubt is None else f"passed without shapes: the original has {doubt}"
 
@@ -105,7 +105,3 @@ def _check_interface(original: onnx.ModelProto, model: OpenModel) -> str:
         if before != after:
             raise CheckFailedError(f"the rewrite changed the graph's {kind}s: please report this")
     return "inputs and outputs unchanged"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -15,7 +15,7 @@ DEFAULT_SIDE = 224
 every network that halves its input up to five times takes."""
 
 _IMAGE_RANK = 4
-_RUNTIME_TYPES: Mapping[str, type[np.generic]] = {
+RUNTIME_TYPES: Mapping[str, type[np.generic]] = {
     "float": np.float32,
     "double": np.float64,
     "float16": np.float16,
@@ -71,7 +71,7 @@ def model_inputs(model: onnx.ModelProto) -> list[InputSpec]:
             for dim in tensor_type.shape.dim
         ]
         kind = f"tensor({name})" if value.type.HasField("tensor_type") else "other"
-        specs.append(_spec(value.name, kind, dims))
+        specs.append(input_spec(value.name, kind, dims))
     return specs
 
 
@@ -120,21 +120,21 @@ def resolve_shapes(
     return {spec.name: resolved[spec.name] for spec in inputs}
 
 
-def _element(kind: str) -> str:
+def element_type(kind: str) -> str:
     """``float`` for ``tensor(float)``; what is no tensor has no such name."""
     return kind.removeprefix("tensor(").removesuffix(")")
 
 
-def _spec(name: str, kind: str, dims: Iterable[int | str | None] | None) -> InputSpec:
-    element = _element(kind)
-    if element not in _RUNTIME_TYPES:
+def input_spec(name: str, kind: str, dims: Iterable[int | str | None] | None) -> InputSpec:
+    element = element_type(kind)
+    if element not in RUNTIME_TYPES:
         raise ModelError(
             f"input or output {name!r} has type {kind}, which cannot be fed or compared"
         )
     shape = tuple(
         None if dim is None or (isinstance(dim, int) and dim < 1) else dim for dim in dims or ()
     )
-    return InputSpec(name, np.dtype(_RUNTIME_TYPES[element]), shape)
+    return InputSpec(name, np.dtype(RUNTIME_TYPES[element]), shape)
 
 
 def _default_shape(spec: InputSpec, batch: int, symbols: Mapping[str, int]) -> tuple[int, ...]:

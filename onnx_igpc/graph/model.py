@@ -45,14 +45,6 @@ from onnx_igpc.graph.replaced_data import own_data_of, used_by_others
 from onnx_igpc.graph.spellings import settle_spellings
 from onnx_igpc.graph.traversal import tensors
 
-
-def snapshot(model: OpenModel) -> OpenModel:
-    """The model as it is now; external data is not copied."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    return replace(model, proto=proto)
-
-
 __all__ = [
     "OpenModel",
     "PathLike",
@@ -61,6 +53,7 @@ __all__ = [
     "load_model",
     "open_model",
     "save_model",
+    "snapshot",
     "write_atomically",
 ]
 
@@ -141,6 +134,13 @@ class OpenModel:
             del tensor.external_data[:]
             tensor.raw_data = data
         return proto
+
+
+def snapshot(model: OpenModel) -> OpenModel:
+    """The model as it is now; external data is not copied."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    return replace(model, proto=proto)
 
 
 def _copy_field(message: Any, name: str, value: Any) -> None:

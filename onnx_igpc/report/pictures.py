@@ -32,7 +32,7 @@ def decoded(thumbnail: Thumbnail) -> np.ndarray:
         raise ValueError(f"not a thumbnail: {error}") from error
 
 
-def _encoded(cells: np.ndarray, shape: tuple[int, ...], largest: float) -> Thumbnail:
+def encoded(cells: np.ndarray, shape: tuple[int, ...], largest: float) -> Thumbnail:
     levels = np.rint(255.0 * cells / (largest or 1.0)).astype(np.uint8)
     return Thumbnail(
         cells=(cells.shape[0], cells.shape[1]),

@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,11 +24,13 @@ from onnx_igpc.errors import (
     UsageError,
     did_you_mean,
 )
+from onnx_igpc.graph.inputs import RUNTIME_TYPES, InputSpec, element_type, input_spec
 from onnx_igpc.runtime.session_source import AnyModel, session_source
 
-if TYPE_CHECKING:
-    pass
-from onnx_igpc.graph.inputs import _RUNTIME_TYPES, InputSpec, _element, _spec
+
+def session_inputs(session: Session) -> list[InputSpec]:
+    """The inputs of a session; initializers that are also listed as inputs are not among them."""
+    return [input_spec(arg.name, arg.type, arg.shape) for arg in session.get_inputs()]
 
 
 def other_outputs(session: Session) -> dict[str, str]:
@@ -36,21 +38,16 @@ def other_outputs(session: Session) -> dict[str, str]:
     return {
         arg.name: str(arg.type)
         for arg in session.get_outputs()
-        if _element(arg.type) not in _RUNTIME_TYPES
+        if element_type(arg.type) not in RUNTIME_TYPES
     }
-
-
-def session_inputs(session: Session) -> list[InputSpec]:
-    """The inputs of a session; initializers that are also listed as inputs are not among them."""
-    return [_spec(arg.name, arg.type, arg.shape) for arg in session.get_inputs()]
 
 
 def session_outputs(session: Session) -> list[InputSpec]:
     """The outputs of a session that are tensors of numbers or booleans, described as inputs are."""
     return [
-        _spec(arg.name, arg.type, arg.shape)
+        input_spec(arg.name, arg.type, arg.shape)
         for arg in session.get_outputs()
-        if _element(arg.type) in _RUNTIME_TYPES
+        if element_type(arg.type) in RUNTIME_TYPES
     ]
 
 

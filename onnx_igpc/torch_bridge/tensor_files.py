@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from onnx_igpc.errors import MissingExtraError, ModelError
+from onnx_igpc.errors import MissingExtraError, ModelError, first_line
 from onnx_igpc.graph.model import write_atomically
 
 
@@ -42,8 +42,4 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is not a safetensors file: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path} is not a safetensors file: {first_line(error)}") from error

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.errors import ModelError, UsageError, first_line
 from onnx_igpc.report.sections import EpochReport, JudgedMeans
 from onnx_igpc.report.typed_json import from_values, to_values
-from onnx_igpc.torch_bridge.tensor_files import _first_line, read_tensors, write_tensors
+from onnx_igpc.torch_bridge.tensor_files import read_tensors, write_tensors
 
 CHECKPOINT_VERSION = 2
 _MODEL, _BEST, _OPTIMIZER, _RANDOM = "model/", "best/", "optimizer/", "random/"
@@ -116,7 +116,7 @@ def load_checkpoint(
         if torch.cuda.is_available() and f"{_RANDOM}cuda" in tensors:
             torch.cuda.set_rng_state(tensors[f"{_RANDOM}cuda"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} does not fit the model: {_first_line(error)}") from error
+        raise ModelError(f"{path} does not fit the model: {first_line(error)}") from error
     return state
 
 
