@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from onnx_igpc.sites.rewrite import (
     Rewritten,
     SiteTensors,
     Weigher,
+    site_identity,
 )
 
 # By weight and layout: the new tensors and weights, their error and the first site that has them.
@@ -161,7 +161,7 @@ class GroupPointwise(Pass):
 
         ``None`` if the weights are too large for the site's dtype.
         """
-        key = (*_identity(site), layout)
+        key = (*site_identity(site), layout)
         if key in work.shared:
             return work.shared[key]
         norm = following_batch_norm(work.view, site.ref)
@@ -181,13 +181,6 @@ class GroupPointwise(Pass):
         if new is not None:
             return Bias(new.astype(site.dtype))
         return Bias(site.bias.values(), site.ref.proto.input[2]) if site.bias else None
-
-
-def _identity(site: Rewritable) -> tuple[object, ...]:
-    """Equal for sites that read one stored weight and see the same values."""
-    plain = all(link.op_type in ("Identity", "Constant") for link in site.weight.chain)
-    seen = "" if plain else hashlib.sha256(site.weight.values().tobytes()).hexdigest()
-    return id(site.weight.root), seen, str(site.dtype), site.spatial_rank
 
 
 @dataclass(frozen=True, eq=False)

@@ -263,7 +263,7 @@ _BUDGET = "family grouping sensitivity save_sensitivity"
 _TOGETHER = {
     "plan": (Published, f"channels_per_group scheme form init seed {_BUDGET}"),
     "sites": (SiteFilter, "include exclude include_heads"),
-    "calibration": (Calibration, "data preprocessing samples sequential"),
+    "calibration": (Calibration, "data preprocessing samples sequential holdout"),
     "lowering": (Lowering, "setting allow_slower cache"),
 }
 

@@ -168,7 +168,7 @@ class GraphCuts:
             node = graph.node.add()
             node.CopyFrom(self.nodes[index])
             if index in replaced:
-                graph.initializer.extend(self._replace(node, replaced[index]))
+                graph.initializer.extend(self.replace(node, replaced[index]))
             stored.update(_outer_reads(node))
         graph.initializer.extend(self._stored[n] for n in sorted(stored & self._stored.keys()))
         graph.sparse_initializer.extend(
@@ -200,7 +200,7 @@ class GraphCuts:
                 pending += self._reads[index]
         return sorted(indices), sorted(reads)
 
-    def _replace(self, node: onnx.NodeProto, weight: DenseWeight) -> Iterator[onnx.TensorProto]:
+    def replace(self, node: onnx.NodeProto, weight: DenseWeight) -> Iterator[onnx.TensorProto]:
         """Give a convolution another weight and bias, and yield both as initializers."""
         values = [weight.matrix.reshape(*weight.matrix.shape, *[1] * weight.spatial_rank)]
         values += [] if weight.bias is None else [weight.bias]
@@ -211,6 +211,17 @@ class GraphCuts:
                 name += "_"
             node.input.append(name)
             yield numpy_helper.from_array(np.ascontiguousarray(array), name)
+
+
+def with_weights(model: OpenModel, replaced: Mapping[int, DenseWeight]) -> OpenModel:
+    """A copy of a model in which the convolutions at these positions of the main graph have other weights."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    proto.ir_version = max(proto.ir_version, IR_WITH_FREE_INITIALIZERS)
+    cuts = GraphCuts(OpenModel(proto, model.data, model.path), ())
+    for index, weight in replaced.items():
+        proto.graph.initializer.extend(cuts.replace(cuts.nodes[index], weight))
+    return cuts.model
 
 
 def _outer_reads(node: onnx.NodeProto) -> Iterator[str]:

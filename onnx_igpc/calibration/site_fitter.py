@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from onnx_igpc.calibration.collect import collect_moments, untapped_reason
+from onnx_igpc.calibration.options import Fit
 from onnx_igpc.calibration.sequential import SequentialCalibration
 from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
 from onnx_igpc.fitting.calibrated import corrected_bias, fit_calibrated
 from onnx_igpc.fitting.fit import fit_layout
 from onnx_igpc.fitting.moments import Moments, SiteStatistics
+from onnx_igpc.fitting.output_metric import OutputMetric
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.report.sections import CalibrationReport
 from onnx_igpc.sites.find import Rewritable
+
+LOAD = 2.0
+"""Correlations of a Fisher information are divided by 1 + this: a few hundred samples do not show them well."""
 
 
 class SiteCalibrator:
@@ -34,7 +39,10 @@ class SiteCalibrator:
         model: the model, which must not be edited while this is in use.
         sites: every site that may be asked for, from any view of the model.
         data: batches of all inputs of the model.
-        sequential: fit each site on what the rewritten sites before it make of the data.
+        fit: how the sites are fitted.
+        fisher: the Fisher information of the sites' outputs by name, shape (F, F), for the metric of
+            that name; a site that is missing there is fitted in BatchNorm's.
+        starts: weights by site that are near already: a few steps from them will do.
         threads: of onnxruntime, its own choice if ``None``.
     """
 
@@ -44,16 +52,21 @@ class SiteCalibrator:
         sites: Sequence[Rewritable],
         data: Data,
         *,
-        sequential: bool = True,
+        fit: Fit | None = None,
+        fisher: Mapping[str, np.ndarray] | None = None,
+        starts: Mapping[str, IgpcWeights] | None = None,
         threads: int | None = None,
     ) -> None:
         self._started = time.perf_counter()
         self._data = data
+        self._fit = fit or Fit()
+        self._fisher = (fisher or {}) if self._fit.metric == "fisher" else {}
+        self._starts = starts or {}
         self._sequence: SequentialCalibration | None = None
         self._sharing = _sites_by_weight(sites)
         self._without_data: dict[str, str] = {}
         self._samples: int | None = None
-        if sequential:
+        if self._fit.sequential:
             self._sequence = SequentialCalibration(model, sites, data, threads=threads)
             later = [site for group in self._sharing.values() for site in group[1:]]
             wanted = list({id(site): site for site in later}.values())
@@ -111,8 +124,23 @@ class SiteCalibrator:
         if statistics is None:
             weights = fit_layout(layout, weight, filter_scale=scale)
             return weights, relative_error(weight, igpc_matrix(layout, weights))
-        fit = fit_calibrated(layout, weight, None, statistics, scale)
+        fit = fit_calibrated(
+            layout,
+            weight,
+            None,
+            statistics,
+            self._metric(site, scale),
+            blend=self._fit.blend,
+            start=self._starts.get(site.name),
+        )
         return fit.weights, fit.error
+
+    def _metric(self, site: Rewritable, scale: np.ndarray | None) -> OutputMetric:
+        """The metric of the site's output, over all sites that share its weight."""
+        sharing = self._sharing.get(_key(site), [site])
+        return output_metric(
+            [self._fisher.get(each.name) for each in sharing], scale, site.out_channels
+        )
 
     def rebias(
         self, site: Rewritable, layout: GroupLayout, weights: IgpcWeights
@@ -141,11 +169,23 @@ class SiteCalibrator:
             samples=described.samples - len(described.skipped),
             skipped=described.skipped,
             sequential=sequence is not None,
+            fit=self._fit.label,
             seconds=round(time.perf_counter() - self._started, 2),
             without_data=dict(self._without_data),
             activation_bytes=sequence.peak_bytes if sequence else None,
             spilled_bytes=sequence.peak_spilled_bytes if sequence else None,
         )
+
+
+def output_metric(
+    fisher: Sequence[np.ndarray | None], scale: np.ndarray | None, filters: int
+) -> OutputMetric:
+    """The metric of a layer's output by the Fisher information, shape (F, F), of all places where it is
+    applied; by the scale of its filters, shape (F,), where there is none."""
+    known = [each for each in fisher if each is not None]
+    if known:
+        return OutputMetric.of_matrix(np.asarray(sum(known)), LOAD)
+    return OutputMetric.of_scale(scale, filters)
 
 
 def _key(site: Rewritable) -> tuple[str, int]:

@@ -13,7 +13,7 @@ import onnx
 
 from onnx_igpc.calibration.fitters import DataFreeFitter, RandomFitter, ZeroFitter
 from onnx_igpc.calibration.options import Calibration
-from onnx_igpc.calibration.site_fitter import SiteCalibrator
+from onnx_igpc.compression.basis import Basis, HeldOutMeasure
 from onnx_igpc.compression.plugins import PluginPass, load_plugins
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import NOTHING_WARNING, Measured, Original, describe
@@ -106,7 +106,7 @@ def inspect(
     original = Original.of(opened, checked=False)
     rewriter = Rewriter(opened, original.digest)
     found = rewriter.find(job.sites)
-    layouts = plan_published(opened, found, job.published).layouts
+    layouts = plan_published(found, job.published).layouts
     rewriter.rewrite(found, layouts, ZeroFitter(), job.published.form)
     rewriter.settle(checked=False)
     report = describe(original, rewriter.changes, opened, job.describe())
@@ -173,6 +173,11 @@ class _Job:
         return guard
 
     @property
+    def plans_with_data(self) -> bool:
+        """Whether layouts are chosen by calibration data."""
+        return isinstance(self.plan, Budget) or self.plan.grouping == "learned"
+
+    @property
     def published(self) -> Published:
         """The form and the weights that the plan asks for; a budget's are linear and fitted."""
         return self.plan if isinstance(self.plan, Published) else Published()
@@ -212,20 +217,38 @@ def _compress(
     if job.fold_batch_norm:
         rewriter.fold_batch_norms()
     found = rewriter.find(job.sites)
-    planned = _plan(found, opened, job, data, original, progress, speed)
-    used = _rewrite(rewriter, found, planned, job, data, progress)
-    if job.plan.grouping == "learned":
-        rewriter.absorb()
-    rewriter.run_plugins(plugins)
-    changes = rewriter.changes
+    basis = planned = None
+    if not job.plans_with_data:
+        planned = _plan(found, opened, job, None, original, progress, speed)
+    if data is not None and job.calibration is not None:
+        if planned is None or any(each.replaced for each in planned.layouts.values()):
+            basis = Basis.of(opened, found, data, job.calibration)
+    try:
+        if planned is None:
+            planned = _plan(found, opened, job, basis, original, progress, speed)
+        used = damage = None
+        if basis is not None:
+            basis.choose_fit(planned, progress)
+            held_out = HeldOutMeasure(model, original, opened, job.sites, job.describe(plugins))
+            damage = held_out.damage(basis, planned, progress)
+        used = _rewrite(rewriter, found, planned, job, basis, progress)
+        if job.plan.grouping == "learned":
+            rewriter.absorb()
+        rewriter.run_plugins(plugins)
+        changes = rewriter.changes
 
-    def measure(report: RewriteReport) -> Measured | None:
-        if data is None or used is None or not changes.any:
-            return None
-        damage = measure_damage(model, opened, data, report=report)
-        return Measured(used, data.preprocessing, damage, data_doubts(data), data_notes(data))
+        def measure(report: RewriteReport) -> Measured | None:
+            if basis is None or used is None or damage is None or data is None or not changes.any:
+                return None
+            everything = basis.division.everything
+            damage.fitted = measure_damage(model, opened, everything, report=report)
+            notes = [*data_notes(data), *basis.notes]
+            return Measured(used, data.preprocessing, damage, data_doubts(data), notes)
 
-    report = describe(original, changes, opened, job.describe(plugins), measure)
+        report = describe(original, changes, opened, job.describe(plugins), measure)
+    finally:
+        if basis is not None:
+            basis.close()
     report.selection = planned.summary
     if changes.any:
         checks = check_graph(original.interface, opened, original.doubt)
@@ -239,7 +262,7 @@ def _plan(
     found: FoundSites,
     opened: OpenModel,
     job: _Job,
-    data: Data | None,
+    basis: Basis | None,
     original: Original,
     progress: Progress | None,
     speed: LoweringRun | None,
@@ -252,7 +275,8 @@ def _plan(
     pricing = None
     if speed is not None and isinstance(job.plan, Budget) and job.plan.quantity.is_latency:
         pricing = speed.pricing(found, trial)
-    planned = plan_sites(opened, found, job.plan, data, count(opened), pricing, progress)
+    trials = basis.trials if basis is not None else None
+    planned = plan_sites(found, job.plan, trials, count(opened), pricing, progress)
     if speed is not None:
         planned.layouts = speed.keep_dense(found, planned.layouts, trial)
     return planned
@@ -281,12 +305,12 @@ def _rewrite(
     found: FoundSites,
     planned: Plan,
     job: _Job,
-    data: Data | None,
+    basis: Basis | None,
     progress: Progress | None,
 ) -> CalibrationReport | None:
     """Rewrite with the weights that the job asks for; how the data was used, where there is any."""
     published, layouts = job.published, planned.layouts
-    if data is None or job.calibration is None:
+    if basis is None:
         paper = published.form == "paper"
         fitter: Fitter = (
             RandomFitter(published.seed, paper) if published.random else DataFreeFitter()
@@ -294,10 +318,9 @@ def _rewrite(
         rewriter.rewrite(found, layouts, fitter, published.form, progress)
         rewriter.settle()
         return None
-    wanted = [site for site in found.rewritable if layouts[site.name].kept_reason is None]
-    sequential = job.calibration.sequential
-    with SiteCalibrator(rewriter.model, wanted, data, sequential=sequential) as calibrator:
+    everything = basis.division.everything
+    with basis.calibrator(rewriter.model, found, layouts, everything) as calibrator:
         rewriter.rewrite(found, layouts, calibrator, published.form, progress)
-        used = calibrator.summary()
+        used = basis.complete(calibrator.summary())
     rewriter.settle()
     return used

@@ -83,11 +83,14 @@ class Measured:
         """Into the sections of a report."""
         report.calibration = self.calibration
         report.preprocessing = self.preprocessing
-        report.damage = replace(self.damage, left_out=None)
+        fitted = self.damage.fitted and replace(self.damage.fitted, left_out=None)
+        report.damage = replace(self.damage, left_out=None, fitted=fitted)
         report.warnings += [f"calibration data: {doubt}" for doubt in self.doubts]
         report.notes += [f"calibration data: {note}" for note in self.notes]
-        report.notes += self.damage.left_out or []
-        report.notes.append(MeasuredOn.FITTED.note)
+        measured = self.damage if self.damage.unknown is None else self.damage.fitted
+        report.notes += (measured.left_out if measured else None) or []
+        if self.damage.unknown is None:
+            report.notes.append(MeasuredOn.LEFT_OUT.note)
         if without := self.calibration.without_data:
             names = ", ".join(without)
             report.warnings.append(f"{len(without)} sites were fitted without data: {names}")

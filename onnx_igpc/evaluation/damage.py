@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from onnx_igpc.data.batches import Batch, Data, SourceDescription
@@ -11,6 +12,9 @@ from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.report.sections import DamageReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
+
+# The quantile of the normal distribution for an interval of 95 %.
+_Z = 1.959964
 
 
 class UnlabelledData:
@@ -54,10 +58,52 @@ def measure_damage(
     damage = DamageReport(samples=found.samples)
     if found.classifier is not None:
         damage.agreement = found.classifier.agreement
+        damage.kl = found.classifier.kl
     elif worst := found.worst_output:
         damage.relative_error, damage.output = worst.relative_norm, worst.name
     elif found.outputs:
         damage.agreement = min(output.agreement or 0.0 for output in found.outputs)
+    if found.classifier is not None and damage.agreement is not None:
+        damage.interval = wilson_interval(damage.agreement, found.samples)
     damage.left_out = list(found.notes) or None
     damage.not_finite = sum(output.new_nonfinite for output in found.outputs) or None
     return damage
+
+
+def joined_damage(parts: Sequence[DamageReport]) -> DamageReport:
+    """The damage over the samples of several parts of the data, one at least.
+
+    A relative error is the root of the mean square over the samples of the parts', of the output that has
+    most of it.
+    """
+    samples = sum(part.samples for part in parts)
+    worst = max(parts, key=lambda part: part.relative_error or 0.0)
+    joined = DamageReport(samples=samples, output=worst.output)
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        if len(known) < len(parts):
+            return None
+        return sum(p.samples * v for p, v in zip(parts, known, strict=True)) / samples
+
+    joined.agreement = mean([part.agreement for part in parts])
+    joined.kl = mean([part.kl for part in parts])
+    squares = mean([None if (e := part.relative_error) is None else e * e for part in parts])
+    joined.relative_error = None if squares is None else math.sqrt(squares)
+    if joined.agreement is not None and all(part.interval for part in parts):
+        joined.interval = wilson_interval(joined.agreement, samples)
+    notes = dict.fromkeys(note for part in parts for note in part.left_out or ())
+    joined.left_out = list(notes) or None
+    joined.not_finite = sum(part.not_finite or 0 for part in parts) or None
+    return joined
+
+
+def wilson_interval(share: float, samples: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was counted on so many samples.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
+    """
+    z = _Z * _Z / samples
+    middle = (share + z / 2) / (1 + z)
+    half = math.sqrt(share * (1 - share) * z + z * z / 4) / (1 + z)
+    return max(middle - half, 0.0), min(middle + half, 1.0)

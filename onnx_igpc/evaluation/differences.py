@@ -13,6 +13,7 @@ TOP = 5
 # Samples and difference of accuracies from which labels that are off by one are no chance.
 _FEW = 4
 _CLEARLY = 0.25
+_TINY = 1e-12
 
 
 class DifferenceAccumulator:
@@ -85,6 +86,7 @@ class ClassifierAccumulator:
         self.name = name
         self._samples = self._agree = self._labelled = self._classes = 0
         self._hits = np.zeros((2, 2), np.int64)  # original, candidate x top-1, top-5
+        self._kl = 0.0
         self._seen: set[int] = set()
         self._shifted = {-1: 0, 1: 0}  # hits of the original by labels one class further
 
@@ -95,6 +97,8 @@ class ClassifierAccumulator:
         known = ~(np.isnan(original).any(axis=1) | np.isnan(candidate).any(axis=1))
         first, second = original.argmax(axis=1), candidate.argmax(axis=1)
         self._agree += int(np.count_nonzero(known & (first == second)))
+        finite = np.isfinite(original).all() and np.isfinite(candidate).all()
+        self._kl += len(original) * kl_divergence(original, candidate) if finite else math.nan
         if labels is None:
             return
         self._labelled += len(labels)
@@ -139,6 +143,7 @@ class ClassifierAccumulator:
             agreement=self._agree / self._samples,
             original=accuracies[0],
             candidate=accuracies[1],
+            kl=None if math.isnan(self._kl) else self._kl / self._samples,
         )
 
 
@@ -162,3 +167,24 @@ def class_scores(values: np.ndarray) -> np.ndarray | None:
         return None
     wide = [size for size in values.shape[1:] if size != 1]
     return values.reshape(len(values), -1) if len(wide) == 1 else None
+
+
+def kl_divergence(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean KL(before || after) over rows, in nats; scores of shape (N, classes).
+
+    Rows that are probabilities already are taken as they are, others through a softmax.
+    """
+    p, log_p = _distribution(before)
+    _, log_q = _distribution(after)
+    return max(float(np.mean(np.sum(p * (log_p - log_q), axis=1))), 0.0)
+
+
+def _distribution(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and their logarithms."""
+    values = scores.astype(np.float64)
+    if (values >= 0).all() and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
+        clipped = np.clip(values, _TINY, None)
+        return values, np.log(clipped)
+    shifted = values - values.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.exp(log_p), log_p

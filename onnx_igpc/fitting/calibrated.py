@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_igpc.fitting.fit import fit_layout
 from onnx_igpc.fitting.moments import SiteStatistics
+from onnx_igpc.fitting.output_metric import OutputMetric, fit_in_metric
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.permutations import invert_permutation
@@ -55,7 +55,10 @@ def fit_calibrated(
     weight: np.ndarray,
     bias: np.ndarray | None,
     statistics: SiteStatistics,
-    filter_scale: np.ndarray | None = None,
+    metric: OutputMetric | None = None,
+    *,
+    blend: float = 0.0,
+    start: IgpcWeights | None = None,
 ) -> CalibratedFit:
     """Weights of K and L and the bias that come nearest to the dense layer on the data.
 
@@ -66,14 +69,18 @@ def fit_calibrated(
         weight: W, shape (F, C).
         bias: b, shape (F,); zeros if ``None``.
         statistics: of the layer's input.
-        filter_scale: the diagonal of D, shape (F,); ones if ``None``.
+        metric: how much an error of the output counts, in the place of D^2; all alike if ``None``.
+        blend: see :meth:`~onnx_igpc.fitting.moments.SiteStatistics.blended`; not for the bias.
+        start: weights that are near already, from which a few steps will do.
 
     Raises:
         ValueError: shapes that do not match the layout.
     """
-    target, metric = effective_target(weight, statistics)
-    weights = fit_layout(layout, target, metric, filter_scale)
-    gains = variance_gains(weight, igpc_matrix(layout, weights), statistics)
+    blended = statistics.blended(blend)
+    target, second = effective_target(weight, blended)
+    metric = metric or OutputMetric.of_scale(None, len(target))
+    weights = fit_in_metric(layout, target, second, metric, start=start)
+    gains = variance_gains(weight, igpc_matrix(layout, weights), blended)
     weights = scale_filters(layout, weights, gains)
     matrix = igpc_matrix(layout, weights)
     return CalibratedFit(

@@ -8,7 +8,7 @@ the deviation; every partial sum is then added in float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,18 @@ class Moments:
     mean: np.ndarray
     second: np.ndarray
     count: int
+
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """Those of all positions of several parts of the data, at least one, about their common mean."""
+        counts = np.array([part.count for part in parts], dtype=np.float64)
+        shares = counts / counts.sum()
+        mean = np.asarray(sum(share * part.mean for share, part in zip(shares, parts, strict=True)))
+        second = np.zeros_like(parts[0].second)
+        for share, part in zip(shares, parts, strict=True):
+            apart = part.mean - mean
+            second += share * (part.second + np.outer(apart, apart))
+        return cls(mean, second, int(counts.sum()))
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,19 @@ class SiteStatistics:
         """Where what comes before the site is as in the original: x^ is x."""
         mean, second = moments.mean, moments.second
         return cls(mean, mean, second, second, second, moments.count)
+
+    def blended(self, share: float) -> SiteStatistics:
+        """With this share of x^'s second moments taken from x: the fit then relies less on how the
+        errors of the sites before look on these very samples. The means stay: they are a bias's."""
+        if share <= 0 or self.cross is self.second:
+            return self
+        if share >= 1:
+            return replace(self, cross=self.second, second_rewritten=self.second)
+        return replace(
+            self,
+            cross=(1 - share) * self.cross + share * self.second,
+            second_rewritten=(1 - share) * self.second_rewritten + share * self.second,
+        )
 
     @classmethod
     def pooled(cls, parts: Sequence[SiteStatistics]) -> SiteStatistics:

@@ -60,6 +60,8 @@ class LatencyBudget:
     progress: Progress | None = None
     summary: LatencyReport | None = None
     dense: float = 0.0
+    aim: float | None = None
+    """The predicted share at which the measured one was within the target, once it is known."""
 
     def priced(self, planned: Sequence[Options], owners: Mapping[str, str]) -> list[Options]:
         """The sites with those of their candidates that were timed; the first is dense.
@@ -86,6 +88,16 @@ class LatencyBudget:
             priced.append(replace(site, candidates=tuple(timed)))
         return priced
 
+    def predicted(self, planned: Sequence[Options], target: Target) -> Choice:
+        """The choice of least damage whose predicted time is within the target, or the fastest."""
+        fixed = self.dense - sum(site.cost(0, target) for site in planned)
+        try:
+            return best_within(
+                planned, replace(target, share=min(self.aim or target.share, 1.0)), fixed
+            )
+        except CheckFailedError:
+            return least_choice(planned, target)
+
     def choose(
         self,
         planned: Sequence[Options],
@@ -98,7 +110,7 @@ class LatencyBudget:
             CheckFailedError: there is none; the message says what was reached.
         """
         fixed = self.dense - sum(site.cost(0, target) for site in planned)
-        share, best = target.share, None
+        share, best = self.aim or target.share, None
         tried: list[TriedShare] = []
         for _ in range(_CHECKS):
             try:
@@ -111,7 +123,7 @@ class LatencyBudget:
             tried.append(TriedShare(predicted=predicted, measured=measured, damage=choice.damage))
             fits = measured <= target.share
             if fits and (best is None or choice.damage < best[0].damage):
-                best = choice, tried[-1]
+                best, self.aim = (choice, tried[-1]), share
             if (last and not fits) or (fits and measured >= _ROOM * target.share) or share > 1.0:
                 break
             share = predicted * target.share / measured
@@ -127,7 +139,7 @@ class LatencyBudget:
             measured=taken.measured,
             damage=taken.damage,
             dense_seconds=self.dense,
-            tried=tried,
+            tried=[*(self.summary.tried if self.summary else ()), *tried],
         )
         return choice
 

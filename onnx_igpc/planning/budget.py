@@ -1,49 +1,43 @@
-"""Planning a whole model under a budget: candidates of every site, their damage, the best choice."""
+"""Planning a whole model under a budget: candidates of every site, their damage, the best choice.
+
+Single damages are added up to predict that of the whole. What is chosen is then fitted and measured as
+a whole, the single damages are corrected by what came out, and the choice is made again, until
+prediction and measurement agree.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from onnx_igpc.calibration.collect import collect_moments, untapped_reason
+from onnx_igpc.calibration.options import Fit
 from onnx_igpc.calibration.taps import Tap
-from onnx_igpc.data.batches import Data
 from onnx_igpc.data.progress import Progress
-from onnx_igpc.errors import DataError, UsageError
-from onnx_igpc.fitting.calibrated import corrected_bias
-from onnx_igpc.fitting.moments import Moments, SiteStatistics
-from onnx_igpc.fitting.weights import igpc_matrix
+from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.cost import ModelCost
-from onnx_igpc.graph.model import OpenModel, PathLike, write_atomically
-from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.planning.candidates import SIZES, FittedLayout, candidate_layouts
+from onnx_igpc.planning.candidates import SIZES, candidate_layouts
 from onnx_igpc.planning.grouping import better_grouping, learned_published
-from onnx_igpc.planning.knapsack import (
-    Candidate,
-    Choice,
-    Options,
-    Target,
-    best_within,
-    interpolate_damage,
-    trade_off,
-)
+from onnx_igpc.planning.knapsack import Choice, Options, Target, best_within, trade_off
 from onnx_igpc.planning.options import Budget
-from onnx_igpc.planning.sensitivity import DamageProbe
-from onnx_igpc.report.sections import LatencyReport, SelectionReport
+from onnx_igpc.planning.sensitivity_file import Sensitivity, save_sensitivity, weight_digest
+from onnx_igpc.planning.site_damages import Fitted, SiteCandidates, SiteDamages, measure_choice
+from onnx_igpc.planning.trials import Trial, Trials
+from onnx_igpc.report.sections import LatencyReport, SelectionReport, TriedPlan
 from onnx_igpc.sites.batch_norm import following_batch_norm
-from onnx_igpc.sites.find import FoundSites, Rewritable
+from onnx_igpc.sites.find import Rewritable
 from onnx_igpc.sites.rewrite import kept_layout
 
-SENSITIVITY_VERSION = 1
-# Candidates of a site whose damage is measured; that of the others lies between.
-_MEASURED = 4
+# Choices that are measured candidate by candidate, and whole plans that are tried.
+_CHOICES, _TRIALS = 6, 3
+# How far a prediction may be from what is measured.
+_AGREES = 0.25
+# A single site's correction is at most so much in either direction.
+_MOST_CORRECTION = 4.0
 _UNOBSERVED = "it cannot be observed on the data, so that it stays dense under a budget"
 
 
@@ -54,6 +48,9 @@ class Pricing(Protocol):
 
     def priced(self, planned: Sequence[Options], owners: Mapping[str, str]) -> list[Options]:
         """The sites with those of their candidates that were timed; the first is dense."""
+
+    def predicted(self, planned: Sequence[Options], target: Target) -> Choice:
+        """The choice of least damage whose predicted time is within the target, or the fastest."""
 
     def choose(
         self,
@@ -66,27 +63,91 @@ class Pricing(Protocol):
 
 @dataclass
 class Plan:
-    """A layout for every site by name, and what the report says of how it was chosen."""
+    """A layout for every site by name, how they were found to be fitted best, and what the report says.
+
+    ``starts``: weights by site that are near what a fit will find.
+    """
 
     layouts: dict[str, GroupLayout]
     summary: SelectionReport | None = None
+    starts: dict[str, IgpcWeights] | None = None
+
+
+@dataclass
+class _Search:
+    """What a search under a budget knows.
+
+    ``seconds`` by site and layout for a budget of time.
+    """
+
+    trials: Trials
+    target: Target
+    cost: ModelCost
+    seen: list[Rewritable]
+    owners: dict[str, str]
+    planned: list[SiteCandidates]
+    damages: SiteDamages
+    pricing: Pricing | None
+    seconds: dict[str, dict[GroupLayout, float]] | None = None
+
+    def options(self) -> list[Options]:
+        """The candidates with their damages as they are known now."""
+        if self.seconds is None:
+            return [each.options() for each in self.planned]
+        return [each.options(self.seconds[each.name]) for each in self.planned]
+
+    def predicted(self) -> Choice:
+        """The choice by what is known, without racing a whole model."""
+        options = self.options()
+        if self.pricing is not None:
+            return self.pricing.predicted(options, self.target)
+        return best_within(options, self.target, self._fixed(options))
+
+    def choose(self) -> Choice:
+        """The choice of least damage within the target, measured where the target is one of time."""
+        if self.pricing is None:
+            return self.predicted()
+        return self.pricing.choose(self.options(), self.target, self.layouts)
+
+    def chosen(self, choice: Choice) -> list[GroupLayout]:
+        """The layout of each planned site."""
+        return [
+            each.candidates[index].layout
+            for each, index in zip(self.options(), choice.indices, strict=True)
+        ]
+
+    def layouts(self, choice: Choice) -> dict[str, GroupLayout]:
+        """The layout of every site of the model, those that share a weight sharing it."""
+        chosen = dict(zip((each.name for each in self.planned), self.chosen(choice), strict=True))
+        result = {site.name: chosen[self.owners[site.name]] for site in self.seen}
+        return {
+            site.name: result.get(site.name) or kept_layout(site, _UNOBSERVED)
+            for site in self.trials.found.rewritable
+        }
+
+    def _fixed(self, options: Sequence[Options]) -> float:
+        """What the model costs apart from the candidates; a bias that a rewrite may add counts."""
+        target, cost = self.target, self.cost
+        if not target.whole_model:
+            return 0
+        whole = cost.macs if target.counts_macs else cost.parameters
+        added = 0
+        if not target.counts_macs:
+            added = sum(site.out_channels or 0 for site in self.seen if not site.has_bias)
+        return max(whole + added - dense_cost(options, target), 0)
 
 
 def plan_budget(
-    model: OpenModel,
-    found: FoundSites,
-    data: Data,
+    trials: Trials,
     cost: ModelCost,
     budget: Budget,
     progress: Progress | None = None,
     latency: Pricing | None = None,
 ) -> Plan:
-    """Choose a layout for every site so that the target holds and the predicted damage is least.
+    """Choose a layout for every site so that the target holds and the damage is least.
 
     Args:
-        model: the model before the rewrite, which is not changed.
-        found: the sites of the model.
-        data: calibration data.
+        trials: the model before the rewrite, its sites, and the data to choose by.
         cost: of the model as it is.
         budget: target, family, grouping.
         progress: called with (sites done, sites in all, name of the next).
@@ -97,80 +158,211 @@ def plan_budget(
         UsageError: measurements to reuse that belong to another model.
         DataError: data that cannot be used.
     """
-    sites, target = found.rewritable, budget.quantity
-    seen = [site for site in sites if untapped_reason(site) is None]
-    owners = _owners(seen)
+    search = _open(trials, cost, budget, progress, latency)
+    if budget.save_sensitivity is not None and not budget.sensitivity:
+        save_sensitivity(
+            budget.save_sensitivity, search.planned, trials.probe.measure, trials.probe.samples
+        )
+    choice, tried = _settled(search, progress)
+    options = search.options()
+    chosen = {
+        each.name: each.candidates[index]
+        for each, index in zip(options, choice.indices, strict=True)
+    }
+    summary = SelectionReport(
+        target=str(search.target),
+        family=budget.family,
+        grouping=budget.grouping,
+        measure=trials.probe.measure,
+        samples=trials.probe.samples,
+        predicted_damage=choice.damage,
+        measured_damage=tried[-1].measured if tried else None,
+        curve=trade_off(options, search.target),
+        chosen=(choice.cost / (dense_cost(options, search.target) or 1), choice.damage),
+        damage_by_site={name: candidate.damage for name, candidate in chosen.items()},
+        tried=tried or None,
+        latency=latency.summary if latency is not None else None,
+    )
+    return Plan(search.layouts(choice), summary, _starts(search, choice))
+
+
+def _open(
+    trials: Trials,
+    cost: ModelCost,
+    budget: Budget,
+    progress: Progress | None,
+    latency: Pricing | None,
+) -> _Search:
+    """The search with the candidates of all sites, those measured on which the first choices turn."""
+    seen = [site for site in trials.found.rewritable if untapped_reason(site) is None]
+    damages = SiteDamages(trials, seen)
+    seen = [site for site in seen if damages.observed(site)]
+    owners = owners_of(seen)
     first = [site for site in seen if owners[site.name] == site.name]
-    known = _load(budget.sensitivity) if budget.sensitivity else {}
-    moments = collect_moments(model, [Tap.of(site) for site in first], data)
-    probe = None if budget.sensitivity else DamageProbe(model, first, data)
-    planned: list[Options] = []
-    measured: dict[str, Any] = {}
+    known = Sensitivity(budget.sensitivity) if budget.sensitivity else None
+    planned: list[SiteCandidates] = []
     for number, site in enumerate(first):
         if progress is not None:
             progress(number, len(first), site.name)
-        fitted = _candidates(found.view, site, moments[Tap.of(site)], budget)
-        entry = known.get(site.name) if probe is None else None
-        points = _points(site, fitted, moments[Tap.of(site)], probe, entry)
-        measured[site.name] = {"weight": _digest(site), "points": points}
-        planned.append(_options(site, fitted, points, cost))
-    if budget.save_sensitivity is not None and probe is not None:
-        _save(Path(budget.save_sensitivity), probe, measured)
-
-    def layouts(choice: Choice) -> dict[str, GroupLayout]:
-        chosen = {
-            each.name: each.candidates[index].layout
-            for each, index in zip(planned, choice.indices, strict=True)
-        }
-        result = {site.name: chosen[owners[site.name]] for site in seen}
-        return {
-            site.name: result.get(site.name) or kept_layout(site, _UNOBSERVED) for site in sites
-        }
-
+        sharing = [each for each in seen if owners[each.name] == site.name]
+        each = SiteCandidates(site, sharing, _positions(site, cost), [])
+        if known is not None:
+            known.put_into(each)
+        else:
+            each.fitted = _candidates(damages, each, budget)
+            for index in each.first_picks():
+                damages.measure(each, index)
+        planned.append(each)
+    search = _Search(trials, budget.quantity, cost, seen, owners, planned, damages, latency)
     if latency is not None:
-        planned = latency.priced(planned, owners)
-        choice = latency.choose(planned, target, layouts)
-    else:
-        choice = best_within(planned, target, _fixed(planned, seen, cost, target))
-    summary = SelectionReport(
-        target=str(target),
-        family=budget.family,
+        priced = latency.priced([each.options() for each in planned], owners)
+        search.seconds = {
+            each.name: {c.layout: c.seconds or 0.0 for c in each.candidates} for each in priced
+        }
+    if known is None:
+        measure_choice(damages, planned, lambda: search.chosen(search.predicted()), _CHOICES)
+    return search
+
+
+def _settled(search: _Search, progress: Progress | None) -> tuple[Choice, list[TriedPlan]]:
+    """The choice whose measured damage is least among those that were tried, which is the last."""
+    trials = search.trials
+    if not trials.possible:
+        return search.choose(), []
+    fit = Fit(metric="fisher" if trials.fisher else "batch-norm")
+    tried: list[tuple[Choice, TriedPlan]] = []
+    seen: list[tuple[int, ...]] = []
+    for number in range(_TRIALS):
+        choice = search.choose()
+        if choice.indices in seen:
+            break
+        seen.append(choice.indices)
+        if progress is not None:
+            progress(number, _TRIALS, "the whole plan, fitted and measured")
+        trial = trials.run(search.layouts(choice), fit, _starts(search, choice))
+        measured = trial.damage.value
+        share = choice.cost / (dense_cost(search.options(), search.target) or 1)
+        tried.append(
+            (
+                choice,
+                TriedPlan(
+                    share=share,
+                    predicted=choice.damage,
+                    measured=measured,
+                    agreement=_agreement(trial),
+                ),
+            )
+        )
+        if abs(choice.damage - measured) <= _AGREES * max(measured, 1e-12):
+            break
+        _correct(search, choice, trial)
+        measure_choice(search.damages, search.planned, lambda: search.chosen(search.predicted()), 2)
+    tried.sort(key=lambda each: -each[1].measured)
+    best = tried[-1]
+    return best[0], [plan for _, plan in tried]
+
+
+def _correct(search: _Search, choice: Choice, trial: Trial) -> None:
+    """Give every site the damage that it turned out to do among the others.
+
+    A rewritten site's is what is won where it alone is as in the original; all are then brought to add
+    up to the damage of the whole. The others are corrected by the whole alone.
+    """
+    whole = trial.damage.value
+    rewritten = {
+        each.name: (each, option.candidates[index].damage)
+        for each, option, index in zip(
+            search.planned, search.options(), choice.indices, strict=True
+        )
+        if index
+    }
+    won: dict[str, float] = {}
+    for name, (_, alone) in rewritten.items():
+        without = search.trials.without(trial, name).value
+        won[name] = float(
+            np.clip(whole - without, alone / _MOST_CORRECTION, alone * _MOST_CORRECTION)
+        )
+    total = sum(won.values())
+    common = whole / max(choice.damage, 1e-12)
+    for each in search.planned:
+        if each.name in rewritten:
+            alone = rewritten[each.name][1]
+            each.factor *= won[each.name] / max(alone, 1e-12) * whole / max(total, 1e-12)
+        else:
+            each.factor *= common
+
+
+def _agreement(trial: Trial) -> float | None:
+    agreeing = trial.damage.agreeing
+    return None if agreeing is None else agreeing / trial.damage.samples
+
+
+def _starts(search: _Search, choice: Choice) -> dict[str, IgpcWeights]:
+    """Weights of the candidates that were chosen, by every site that is written so."""
+    starts = {}
+    for each, layout in zip(search.planned, search.chosen(choice), strict=True):
+        index = each.index_of(layout)
+        weights = each.fitted[index].weights if index is not None else None
+        if weights is not None:
+            starts.update({site.name: weights for site in each.sharing})
+    return starts
+
+
+def _candidates(damages: SiteDamages, each: SiteCandidates, budget: Budget) -> list[Fitted]:
+    """Everything but dense, fitted; only what no other beats in weights and error."""
+    site = each.site
+    found = candidate_layouts(
+        site.weight_matrix().astype(np.float64),
+        damages.moments(site).second,
+        damages.metric(each).scale,
+        SIZES if budget.family == "extended" else (),
         grouping=budget.grouping,
-        measure=probe.measure if probe else "read from a file",
-        samples=probe.samples if probe else None,
-        predicted_damage=choice.damage,
-        curve=trade_off(planned, target),
-        chosen=(choice.cost / (_dense_cost(planned, target) or 1), choice.damage),
-        damage_by_site={
-            each.name: each.candidates[index].damage
-            for each, index in zip(planned, choice.indices, strict=True)
-        },
-        latency=latency.summary if latency is not None else None,
     )
-    return Plan(layouts(choice), summary)
+    return [
+        Fitted(each.layout, each.error, each.weights)
+        for each in found
+        if each.layout.kept_reason is None and each.layout.weights < each.layout.dense_weights
+    ]
 
 
-def learned_layouts(
-    model: OpenModel,
-    found: FoundSites,
-    data: Data,
-    layouts: Mapping[str, GroupLayout],
-) -> dict[str, GroupLayout]:
+def _positions(site: Rewritable, cost: ModelCost) -> int:
+    """How often the matrix of a site is applied (batch 1)."""
+    node = cost.nodes.get(site.ref.proto.output[0])
+    if node is None or not node.macs:
+        return 1
+    return max(round(node.macs / (site.in_channels * site.out_channels)), 1)
+
+
+def dense_cost(planned: Sequence[Options], target: Target) -> float:
+    """What the sites cost as they are."""
+    return sum(each.cost(0, target) for each in planned)
+
+
+def owners_of(sites: Sequence[Rewritable]) -> dict[str, str]:
+    """The first site with the same weight, by name: sites that share a weight share the layout."""
+    first: dict[tuple[int, str], str] = {}
+    owners = {}
+    for site in sites:
+        owners[site.name] = first.setdefault((id(site.weight.root), weight_digest(site)), site.name)
+    return owners
+
+
+def learned_layouts(trials: Trials, layouts: Mapping[str, GroupLayout]) -> dict[str, GroupLayout]:
     """The planned layouts by site, their groups made of channels that belong together where that fits
     better; as planned where the site cannot be observed.
 
     Raises:
         DataError: data that cannot be used.
     """
-    layouts = dict(layouts)
+    layouts, found = dict(layouts), trials.found
     seen = [
         site
         for site in found.rewritable
         if untapped_reason(site) is None and layouts[site.name].kept_reason is None
     ]
-    owners = _owners(seen)
+    owners = owners_of(seen)
     first = [site for site in seen if owners[site.name] == site.name]
-    moments = collect_moments(model, [Tap.of(site) for site in first], data)
+    moments = collect_moments(trials.model, [Tap.of(site) for site in first], trials.part)
     for site in first:
         planned = layouts[site.name]
         norm = following_batch_norm(found.view, site.ref)
@@ -182,144 +374,3 @@ def learned_layouts(
     for site in seen:
         layouts[site.name] = layouts[owners[site.name]]
     return layouts
-
-
-def _candidates(
-    view: GraphView, site: Rewritable, moments: Moments, budget: Budget
-) -> list[FittedLayout]:
-    """Everything but dense, fitted; only what no other beats in weights and error."""
-    norm = following_batch_norm(view, site.ref)
-    found = candidate_layouts(
-        site.weight_matrix().astype(np.float64),
-        moments.second,
-        norm.factor if norm is not None else None,
-        SIZES if budget.family == "extended" else (),
-        grouping=budget.grouping,
-    )
-    return [each for each in found if each.layout.kept_reason is None]
-
-
-def _points(
-    site: Rewritable,
-    fitted: Sequence[FittedLayout],
-    moments: Moments,
-    probe: DamageProbe | None,
-    known: Mapping[str, Any] | None,
-) -> list[list[float]]:
-    """(error, damage) of a few candidates, measured now or read."""
-    if probe is None:
-        if not isinstance(known, dict) or known.get("weight") != _digest(site):
-            raise UsageError(
-                f"--sensitivity has no measurement of {site.name!r} as it is in this model: "
-                "measure again with --save-sensitivity"
-            )
-        return _stated_points(site, known.get("points"))
-    ordered = sorted(fitted, key=lambda each: each.error)
-    picks = np.unique(np.linspace(0, len(ordered) - 1, _MEASURED).round().astype(int))
-    statistics = SiteStatistics.unchanged(moments)
-    bias = site.bias.values() if site.bias is not None else None
-    points = []
-    for pick in picks if ordered else ():
-        each = ordered[int(pick)]
-        matrix = igpc_matrix(each.layout, each.weights)
-        offset = corrected_bias(site.weight_matrix(), matrix, bias, statistics)
-        damage = probe.damage(site, matrix, offset)
-        if not np.isfinite(damage):
-            raise DataError(f"the output is not finite when {site.name!r} is rewritten")
-        points.append([each.error, damage])
-    return points
-
-
-def _stated_points(site: Rewritable, stated: object) -> list[list[float]]:
-    """The pairs of a file of measurements, which must be finite numbers, at least one."""
-    try:
-        points = np.asarray(stated, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        points = np.empty(0)
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise UsageError(
-            f"--sensitivity holds no pairs of error and damage for {site.name!r}: measure again"
-        )
-    return [[float(error), float(damage)] for error, damage in points]
-
-
-def _options(
-    site: Rewritable,
-    fitted: Sequence[FittedLayout],
-    points: Sequence[Sequence[float]],
-    cost: ModelCost,
-) -> Options:
-    """The site's candidates with dense first, whose error and damage are zero."""
-    dense = Candidate(kept_layout(site, "dense costs least damage within the budget"), 0.0, 0.0)
-    damages = [0.0] * len(fitted)
-    if fitted:
-        pairs = [(error, damage) for error, damage in points]
-        damages = interpolate_damage([each.error for each in fitted], pairs)
-    candidates = [
-        Candidate(each.layout, each.error, damage)
-        for each, damage in zip(fitted, damages, strict=True)
-        if each.layout.weights < dense.weights
-    ]
-    node = cost.nodes.get(site.ref.proto.output[0])
-    positions = 1
-    if node is not None and node.macs:
-        positions = max(round(node.macs / dense.weights), 1)
-    return Options(site.name, positions, (dense, *candidates))
-
-
-def _dense_cost(planned: Sequence[Options], target: Target) -> float:
-    return sum(each.cost(0, target) for each in planned)
-
-
-def _fixed(
-    planned: Sequence[Options], sites: Sequence[Rewritable], cost: ModelCost, target: Target
-) -> float:
-    """What the model costs apart from the candidates; a bias that a rewrite may add counts."""
-    if not target.whole_model:
-        return 0
-    whole = cost.macs if target.counts_macs else cost.parameters
-    added = 0
-    if not target.counts_macs:
-        added = sum(site.out_channels or 0 for site in sites if not site.has_bias)
-    return max(whole + added - _dense_cost(planned, target), 0)
-
-
-def _owners(sites: Sequence[Rewritable]) -> dict[str, str]:
-    """The first site with the same weight, by name: sites that share a weight share the layout."""
-    first: dict[tuple[int, str], str] = {}
-    owners = {}
-    for site in sites:
-        owners[site.name] = first.setdefault((id(site.weight.root), _digest(site)), site.name)
-    return owners
-
-
-def _digest(site: Rewritable) -> str:
-    return hashlib.sha256(np.ascontiguousarray(site.weight_matrix()).tobytes()).hexdigest()[:16]
-
-
-def _save(path: Path, probe: DamageProbe, measured: Mapping[str, Any]) -> None:
-    data = {
-        "version": SENSITIVITY_VERSION,
-        "measure": probe.measure,
-        "samples": probe.samples,
-        "sites": measured,
-    }
-    write_atomically(path, lambda file: file.write(json.dumps(data, indent=2).encode()))
-
-
-def _load(path: PathLike) -> Mapping[str, Any]:
-    """The measurements in a file by site.
-
-    Raises:
-        UsageError: the file cannot be read or is of another kind.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if data["version"] != SENSITIVITY_VERSION:
-            raise UsageError(f"--sensitivity {path} is of version {data['version']}: measure again")
-        sites: Mapping[str, Any] = data["sites"]
-        if not isinstance(sites, dict):
-            raise TypeError("sites is not an object")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"--sensitivity {path} cannot be read: {error}") from error
-    return sites

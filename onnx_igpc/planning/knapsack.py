@@ -8,8 +8,8 @@ HiGHS (scipy.optimize.milp).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,6 +92,17 @@ class Options:
     name: str
     positions: int
     candidates: tuple[Candidate, ...]
+
+    def timed(self, seconds: Mapping[GroupLayout, float]) -> Options:
+        """Those of the candidates whose time is known, dense first."""
+        kept = self.candidates[0]
+        own = [replace(kept, seconds=seconds.get(kept.layout, 0.0))]
+        own += [
+            replace(each, seconds=seconds[each.layout])
+            for each in self.candidates[1:]
+            if each.layout in seconds
+        ]
+        return replace(self, candidates=tuple(own))
 
     def cost(self, index: int, target: Target) -> float:
         """Weights, multiply-accumulates or seconds of a candidate."""

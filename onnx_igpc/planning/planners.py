@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx_igpc.data.batches import Data
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.graph.cost import ModelCost
-from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.planning.budget import Plan, Pricing, learned_layouts, plan_budget
 from onnx_igpc.planning.options import Budget, Published
+from onnx_igpc.planning.trials import Trials
 from onnx_igpc.sites.find import FoundSites
 
 
-def plan_published(
-    model: OpenModel, found: FoundSites, plan: Published, data: Data | None = None
-) -> Plan:
-    """The published layout of every site; ``data`` chooses the groups where they are learned.
+def plan_published(found: FoundSites, plan: Published, trials: Trials | None = None) -> Plan:
+    """The published layout of every site; ``trials`` have the data by which groups are learned.
 
     Raises:
         DataError: data that cannot be used.
@@ -29,16 +26,15 @@ def plan_published(
         )
         for site in found.rewritable
     }
-    if plan.grouping == "learned" and data is not None:
-        layouts = learned_layouts(model, found, data, layouts)
+    if plan.grouping == "learned" and trials is not None:
+        layouts = learned_layouts(trials, layouts)
     return Plan(dict(layouts))
 
 
 def plan_sites(
-    model: OpenModel,
     found: FoundSites,
     plan: Published | Budget,
-    data: Data | None,
+    trials: Trials | None,
     cost: ModelCost,
     pricing: Pricing | None = None,
     progress: Progress | None = None,
@@ -46,10 +42,9 @@ def plan_sites(
     """A layout for every site that can be rewritten.
 
     Args:
-        model: the model, which is not changed.
-        found: its sites.
+        found: the sites.
         plan: a published scheme throughout, or a budget.
-        data: calibration data, which a budget and learned groups need.
+        trials: the model and the data to choose by, which a budget and learned groups need.
         cost: of the model as it is.
         pricing: what measures times, for a budget of latency.
         progress: called with (sites done, sites in all, name of the next).
@@ -60,6 +55,6 @@ def plan_sites(
         DataError: data that cannot be used.
     """
     if isinstance(plan, Published):
-        return plan_published(model, found, plan, data)
-    assert data is not None, "a budget is checked to have data before"
-    return plan_budget(model, found, data, cost, plan, progress, pricing)
+        return plan_published(found, plan, trials)
+    assert trials is not None, "a budget is checked to have data before"
+    return plan_budget(trials, cost, plan, progress, pricing)

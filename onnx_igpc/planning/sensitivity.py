@@ -8,51 +8,73 @@ place of the weight.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnx_igpc.calibration.collect import no_samples
+from onnx_igpc.calibration.graph_cuts import DenseWeight
 from onnx_igpc.data.batches import Data
-from onnx_igpc.evaluation.differences import class_scores
+from onnx_igpc.evaluation.differences import class_scores, kl_divergence
 from onnx_igpc.evaluation.output_kinds import output_kinds
 from onnx_igpc.graph.edit import Names
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime.session import make_session, other_outputs, run_session, session_outputs
 from onnx_igpc.sites.find import Rewritable
 
-DEFAULT_SAMPLES = 64
 _TINY = 1e-12
 # The damage of a rewrite after which values are no longer finite: more than any that is measured.
 _BROKEN = 1e6
 
+Changes = Mapping[str, DenseWeight]
+"""What sites compute in the place of their own weight and bias, by name."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """The mean of a damage over ``samples``; ``agreeing``: those whose highest score is still of the same
+    class, ``None`` for a model without class scores."""
+
+    value: float
+    samples: int
+    agreeing: int | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Damage]) -> Damage:
+        """Over all samples of several parts of the data."""
+        samples = sum(part.samples for part in parts)
+        agreeing = [part.agreeing for part in parts if part.agreeing is not None]
+        value = sum(part.samples * part.value for part in parts) / max(samples, 1)
+        return cls(value, samples, sum(agreeing) if len(agreeing) == len(parts) else None)
+
 
 class DamageProbe:
-    """Measures the change of the outputs that a change of one site's matrix and bias makes.
+    """Measures the change of the outputs that a change of sites' matrices and biases makes.
 
     The damage is the mean Kullback-Leibler divergence KL(original || changed) of the class
     probabilities in nats where the model has class scores, and otherwise E|a - b|^2 / E|b|^2 averaged
     over the outputs, b being the original's, or over the outputs of the sites where no output of the
-    model can be compared. Samples are held in memory; use few.
+    model can be compared. Samples are held in memory.
 
     Args:
         model: the model; it is not changed.
         sites: sites of the main graph with constant weights.
-        data: batches of all inputs of the model.
-        samples: at most so many.
+        parts: of the data, each batches of all inputs of the model.
+        samples: at most so many of each part; all if ``None``.
         threads: of onnxruntime, its own choice if ``None``.
 
     Raises:
-        DataError: the data holds no sample that can be read.
+        DataError: a part holds no sample that can be read.
     """
 
     def __init__(
         self,
         model: OpenModel,
         sites: Sequence[Rewritable],
-        data: Data,
-        samples: int = DEFAULT_SAMPLES,
+        parts: Sequence[Data],
+        samples: int | None = None,
         threads: int | None = None,
     ) -> None:
         self._names: dict[str, tuple[str, str]] = {}
@@ -61,15 +83,7 @@ class DamageProbe:
         prepared = self._with_weights_as_inputs(model, sites)
         self._session = make_session(prepared, threads=threads)
         self._outputs: list[str] | None = None
-        self._batches: list[tuple[Mapping[str, np.ndarray], int]] = []
-        left = samples
-        for batch in data:
-            if left <= 0:
-                break
-            self._batches.append((batch.feeds, min(batch.count, left)))
-            left -= batch.count
-        if not self._batches:
-            raise no_samples(data)
+        self._parts = [_batches(part, samples) for part in parts]
         kinds = output_kinds(
             model.proto, session_outputs(self._session), other_outputs(self._session)
         )
@@ -80,32 +94,32 @@ class DamageProbe:
             inner = [name for name in dict.fromkeys(tensors) if name not in made]
             self._session = make_session(prepared, threads=threads, extra_outputs=inner)
             self._outputs = list(dict.fromkeys(tensors))
-        self._reference = [self._run(feeds, {}) for feeds, _ in self._batches]
+        self._reference = [[self._run(feeds, {}) for feeds, _ in part] for part in self._parts]
         self._scores = self._class_output()
 
     @property
     def samples(self) -> int:
-        """Samples that every measurement runs on."""
-        return sum(count for _, count in self._batches)
+        """Samples of all parts together."""
+        return sum(count for part in self._parts for _, count in part)
 
     @property
     def measure(self) -> str:
         """What a damage is, in words."""
         return "KL divergence, nats" if self._scores else "relative squared error"
 
-    def damage(self, site: Rewritable, matrix: np.ndarray, bias: np.ndarray | None) -> float:
-        """The damage of ``site`` computing ``matrix @ x + bias``; shapes (F, C) and (F,)."""
-        weight_name, bias_name = self._names[site.name]
-        dense = self._dense[weight_name]
-        changed = {weight_name: matrix.reshape(dense.shape).astype(dense.dtype)}
-        if bias is not None:
-            changed[bias_name] = bias.astype(dense.dtype)
-        total, weight = 0.0, 0
-        for (feeds, count), reference in zip(self._batches, self._reference, strict=True):
-            outputs = self._run(feeds, changed)
-            total += count * self._difference(reference, outputs, count)
-            weight += count
-        return total / weight
+    def damage(self, changes: Changes, part: int = 0) -> Damage:
+        """The damage of the sites computing what ``changes`` says, on the samples of one part."""
+        changed: dict[str, np.ndarray] = {}
+        for name, each in changes.items():
+            weight_name, bias_name = self._names[name]
+            dense = self._dense[weight_name]
+            changed[weight_name] = each.matrix.reshape(dense.shape).astype(dense.dtype)
+            if each.bias is not None:
+                changed[bias_name] = each.bias.astype(dense.dtype)
+        found = []
+        for (feeds, count), reference in zip(self._parts[part], self._reference[part], strict=True):
+            found.append(self._difference(reference, self._run(feeds, changed), count))
+        return Damage.joined(found)
 
     def _with_weights_as_inputs(self, model: OpenModel, sites: Sequence[Rewritable]) -> OpenModel:
         proto = onnx.ModelProto()
@@ -134,7 +148,7 @@ class DamageProbe:
 
     def _class_output(self) -> str | None:
         """The only output that holds class scores."""
-        outputs = self._reference[0]
+        outputs = self._reference[0][0]
         found = [
             name
             for name, value in outputs.items()
@@ -143,23 +157,17 @@ class DamageProbe:
         return found[0] if len(found) == 1 else None
 
     def _first_input(self) -> Any:
-        return next(iter(self._batches[0][0].values()))
+        return next(iter(self._parts[0][0][0].values()))
 
     def _difference(
         self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], count: int
-    ) -> float:
+    ) -> Damage:
         if self._scores is not None:
-            before, after = (
-                class_scores(reference[self._scores]),
-                class_scores(outputs[self._scores]),
-            )
+            before = class_scores(reference[self._scores])
+            after = class_scores(outputs[self._scores])
             assert before is not None
             assert after is not None
-            before, after = before[:count], after[:count]
-            known = np.isfinite(before).all(axis=1)
-            if not np.isfinite(after[known]).all():
-                return _BROKEN
-            return kl_divergence(before[known], after[known]) if known.any() else 0.0
+            return _of_scores(before[:count], after[:count])
         errors = []
         for name, b in reference.items():
             if b.dtype.kind != "f":
@@ -167,28 +175,31 @@ class DamageProbe:
             known = np.isfinite(b)
             a, wanted = outputs[name].astype(np.float64)[known], b.astype(np.float64)[known]
             if not np.isfinite(a).all():
-                return _BROKEN
+                return Damage(_BROKEN, count)
             power = float(np.sum(wanted**2))
             errors.append(float(np.sum((a - wanted) ** 2)) / max(power, _TINY))
-        return float(np.mean(errors)) if errors else 0.0
+        return Damage(float(np.mean(errors)) if errors else 0.0, count)
 
 
-def kl_divergence(before: np.ndarray, after: np.ndarray) -> float:
-    """Mean KL(before || after) over rows, in nats; scores of shape (N, classes).
+def _batches(data: Data, samples: int | None) -> list[tuple[Mapping[str, np.ndarray], int]]:
+    """The feeds of every batch and how many of its samples count."""
+    found: list[tuple[Mapping[str, np.ndarray], int]] = []
+    left = data.size if samples is None else samples
+    for batch in data:
+        if left <= 0:
+            break
+        found.append((batch.feeds, min(batch.count, left)))
+        left -= batch.count
+    if not found:
+        raise no_samples(data)
+    return found
 
-    Rows that are probabilities already are taken as they are, others through a softmax.
-    """
-    p, log_p = _distribution(before)
-    _, log_q = _distribution(after)
-    return max(float(np.mean(np.sum(p * (log_p - log_q), axis=1))), 0.0)
 
-
-def _distribution(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and their logarithms."""
-    values = scores.astype(np.float64)
-    if (values >= 0).all() and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
-        clipped = np.clip(values, _TINY, None)
-        return values, np.log(clipped)
-    shifted = values - values.max(axis=1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return np.exp(log_p), log_p
+def _of_scores(before: np.ndarray, after: np.ndarray) -> Damage:
+    """The damage to class scores of shape (N, classes); samples with NaN in the original are nothing."""
+    known = np.isfinite(before).all(axis=1)
+    same = int(np.count_nonzero(known & (before.argmax(axis=1) == after.argmax(axis=1))))
+    if not np.isfinite(after[known]).all():
+        return Damage(_BROKEN, len(before), same)
+    value = kl_divergence(before[known], after[known]) if known.any() else 0.0
+    return Damage(value, len(before), same)

@@ -28,6 +28,7 @@ class MeasuredOn(StrEnum):
     """The data that damage was measured on. The report says it as one of its notes."""
 
     FITTED = "the data that the weights were fitted to"
+    LEFT_OUT = "data that was neither fitted to nor chosen by"
     TRAINING = "training data after fine-tuning"
     VALIDATION = "validation data after fine-tuning"
     HELD_OUT = "held-out data after fine-tuning"
@@ -74,13 +75,18 @@ class CalibrationReport:
     """The data that weights were fitted to, how it was used, and what that cost.
 
     ``skipped``: images that could not be read; ``without_data``: why each site was fitted without;
-    ``activation_bytes`` and ``spilled_bytes``: the most that were kept in memory and on disk.
+    ``activation_bytes`` and ``spilled_bytes``: the most that were kept in memory and on disk. ``fit``: how
+    the sites were fitted, in words; ``chosen_by``: the damage of each fit that was tried, on data left out
+    of it. ``held_out``: of the samples, those on which the damage was measured by fits without them.
     """
 
     source: str
     samples: int
     skipped: list[str]
     sequential: bool
+    fit: IfKnown[str] = None
+    chosen_by: IfKnown[dict[str, float]] = None
+    held_out: IfKnown[int] = None
     seconds: IfKnown[float] = None
     without_data: dict[str, str]
     activation_bytes: IfKnown[int] = None
@@ -111,11 +117,26 @@ class LatencyReport:
 
 
 @dataclass(kw_only=True)
+class TriedPlan:
+    """A whole plan that was fitted and measured on data left out of the fits.
+
+    ``share`` is what it leaves of what the budget counts, ``predicted`` the sum of its sites' damages,
+    ``measured`` the damage of the whole, ``agreement`` in [0, 1] for a model with class scores.
+    """
+
+    share: float
+    predicted: float
+    measured: float
+    agreement: IfKnown[float] = None
+
+
+@dataclass(kw_only=True)
 class SelectionReport:
     """What a budget chose.
 
-    ``measure`` is that of the damage, on ``samples`` (``None``: read from a file). ``curve`` has the
-    share that is left and the least predicted damage with it, ``chosen`` is the point that was taken.
+    ``measure`` is that of the damage, on ``samples``, each by fits that it had no part in. ``curve`` has
+    the share that is left and the least predicted damage with it, ``chosen`` is the point that was taken;
+    ``tried`` are the plans that were measured as a whole, the one that was taken last.
     """
 
     target: str
@@ -124,9 +145,11 @@ class SelectionReport:
     measure: str
     samples: int | None
     predicted_damage: float
+    measured_damage: IfKnown[float] = None
     curve: list[tuple[float, float]]
     chosen: tuple[float, float]
     damage_by_site: dict[str, float]
+    tried: IfKnown[list[TriedPlan]] = None
     latency: IfKnown[LatencyReport] = None
 
 
@@ -140,14 +163,22 @@ class DamageReport:
     ``not_finite``: values that are NaN or infinite in the rewritten model alone, where there are any.
     A model whose only outputs are class numbers (ArgMax) has the share of these that are equal as its
     agreement. ``left_out``: outputs that cannot be compared, in sentences, where there are any.
+
+    ``interval``: the agreement's 95 % interval (Wilson). ``kl``: the mean Kullback-Leibler divergence of
+    the class probabilities in nats. ``fitted``: the same measured on the data that the weights were fitted
+    to, which flatters. ``unknown``: why nothing was measured, in the place of a figure.
     """
 
     agreement: IfKnown[float] = None
+    interval: IfKnown[tuple[float, float]] = None
+    kl: IfKnown[float] = None
     relative_error: Annotated[float | None, LeftOut(beside="output")] = None
     output: IfKnown[str] = None
     not_finite: IfKnown[int] = None
     left_out: IfKnown[list[str]] = None
+    unknown: IfKnown[str] = None
     samples: int
+    fitted: IfKnown[DamageReport] = None
 
 
 @dataclass(kw_only=True)

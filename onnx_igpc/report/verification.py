@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnx_igpc.data.batches import SourceDescription
-from onnx_igpc.report.typed_json import to_values
+from onnx_igpc.report.typed_json import IfKnown, to_values
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class ClassifierResult:
     """agreement: share of samples where both models' highest score is the same class; a sample with
     NaN among its scores has none.
 
-    original, candidate: accuracy against the labels, None without labels.
+    original, candidate: accuracy against the labels, None without labels. kl: the mean Kullback-Leibler
+    divergence of the candidate's class probabilities from the original's, in nats; None where a score is
+    not finite.
     """
 
     scores: str
@@ -64,6 +66,7 @@ class ClassifierResult:
     agreement: float
     original: Accuracy | None
     candidate: Accuracy | None
+    kl: IfKnown[float] = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -72,6 +73,13 @@ class Rewritten:
 def kept_layout(site: Rewritable, reason: str) -> GroupLayout:
     """The dense layout of a site that is kept for ``reason``."""
     return dense_layout(site.in_channels, site.out_channels, reason)
+
+
+def site_identity(site: Rewritable) -> tuple[object, ...]:
+    """Equal for sites that read one stored weight and see the same values."""
+    plain = all(link.op_type in ("Identity", "Constant") for link in site.weight.chain)
+    seen = "" if plain else hashlib.sha256(site.weight.values().tobytes()).hexdigest()
+    return id(site.weight.root), seen, str(site.dtype), site.spatial_rank
 
 
 # What became of a pointwise convolution.

@@ -120,7 +120,8 @@ def test_calibrating_a_model_whose_boxes_depend_on_the_data(
     result = compress(model, calibration=Calibration(data, sequential=sequential))
     assert len(result.report.rewritten) == 2
     assert result.report.damage is not None
-    assert 0 < (result.report.damage.relative_error or 0.0) < 1
+    assert result.report.damage.fitted is not None
+    assert 0 < (result.report.damage.fitted.relative_error or 0.0) < 1
     assert any("'chosen' is not compared" in note for note in result.report.notes)
     result.save(tmp_path / "small.onnx")
     report = verify(model, tmp_path / "small.onnx", data=data)
@@ -161,7 +162,9 @@ def test_maps_and_sequences_are_left_out(tmp_path: Path, with_scores: bool) -> N
     model = saved(tmp_path / "m.onnx", named_classes(with_scores=with_scores))
     data = arrays(tmp_path / "d.npz")
     result = compress(model, calibration=data)
-    damage = result.report.damage
+    assert result.report.damage is not None
+    assert "too few" in (result.report.damage.unknown or "")
+    damage = result.report.damage.fitted
     assert damage is not None
     assert (damage.agreement is not None) == with_scores
     assert (damage.relative_error is not None) != with_scores

@@ -15,6 +15,7 @@ from onnx_igpc.fitting.calibrated import (
 )
 from onnx_igpc.fitting.fit import fit_layout, random_weights
 from onnx_igpc.fitting.moments import Moments, PairAccumulator, SiteStatistics
+from onnx_igpc.fitting.output_metric import OutputMetric
 from onnx_igpc.fitting.weights import igpc_matrix, relative_error
 from onnx_igpc.layout.extended import extended_layout, low_rank_layout
 from onnx_igpc.layout.group_layout import GroupLayout
@@ -113,7 +114,7 @@ def test_filter_scale_decides_which_filters_count() -> None:
     scale = np.where(np.arange(F) < 3, 100.0, 1.0)
     errors = []
     for each in (None, scale):
-        M = igpc_matrix(layout, fit_calibrated(layout, W, None, statistics, each).weights)
+        M = igpc_matrix(layout, fit_calibrated(layout, W, None, statistics, OutputMetric.of_scale(each, F)).weights)
         errors.append(relative_error(W[:3], M[:3], statistics.second))
     assert errors[1] < errors[0]
 

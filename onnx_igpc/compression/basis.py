@@ -1,0 +1,144 @@
+"""What a rewrite on calibration data stands on: the data shared out, trials, and the figure of damage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_igpc.calibration.division import FOLDS, Division, divide
+from onnx_igpc.calibration.held_samples import HeldSamples
+from onnx_igpc.calibration.options import Calibration, Fit
+from onnx_igpc.calibration.site_fitter import SiteCalibrator
+from onnx_igpc.compression.fisher import known_fisher
+from onnx_igpc.compression.rewrite import Rewriter
+from onnx_igpc.compression.summary import Original, describe
+from onnx_igpc.data.batches import Data
+from onnx_igpc.data.progress import Progress
+from onnx_igpc.evaluation.damage import joined_damage, measure_damage
+from onnx_igpc.fitting.weights import IgpcWeights
+from onnx_igpc.graph.inputs import model_inputs
+from onnx_igpc.graph.model import OpenModel, snapshot
+from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.planning.budget import Plan
+from onnx_igpc.planning.trials import Trials
+from onnx_igpc.report.sections import CalibrationReport, DamageReport, OptionsReport
+from onnx_igpc.runtime.session_source import AnyModel
+from onnx_igpc.sites.find import FoundSites, SiteFilter
+
+TOO_FEW = (
+    "{samples} samples are too few to hold some of them out: "
+    "give 20 or more, or measure with onnx-igpc verify on other data"
+)
+
+
+@dataclass
+class Basis:
+    """Calibration data, shared out, for one model; :meth:`close` lets go of it.
+
+    ``fit`` is how the sites are fitted, once that is chosen, ``fits`` the damages that it was chosen by.
+    """
+
+    division: Division
+    trials: Trials
+    held: HeldSamples
+    allowed: tuple[bool, ...]
+    fit: Fit = field(default_factory=Fit)
+    fits: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: OpenModel, found: FoundSites, data: Data, calibration: Calibration) -> Basis:
+        """Read the data and share it out.
+
+        Raises:
+            DataError: no sample could be read.
+            ModelError: the model cannot run on the data.
+        """
+        held = HeldSamples(data, model_inputs(model.proto))
+        division = divide(held, calibration.holdout)
+        fisher, notes = known_fisher(model, found, division.chosen_by)
+        allowed = (True, False) if calibration.sequential is None else (calibration.sequential,)
+        return cls(
+            division, Trials(model, found, division.chosen_by, fisher), held, allowed, notes=notes
+        )
+
+    @property
+    def fisher(self) -> Mapping[str, np.ndarray]:
+        """The Fisher information of the sites' outputs, as far as it is known."""
+        return self.trials.fisher
+
+    def close(self) -> None:
+        """Let go of the samples."""
+        self.held.__exit__(None, None, None)
+
+    def choose_fit(self, planned: Plan, progress: Progress | None = None) -> None:
+        """Choose how the sites of a plan are fitted, by what holds on data that was left out."""
+        if progress is not None:
+            progress(0, 1, "how to fit, chosen on data left out of the fits")
+        self.fit, tried = self.trials.choose_fit(planned.layouts, self.allowed, planned.starts)
+        self.fits = {label: damage.value for label, damage in tried.items()}
+
+    def calibrator(
+        self,
+        model: OpenModel,
+        found: FoundSites,
+        layouts: Mapping[str, GroupLayout],
+        data: Data,
+        starts: Mapping[str, IgpcWeights] | None = None,
+    ) -> SiteCalibrator:
+        """Fits the sites that a plan rewrites, as was chosen."""
+        wanted = [site for site in found.rewritable if layouts[site.name].kept_reason is None]
+        return SiteCalibrator(model, wanted, data, fit=self.fit, fisher=self.fisher, starts=starts)
+
+    def complete(self, used: CalibrationReport) -> CalibrationReport:
+        """The report of the final fit, with how the data was shared out and the fit was chosen."""
+        used.held_out = self.division.held_out.size if self.division.held_out else 0
+        used.chosen_by = self.fits or None
+        return used
+
+
+@dataclass(frozen=True)
+class HeldOutMeasure:
+    """Measures a plan on held-out data: each part by a fit to all other data.
+
+    Args:
+        original: the model before anything was done to it, and what is known of it.
+        model: the model that is rewritten, as it is before that.
+        site_filter: which sites may be rewritten.
+        options: for the report of each rewrite.
+    """
+
+    original: AnyModel
+    known: Original
+    model: OpenModel
+    site_filter: SiteFilter
+    options: OptionsReport
+
+    def damage(self, basis: Basis, planned: Plan, progress: Progress | None = None) -> DamageReport:
+        """The damage on held-out data; without a figure where nothing was held out.
+
+        Raises:
+            DataError: activations that are not finite.
+            ModelError: a model cannot run on the data.
+        """
+        division = basis.division
+        if division.held_out is None:
+            return DamageReport(samples=0, unknown=TOO_FEW.format(samples=len(basis.held)))
+        parts = division.held_out.folds(FOLDS)
+        found = []
+        for number, part in enumerate(parts):
+            if progress is not None:
+                progress(number, len(parts), "damage, on data left out of the fit")
+            rest = division.everything.without(part)
+            rewriter = Rewriter(snapshot(self.model), self.known.digest)
+            sites = rewriter.find(self.site_filter)
+            with basis.calibrator(
+                rewriter.model, sites, planned.layouts, rest, planned.starts
+            ) as calibrator:
+                rewriter.rewrite(sites, planned.layouts, calibrator)
+            rewriter.settle(checked=False)
+            report = describe(self.known, rewriter.changes, rewriter.model, self.options)
+            found.append(measure_damage(self.original, rewriter.model, part, report=report))
+        return joined_damage(found)
