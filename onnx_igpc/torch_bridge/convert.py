@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
 import onnx
+import torch
 from onnx import ModelProto
 
 import onnx_igpc.torch_bridge.operators  # noqa: F401  (registers the operators)
@@ -11,18 +14,24 @@ from onnx_igpc.torch_bridge.fusion import fuse
 from onnx_igpc.torch_bridge.graph import Graph, read_graph
 from onnx_igpc.torch_bridge.module import OnnxModule
 from onnx_igpc.torch_bridge.names import torch_names
-from onnx_igpc.torch_bridge.program import build_program
+from onnx_igpc.torch_bridge.program import Local, Step, build_program
 from onnx_igpc.torch_bridge.tensors import HALF_TYPES, compute_type
 from onnx_igpc.torch_bridge.weights import assign_roles
 
+Hook = Callable[[torch.Tensor], torch.Tensor]
 
-def convert(model: ModelProto) -> OnnxModule:
-    """See :func:`onnx_igpc.torch_bridge.to_torch`."""
+
+def convert(model: ModelProto, hooks: Mapping[str, Hook] | None = None) -> OnnxModule:
+    """See :func:`onnx_igpc.torch_bridge.to_torch`.
+
+    Every tensor that ``hooks`` names, of those that nodes compute at run time, goes through its hook before
+    anything reads it.
+    """
     graph = read_graph(model)
     half_inputs = _half_inputs(graph)
     roles = assign_roles(graph)
     program = build_program(graph, roles)
-    program.steps = fuse(program)
+    program.steps = list(_with_hooks(fuse(program), hooks or {}))
     names = torch_names(program.stored)
     forward, code = compile_program(program, names, half_inputs)
     written = (roles.trained | roles.statistics) & set(program.stored)
@@ -43,6 +52,14 @@ def convert(model: ModelProto) -> OnnxModule:
             kept=name in program.kept,
         )
     return module.train()
+
+
+def _with_hooks(steps: Iterable[Step], hooks: Mapping[str, Hook]) -> Iterator[Step]:
+    for step in steps:
+        yield step
+        for name in step.outputs:
+            if name in hooks:
+                yield Step("", f"hook of {step.label}", hooks[name], (Local(name),), (name,))
 
 
 def _half_inputs(graph: Graph) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.module import OnnxModule
+from onnx_igpc.torch_bridge.running import as_list, in_words, placed, put_channels_innermost
 from onnx_igpc.torch_bridge.training.comparable import Survey
 from onnx_igpc.torch_bridge.training.data import TrainingData
 from onnx_igpc.torch_bridge.training.distributed import World
@@ -82,34 +83,13 @@ class Networks:
     def _run(
         self, student: nn.Module, batch: TensorBatch
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-        inputs = [_placed(tensor, self.world.device) for tensor in batch.inputs]
-        with _in_words(inputs), autocast(self.amp, self.world.device):
+        inputs = [placed(tensor, self.world.device) for tensor in batch.inputs]
+        with in_words(inputs), autocast(self.amp, self.world.device):
             taught = None
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = as_list(self.teacher(*_in_order(self.student, self.teacher, inputs)))
             return as_list(student(*inputs)), taught
-
-
-@contextlib.contextmanager
-def _in_words(inputs: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Raise ModelError for what PyTorch says of shapes that do not go together.
-
-    Too little memory is not the model's fault, and stays what it is.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        if "allocate memory" in reason or "out of memory" in reason:
-            raise
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
-        if "is invalid for input of size" in reason:
-            reason += (
-                " (if its Reshape takes one batch size only, export the model with a dynamic batch, or with "
-                "that batch size in its input's shape)"
-            )
-        raise ModelError(f"the model cannot run on {shapes} in PyTorch: {reason}") from error
 
 
 def build_networks(
@@ -145,11 +125,11 @@ def build_networks(
     for module in (student, taught):
         if module is not None:
             module.to(world.device)
-            _put_channels_innermost(module)
+            put_channels_innermost(module)
     student.eval()
-    inputs = [_placed(tensor, world.device) for tensor in probe.inputs]
+    inputs = [placed(tensor, world.device) for tensor in probe.inputs]
     theirs = None
-    with _in_words(inputs):
+    with in_words(inputs):
         ours = as_list(student(*inputs))
         if taught is not None:
             with torch.no_grad():
@@ -213,13 +193,6 @@ def _compared(
     return kept, pairing
 
 
-def _put_channels_innermost(module: nn.Module) -> None:
-    """The faster order for depthwise layers; tensors of another rank than four have no such order."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-
-
 def freeze(module: OnnxModule, globs: Sequence[str]) -> None:
     """Stop the training of the weights whose ONNX name matches a glob.
 
@@ -254,17 +227,6 @@ def autocast(amp: str | None, device: torch.device) -> contextlib.AbstractContex
     if amp == "fp16" and device.type != "cuda":
         raise UsageError("--amp fp16 needs a CUDA GPU: take bf16 or leave it out")
     return torch.autocast(device.type, dtype=_PRECISIONS[amp])
-
-
-def as_list(result: Any) -> list[torch.Tensor]:
-    """What a bridged module returns, as a list in any case."""
-    return list(result) if isinstance(result, tuple) else [result]
-
-
-def _placed(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On the device; images with the channels innermost, the faster order for depthwise layers."""
-    tensor = tensor.to(device, non_blocking=True)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def _in_order(

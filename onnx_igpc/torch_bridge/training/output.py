@@ -22,11 +22,12 @@ from onnx_igpc.report.sections import DamageReport, FinetuneReport, MeasuredOn, 
 from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
+from onnx_igpc.torch_bridge.running import as_list
 from onnx_igpc.torch_bridge.training.evaluation import site_errors
 from onnx_igpc.torch_bridge.training.held_out import PlainBatches
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.losses import is_bounded
-from onnx_igpc.torch_bridge.training.networks import Networks, as_list
+from onnx_igpc.torch_bridge.training.networks import Networks
 from onnx_igpc.torch_bridge.training.pairing import with_outputs
 from onnx_igpc.torch_bridge.training.preparation import Job
 

@@ -1,0 +1,289 @@
+"""How much an error in each filter of a site, and in each pair of filters, matters to the network's answer.
+
+For a small change d of a site's output, KL(original || changed) is to second order half of d^T G d, where
+G is the Fisher information matrix of that output: the mean of g g^T, g being the gradient of log p(y) and y
+drawn from the model's own distribution p, not from labels (Amari, "Natural Gradient Works Efficiently
+in Learning", Neural Computation 10, 1998). For a change of the site's matrix from W to M, positions
+taken as independent, this is half of tr(G (W - M) S (W - M)^T), S being E[x x^T] over the positions of the
+site's input x. The gradients of the positions of one sample are added up as g g^T, each for itself.
+
+Where a model has no class scores, its outputs b count by their relative squared error, E|a - b|^2 / E|b|^2
+averaged over the outputs, which is what DamageProbe measures then: G is such that half of the trace
+approximates it too. Its products of Jacobians are estimated with random signs (Hutchinson, "A stochastic
+estimator of the trace of the influence matrix", Communications in Statistics 19, 1990).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import onnx
+import torch
+
+from onnx_igpc.calibration.collect import feed_rows, no_samples, untapped_reason
+from onnx_igpc.data.batches import Batch, Data
+from onnx_igpc.errors import ModelError
+from onnx_igpc.evaluation.differences import class_scores
+from onnx_igpc.evaluation.output_kinds import output_kinds
+from onnx_igpc.fitting.moments import add_products
+from onnx_igpc.graph.inputs import model_inputs
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.runtime.session import make_session, other_outputs, session_outputs
+from onnx_igpc.sites.find import Rewritable
+from onnx_igpc.torch_bridge.convert import convert
+from onnx_igpc.torch_bridge.running import as_list, in_words, placed, put_channels_innermost
+from onnx_igpc.torch_bridge.tensors import compute_type, from_array
+from onnx_igpc.torch_bridge.training.pairing import with_outputs
+
+DEFAULT_SAMPLES = 64
+
+# Samples that run at once, if the model lets us choose: all that they compute is held for the way back.
+_ROWS = 8
+_CPU = torch.device("cpu")
+
+
+def site_fisher(
+    model: OpenModel,
+    sites: Sequence[Rewritable],
+    data: Data,
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """The Fisher information matrix of every site's output, by the site's name: shape (F, F), float64.
+
+    The mean over samples of the sum over positions of g g^T, from one draw a sample; symmetric and
+    positive semi-definite. A site that no output depends on in a differentiable way has zeros.
+
+    Args:
+        model: the model; it is not changed. It runs as in inference.
+        sites: of these, those in functions and sub-graphs, and those of a constant input, are left out.
+        data: batches of all inputs of the model.
+        samples: at most so many are read.
+        seed: of the draws. The same seed and data give the same draws, however the data are batched.
+
+    Raises:
+        ModelError: the bridge does not know an operator, the model cannot run on the data in PyTorch, or
+            the gradients of a site are finite for no batch.
+        DataError: the data holds no sample that can be read.
+    """
+    seen = [site for site in sites if untapped_reason(site) is None]
+    if not seen:
+        return {}
+    network = _Network(model, seen)
+    parts = _Parts(model, data, samples)
+    objective = _objective(network, parts, seed)
+    sums = {site.name: _Sum(site.out_channels) for site in seen}
+    done = 0
+    for part in parts:
+        outputs = network.run(part)
+        total, count = objective(outputs, part)
+        gradients = network.gradients(total)
+        for site in seen:
+            sums[site.name].add(gradients[_output(site)], count)
+        done += part.count
+    if not done:
+        raise no_samples(data)
+    return {site.name: sums[site.name].mean(site.name) for site in seen}
+
+
+class _Network:
+    """The model in PyTorch, with the outputs to compare, and gradients from the first site on."""
+
+    def __init__(self, model: OpenModel, sites: Sequence[Rewritable]) -> None:
+        self._tensors = [_output(site) for site in sites]
+        self._made: dict[str, torch.Tensor] = {}
+        self._inputs: list[torch.Tensor] = []
+        names = _compared(model) or list(dict.fromkeys(self._tensors))
+        wanted = with_outputs(model.materialized(), [], names)
+        self._module = convert(wanted, {name: self._watch(name) for name in self._tensors})
+        self._module.eval().requires_grad_(False)
+        put_channels_innermost(self._module)
+
+    def _watch(self, name: str):  # type: ignore[no-untyped-def]
+        def watch(value: torch.Tensor) -> torch.Tensor:
+            # What comes before every site needs no way back.
+            self._made[name] = value if value.requires_grad else value.detach().requires_grad_()
+            return self._made[name]
+
+        return watch
+
+    def run(self, part: Batch) -> list[torch.Tensor]:
+        """The outputs for the feeds of a batch."""
+        self._made.clear()
+        self._inputs = [_tensor(part.feeds[name]) for name in self._module.input_names]
+        with in_words(self._inputs):
+            return as_list(self._module(*self._inputs))
+
+    def gradients(self, total: torch.Tensor) -> Mapping[str, torch.Tensor | None]:
+        """Of ``total``, a scalar, with respect to every site's output in the latest run, by tensor."""
+        found: dict[str, torch.Tensor | None] = dict.fromkeys(self._tensors)
+        if total.requires_grad:
+            with in_words(self._inputs):
+                values = torch.autograd.grad(total, list(self._made.values()), allow_unused=True)
+            found |= dict(zip(self._made, values, strict=True))
+        self._made.clear()
+        return found
+
+
+def _output(site: Rewritable) -> str:
+    return str(site.ref.proto.output[0])
+
+
+def _tensor(feed: np.ndarray) -> torch.Tensor:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(feed.dtype)
+    return placed(from_array(feed, compute_type(kind, "an input")), _CPU)
+
+
+def _compared(model: OpenModel) -> list[str]:
+    """The names of the outputs that can be compared by value."""
+    session = make_session(model, threads=1, optimization="none")
+    kinds = output_kinds(model.proto, session_outputs(session), other_outputs(session))
+    return [each.name for each in kinds.outputs if not each.may_vary and not each.classes]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Up to ``samples`` samples of the data, in batches that are small if the model lets them be."""
+
+    model: OpenModel
+    data: Data
+    samples: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        free = all(spec.fixed_batch is None for spec in model_inputs(self.model.proto))
+        left = self.samples
+        for batch in self.data:
+            if left <= 0:
+                return
+            count = min(batch.count, left)
+            left -= count
+            if free and all(
+                values.ndim and len(values) == batch.count for values in batch.feeds.values()
+            ):
+                for start in range(0, count, _ROWS):
+                    rows = slice(start, min(start + _ROWS, count))
+                    feeds = {name: values[rows] for name, values in batch.feeds.items()}
+                    yield Batch(feeds, None, rows.stop - rows.start)
+            else:
+                yield replace(batch, count=count)
+
+
+class _Objective(Protocol):
+    """What gradients are taken of: a sum over samples, and how many those are."""
+
+    def __call__(
+        self, outputs: Sequence[torch.Tensor], part: Batch
+    ) -> tuple[torch.Tensor, int]: ...
+
+
+def _objective(network: _Network, parts: _Parts, seed: int) -> _Objective:
+    """log p of a drawn class where a single output has class scores, random signs of all otherwise."""
+    generator = np.random.default_rng(seed)
+    squares: list[float] = []
+    done = 0
+    with torch.no_grad():
+        for part in parts:
+            outputs = network.run(part)
+            if not squares:
+                scores = [i for i, b in enumerate(outputs) if _holds_scores(b, feed_rows(part))]
+                if len(scores) == 1:
+                    return _DrawnClass(scores[0], generator)
+                squares = [0.0] * len(outputs)
+            for index, value in enumerate(outputs):
+                known = torch.nan_to_num(_counted(value, part).double(), 0.0, 0.0, 0.0)
+                squares[index] += float(known.square().sum())
+            done += part.count
+    return _RandomSigns([square / done for square in squares], generator)
+
+
+def _holds_scores(output: torch.Tensor, rows: int) -> bool:
+    return class_scores(output.numpy()) is not None and len(output) == rows
+
+
+def _counted(value: torch.Tensor, part: Batch) -> torch.Tensor:
+    """Without what belongs to samples that only fill up a fixed batch."""
+    rows = feed_rows(part)
+    if part.count < rows and value.dim() and len(value) % rows == 0:
+        return value[: len(value) // rows * part.count]
+    return value
+
+
+@dataclass(frozen=True)
+class _DrawnClass:
+    """The logarithm of the probability of a class that is drawn by the probabilities."""
+
+    index: int
+    generator: np.random.Generator
+
+    def __call__(self, outputs: Sequence[torch.Tensor], part: Batch) -> tuple[torch.Tensor, int]:
+        scores = outputs[self.index][: part.count].flatten(1)
+        levels = torch.from_numpy(self.generator.random((len(scores), 1)))
+        known = scores.detach().isfinite().all(dim=1)
+        scores, levels = scores[known], levels[known]
+        logarithms = _logarithms(scores)
+        below = logarithms.detach().double().exp().cumsum(dim=1)
+        drawn = torch.searchsorted(below, levels * below[:, -1:], right=True).clamp_max(
+            below.shape[1] - 1
+        )
+        return logarithms.gather(1, drawn).sum(), len(scores)
+
+
+def _logarithms(scores: torch.Tensor) -> torch.Tensor:
+    """Of the probabilities, shape [samples, classes]; rows that are probabilities stay what they are."""
+    values = scores.detach()
+    if (values >= 0).all() and torch.allclose(values.sum(dim=1), values.new_ones(()), atol=1e-3):
+        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+    return scores.log_softmax(dim=1)
+
+
+@dataclass(frozen=True)
+class _RandomSigns:
+    """All values of the outputs with random signs, each output in the unit of its norm.
+
+    squares: the mean over samples of the squared norm of each output.
+    """
+
+    squares: Sequence[float]
+    generator: np.random.Generator
+
+    def __call__(self, outputs: Sequence[torch.Tensor], part: Batch) -> tuple[torch.Tensor, int]:
+        total = torch.zeros(())
+        for square, output in zip(self.squares, outputs, strict=True):
+            if output.requires_grad and square > 0:
+                value = _counted(output, part)
+                signs = self.generator.integers(0, 2, tuple(value.shape), np.int8) * 2 - 1
+                weighted = torch.from_numpy(signs) * value
+                finite = weighted[value.detach().isfinite()].sum()
+                total = total + finite * (2.0 / (square * len(outputs))) ** 0.5
+        return total, part.count
+
+
+class _Sum:
+    """Adds up g g^T over positions and samples."""
+
+    def __init__(self, filters: int) -> None:
+        self._total = np.zeros((filters, filters))
+        self._samples = 0
+
+    def add(self, gradient: torch.Tensor | None, samples: int) -> None:
+        """Add a gradient, shape (N, F, ...), of so many samples; nothing where it is not finite."""
+        filters = len(self._total)
+        product = np.zeros((filters, filters))
+        if gradient is not None:
+            columns = gradient.movedim(1, -1).reshape(-1, filters).numpy().T
+            add_products(product, columns, columns)
+        if np.isfinite(product).all():
+            self._total += product
+            self._samples += samples
+
+    def mean(self, name: str) -> np.ndarray:
+        """Over the samples; ModelError, which names the site, where there are none."""
+        if not self._samples:
+            raise ModelError(
+                f"the gradients at {name!r} hold NaN or infinite values on all of the data"
+            )
+        return self._total / self._samples
