@@ -3,14 +3,17 @@
 For a small change d of a site's output, KL(original || changed) is to second order half of d^T G d, where
 G is the Fisher information matrix of that output: the mean of g g^T, g being the gradient of log p(y) and y
 drawn from the model's own distribution p, not from labels (Amari, "Natural Gradient Works Efficiently
-in Learning", Neural Computation 10, 1998). For a change of the site's matrix from W to M, positions
-taken as independent, this is half of tr(G (W - M) S (W - M)^T), S being E[x x^T] over the positions of the
-site's input x. The gradients of the positions of one sample are added up as g g^T, each for itself.
+in Learning", Neural Computation 10, 1998). Positions are taken as independent of one another and of the
+input: g g^T is summed over the positions of a sample, and where the site's matrix changes from W to M the
+damage is about half of tr(G (W - M) S (W - M)^T), S being E[x x^T] over the positions of the site's input x.
 
 Where a model has no class scores, its outputs b count by their relative squared error, E|a - b|^2 / E|b|^2
 averaged over the outputs, which is what DamageProbe measures then: G is such that half of the trace
-approximates it too. Its products of Jacobians are estimated with random signs (Hutchinson, "A stochastic
-estimator of the trace of the influence matrix", Communications in Statistics 19, 1990).
+approximates it too.
+
+Neither is a class drawn nor every output's gradient computed: products of Jacobians are estimated with random
+signs (Hutchinson, "A stochastic estimator of the trace of the influence matrix", Communications in
+Statistics 19, 1990), one backward pass a sample.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime.session import make_session, other_outputs, session_outputs
 from onnx_igpc.sites.find import Rewritable
-from onnx_igpc.torch_bridge.convert import convert
+from onnx_igpc.torch_bridge.convert import Hook, convert
 from onnx_igpc.torch_bridge.running import as_list, in_words, placed, put_channels_innermost
 from onnx_igpc.torch_bridge.tensors import compute_type, from_array
 from onnx_igpc.torch_bridge.training.pairing import with_outputs
@@ -55,7 +58,7 @@ def site_fisher(
 ) -> dict[str, np.ndarray]:
     """The Fisher information matrix of every site's output, by the site's name: shape (F, F), float64.
 
-    The mean over samples of the sum over positions of g g^T, from one draw a sample; symmetric and
+    The mean over samples of the sum over positions of g g^T, from one draw of signs a sample; symmetric and
     positive semi-definite. A site that no output depends on in a differentiable way has zeros.
 
     Args:
@@ -103,7 +106,7 @@ class _Network:
         self._module.eval().requires_grad_(False)
         put_channels_innermost(self._module)
 
-    def _watch(self, name: str):  # type: ignore[no-untyped-def]
+    def _watch(self, name: str) -> Hook:
         def watch(value: torch.Tensor) -> torch.Tensor:
             # What comes before every site needs no way back.
             self._made[name] = value if value.requires_grad else value.detach().requires_grad_()
@@ -181,7 +184,7 @@ class _Objective(Protocol):
 
 
 def _objective(network: _Network, parts: _Parts, seed: int) -> _Objective:
-    """log p of a drawn class where a single output has class scores, random signs of all otherwise."""
+    """The classes' probabilities where a single output has class scores, all outputs' values otherwise."""
     generator = np.random.default_rng(seed)
     squares: list[float] = []
     done = 0
@@ -189,19 +192,21 @@ def _objective(network: _Network, parts: _Parts, seed: int) -> _Objective:
         for part in parts:
             outputs = network.run(part)
             if not squares:
-                scores = [i for i, b in enumerate(outputs) if _holds_scores(b, feed_rows(part))]
+                rows = feed_rows(part)
+                scores = [index for index, b in enumerate(outputs) if _holds_scores(b, rows)]
                 if len(scores) == 1:
-                    return _DrawnClass(scores[0], generator)
+                    return _ClassSigns(scores[0], generator)
                 squares = [0.0] * len(outputs)
             for index, value in enumerate(outputs):
                 known = torch.nan_to_num(_counted(value, part).double(), 0.0, 0.0, 0.0)
                 squares[index] += float(known.square().sum())
             done += part.count
-    return _RandomSigns([square / done for square in squares], generator)
+    return _ValueSigns([square / done for square in squares], generator)
 
 
 def _holds_scores(output: torch.Tensor, rows: int) -> bool:
-    return class_scores(output.numpy()) is not None and len(output) == rows
+    scores = class_scores(output.numpy())
+    return output.is_floating_point() and scores is not None and len(scores) == rows
 
 
 def _counted(value: torch.Tensor, part: Batch) -> torch.Tensor:
@@ -213,23 +218,30 @@ def _counted(value: torch.Tensor, part: Batch) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class _DrawnClass:
-    """The logarithm of the probability of a class that is drawn by the probabilities."""
+class _ClassSigns:
+    """The logarithms of the classes' probabilities, each with a random sign and the root of its probability.
+
+    Over the signs, g g^T of its gradient g has the same mean as over a class drawn by the probabilities, and
+    spreads much less: where the model is sure, a class that it is not sure of is drawn seldom, and
+    counts for much then.
+    """
 
     index: int
     generator: np.random.Generator
 
     def __call__(self, outputs: Sequence[torch.Tensor], part: Batch) -> tuple[torch.Tensor, int]:
         scores = outputs[self.index][: part.count].flatten(1)
-        levels = torch.from_numpy(self.generator.random((len(scores), 1)))
+        signs = _signs(self.generator, scores)
         known = scores.detach().isfinite().all(dim=1)
-        scores, levels = scores[known], levels[known]
-        logarithms = _logarithms(scores)
-        below = logarithms.detach().double().exp().cumsum(dim=1)
-        drawn = torch.searchsorted(below, levels * below[:, -1:], right=True).clamp_max(
-            below.shape[1] - 1
-        )
-        return logarithms.gather(1, drawn).sum(), len(scores)
+        logarithms = _logarithms(scores[known])
+        factors = (logarithms.detach() / 2).exp() * signs[known]
+        return (factors * logarithms).sum(), len(logarithms)
+
+
+def _signs(generator: np.random.Generator, like: torch.Tensor) -> torch.Tensor:
+    """1 or -1 for every value."""
+    positive = generator.random(tuple(like.shape), np.float32) < 0.5
+    return torch.from_numpy(positive).to(like.dtype) * 2 - 1
 
 
 def _logarithms(scores: torch.Tensor) -> torch.Tensor:
@@ -241,7 +253,7 @@ def _logarithms(scores: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class _RandomSigns:
+class _ValueSigns:
     """All values of the outputs with random signs, each output in the unit of its norm.
 
     squares: the mean over samples of the squared norm of each output.
@@ -252,13 +264,13 @@ class _RandomSigns:
 
     def __call__(self, outputs: Sequence[torch.Tensor], part: Batch) -> tuple[torch.Tensor, int]:
         total = torch.zeros(())
+        count = sum(output.is_floating_point() for output in outputs)
         for square, output in zip(self.squares, outputs, strict=True):
             if output.requires_grad and square > 0:
                 value = _counted(output, part)
-                signs = self.generator.integers(0, 2, tuple(value.shape), np.int8) * 2 - 1
-                weighted = torch.from_numpy(signs) * value
+                weighted = _signs(self.generator, value) * value
                 finite = weighted[value.detach().isfinite()].sum()
-                total = total + finite * (2.0 / (square * len(outputs))) ** 0.5
+                total = total + finite * (2.0 / (square * count)) ** 0.5
         return total, part.count
 
 
