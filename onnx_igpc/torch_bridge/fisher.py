@@ -5,11 +5,12 @@ G is the Fisher information matrix of that output: the mean of g g^T, g being th
 drawn from the model's own distribution p, not from labels (Amari, "Natural Gradient Works Efficiently
 in Learning", Neural Computation 10, 1998). Positions are taken as independent of one another and of the
 input: g g^T is summed over the positions of a sample, and where the site's matrix changes from W to M the
-damage is about half of tr(G (W - M) S (W - M)^T), S being E[x x^T] over the positions of the site's input x.
+damage would be half of tr(G (W - M) S (W - M)^T), S being E[x x^T] over the positions of the site's input x.
+In networks that pool, errors at the positions of one image add up, and the damage is two to thirty times
+that, the most at the last sites: what is predicted so ranks changes, and is no measure of the damage.
 
 Where a model has no class scores, its outputs b count by their relative squared error, E|a - b|^2 / E|b|^2
-averaged over the outputs, which is what DamageProbe measures then: G is such that half of the trace
-approximates it too.
+averaged over the outputs: G is such that it takes the place of KL in the above.
 
 Neither is a class drawn nor every output's gradient computed: products of Jacobians are estimated with random
 signs (Hutchinson, "A stochastic estimator of the trace of the influence matrix", Communications in
@@ -41,7 +42,7 @@ from onnx_igpc.torch_bridge.running import as_list, in_words, placed, put_channe
 from onnx_igpc.torch_bridge.tensors import compute_type, from_array
 from onnx_igpc.torch_bridge.training.pairing import with_outputs
 
-DEFAULT_SAMPLES = 64
+DEFAULT_SAMPLES = 128
 
 # Samples that run at once, if the model lets us choose: all that they compute is held for the way back.
 _ROWS = 8
