@@ -12,6 +12,7 @@ from onnx_igpc._version import __version__
 if TYPE_CHECKING:
     from onnx_igpc.calibration.options import Calibration
     from onnx_igpc.compression.pipeline import compress, inspect
+    from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.data.preprocessing import Preprocessing
     from onnx_igpc.data.sources import open_data
     from onnx_igpc.evaluation.benchmark import benchmark
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from onnx_igpc.torch_bridge import from_torch, register_operator, to_torch
     from onnx_igpc.torch_bridge.training.finetune import finetune
     from onnx_igpc.torch_bridge.training.optimizers import RelativeAdamW
+    from onnx_igpc.torch_bridge.training.options import Run
     from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 _HOME = {
@@ -39,12 +41,14 @@ _HOME = {
     "Budget": "planning.options",
     "Calibration": "calibration.options",
     "CompressResult": "report.result",
+    "Dataset": "data.dataset",
     "Lowering": "lowering.options",
     "Preprocessing": "data.preprocessing",
     "Published": "planning.options",
     "Recipe": "torch_bridge.training.recipe",
     "RelativeAdamW": "torch_bridge.training.optimizers",
     "RewriteReport": "report.tree",
+    "Run": "torch_bridge.training.options",
     "Setting": "runtime.setting",
     "SiteFilter": "sites.find",
     "VerifyReport": "report.verification",
@@ -70,12 +74,14 @@ __all__ = [
     "Budget",
     "Calibration",
     "CompressResult",
+    "Dataset",
     "Lowering",
     "Preprocessing",
     "Published",
     "Recipe",
     "RelativeAdamW",
     "RewriteReport",
+    "Run",
     "Setting",
     "SiteFilter",
     "VerifyReport",

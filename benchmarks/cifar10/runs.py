@@ -22,6 +22,7 @@ from onnx_igpc.planning.options import Published
 from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress
+from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 
@@ -264,8 +265,7 @@ def _finetune(
         data=place.train,
         output=target,
         recipe=recipe,
-        device=place.device,
-        resume=checkpoint_path(target).is_file(),
+        run=Run(device=place.device, resume=checkpoint_path(target).is_file()),
         progress=report,
     )
     run, last = result.report.finetune, result.history[-1]

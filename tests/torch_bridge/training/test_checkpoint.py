@@ -24,6 +24,7 @@ from onnx_igpc.torch_bridge.tensor_files import read_tensors, write_tensors
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress
 from onnx_igpc.torch_bridge.training.loop import RunInterruptedError
+from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 from tests.torch_bridge.training_cases import classifier, short, smaller, write_data
 
@@ -55,7 +56,7 @@ class Case:
             val=self.data,
             output=output,
             recipe=short(epochs=4, augment=("shift=1",), batch_size=8),
-            resume=resume,
+            run=Run(resume=resume),
             progress=stopping(stop) if stop else None,
         )
         return output, result.history
@@ -171,7 +172,7 @@ class TestRefusals:
                 data=case.data,
                 output=case.folder / "o.onnx",
                 recipe=short(epochs=4, augment=("shift=1",)),
-                resume=True,
+                run=Run(resume=True),
             )
 
     @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x80\x04K\x01."])

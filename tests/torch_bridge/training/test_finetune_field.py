@@ -24,6 +24,7 @@ from onnx_igpc.report.sections import JudgedReport
 from onnx_igpc.torch_bridge import from_torch, to_torch
 from onnx_igpc.torch_bridge.registry import _OPERATORS
 from onnx_igpc.torch_bridge.training.finetune import finetune
+from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.result import FinetuneResult
 from tests.torch_bridge.graphs import make_model, random
 from tests.torch_bridge.training_cases import arrays_of, classifier, short, smaller, write_data
@@ -405,7 +406,7 @@ class TestBeforeTheFirstStep:
             (tmp_path / "out.onnx", tmp_path / "none" / "log"),
         ):
             with pytest.raises(UsageError, match="cannot write"):
-                finetune(model, teacher=model, data=data, output=output, log=log)
+                finetune(model, teacher=model, data=data, output=output, run=Run(log=log))
 
 
 class TestNotFinite:
