@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onnx_igpc.report.verification import VerifyReport
     from onnx_igpc.runtime.setting import Setting
     from onnx_igpc.sites.find import SiteFilter
-    from onnx_igpc.torch_bridge import from_torch, register_operator, to_torch
+    from onnx_igpc.torch_bridge import Inputs, from_torch, register_operator, to_torch
     from onnx_igpc.torch_bridge.training.finetune import finetune
     from onnx_igpc.torch_bridge.training.optimizers import RelativeAdamW
     from onnx_igpc.torch_bridge.training.options import Run
@@ -42,6 +42,7 @@ _HOME = {
     "Calibration": "calibration.options",
     "CompressResult": "report.result",
     "Dataset": "data.dataset",
+    "Inputs": "torch_bridge",
     "Lowering": "lowering.options",
     "Preprocessing": "data.preprocessing",
     "Published": "planning.options",
@@ -75,6 +76,7 @@ __all__ = [
     "Calibration",
     "CompressResult",
     "Dataset",
+    "Inputs",
     "Lowering",
     "Preprocessing",
     "Published",

@@ -19,6 +19,7 @@ PUBLIC = [
     "Calibration",
     "CompressResult",
     "Dataset",
+    "Inputs",
     "Lowering",
     "Preprocessing",
     "Published",

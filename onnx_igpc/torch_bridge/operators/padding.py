@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 
-@register_operator("Pad", host=(1, 2, 3))
+@register_operator("Pad", inputs=Inputs(host=(1, 2, 3)))
 def pad(node: Node) -> Run:
     mode = node.get_string("mode", "constant")
     if node.version < 11:
@@ -79,7 +79,7 @@ def _mirror(x: torch.Tensor, axis: int, front: int, behind: int, mode: str) -> t
     return x.index_select(axis, index)
 
 
-@register_operator("CenterCropPad", since=18, host=(1,))
+@register_operator("CenterCropPad", since=18, inputs=Inputs(host=(1,)))
 def center_crop_pad(node: Node) -> Run:
     axes = node.attributes.get("axes")
     known = node.constant_list(1)

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from onnx_igpc.errors import ModelError
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 from onnx_igpc.torch_bridge.tensors import COMPUTE_TYPES, to_tensor
 
 
@@ -29,7 +29,7 @@ def identity(node: Node) -> Run:
     return lambda x: x
 
 
-@register_operator("Reshape", host=(1,), moves_data=True)
+@register_operator("Reshape", inputs=Inputs(host=(1,)), moves_data=True)
 def reshape(node: Node) -> Run:
     keep_zero = bool(node.get_int("allowzero", 0))
     known = node.get_ints("shape") if node.version < 5 else node.constant_list(1)
@@ -63,7 +63,7 @@ def _axes(node: Node, input_since: int) -> list[int] | None:
     return node.constant_list(1)
 
 
-@register_operator("Squeeze", host=(1,), moves_data=True)
+@register_operator("Squeeze", inputs=Inputs(host=(1,)), moves_data=True)
 def squeeze(node: Node) -> Run:
     known = _axes(node, 13)
 
@@ -74,7 +74,7 @@ def squeeze(node: Node) -> Run:
     return run
 
 
-@register_operator("Unsqueeze", host=(1,), moves_data=True)
+@register_operator("Unsqueeze", inputs=Inputs(host=(1,)), moves_data=True)
 def unsqueeze(node: Node) -> Run:
     known = _axes(node, 13)
 
@@ -97,7 +97,7 @@ def transpose(node: Node) -> Run:
     return lambda x: x.permute(order)
 
 
-@register_operator("Expand", since=8, host=(1,), moves_data=True)
+@register_operator("Expand", since=8, inputs=Inputs(host=(1,)), moves_data=True)
 def expand(node: Node) -> Run:
     known = node.constant_list(1)
 
@@ -110,7 +110,7 @@ def expand(node: Node) -> Run:
     return run
 
 
-@register_operator("Tile", since=6, host=(1,), moves_data=True)
+@register_operator("Tile", since=6, inputs=Inputs(host=(1,)), moves_data=True)
 def tile(node: Node) -> Run:
     known = node.constant_list(1)
 
@@ -133,12 +133,12 @@ def cast(node: Node) -> Run:
     return lambda x: x.to(dtype)
 
 
-@register_operator("CastLike", since=15, structural=(1,), moves_data=True)
+@register_operator("CastLike", since=15, inputs=Inputs(structural=(1,)), moves_data=True)
 def cast_like(node: Node) -> Run:
     return lambda x, like: x.to(like.dtype)
 
 
-@register_operator("ConstantOfShape", since=9, host=(0,), gives_host=True)
+@register_operator("ConstantOfShape", since=9, inputs=Inputs(host=(0,)), gives_host=True)
 def constant_of_shape(node: Node) -> Run:
     value = node.attributes.get("value")
     fill = torch.zeros(1) if value is None else to_tensor(value)
@@ -153,7 +153,7 @@ def constant_of_shape(node: Node) -> Run:
     return run
 
 
-@register_operator("Range", since=11, host=(0, 1, 2), gives_host=True)
+@register_operator("Range", since=11, inputs=Inputs(host=(0, 1, 2)), gives_host=True)
 def arange(node: Node) -> Run:
     def run(start: torch.Tensor, limit: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         dtype = start.dtype
@@ -176,7 +176,7 @@ def eye_like(node: Node) -> Run:
     return run
 
 
-@register_operator("OneHot", since=9, structural=(0, 2), host=(1,))
+@register_operator("OneHot", since=9, inputs=Inputs(structural=(0, 2), host=(1,)))
 def one_hot(node: Node) -> Run:
     axis = node.get_int("axis", -1)
     known = node.constant_list(1)
