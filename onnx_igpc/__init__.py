@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnx_igpc.data.preprocessing import Preprocessing
     from onnx_igpc.data.sources import open_data
     from onnx_igpc.evaluation.benchmark import benchmark
+    from onnx_igpc.evaluation.options import Thresholds
     from onnx_igpc.evaluation.verify import verify
     from onnx_igpc.graph.inputs import model_inputs
     from onnx_igpc.layout.schemes import plan_layout
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from onnx_igpc.report.result import CompressResult
     from onnx_igpc.report.tree import RewriteReport
     from onnx_igpc.report.verification import VerifyReport
-    from onnx_igpc.runtime.setting import Setting
+    from onnx_igpc.runtime.setting import Setting, Settings
     from onnx_igpc.sites.find import SiteFilter
     from onnx_igpc.torch_bridge import Inputs, from_torch, register_operator, to_torch
     from onnx_igpc.torch_bridge.training.finetune import finetune
@@ -51,7 +52,9 @@ _HOME = {
     "RewriteReport": "report.tree",
     "Run": "torch_bridge.training.options",
     "Setting": "runtime.setting",
+    "Settings": "runtime.setting",
     "SiteFilter": "sites.find",
+    "Thresholds": "evaluation.options",
     "VerifyReport": "report.verification",
     "benchmark": "evaluation.benchmark",
     "compress": "compression.pipeline",
@@ -85,7 +88,9 @@ __all__ = [
     "RewriteReport",
     "Run",
     "Setting",
+    "Settings",
     "SiteFilter",
+    "Thresholds",
     "VerifyReport",
     "__version__",
     "benchmark",

@@ -13,7 +13,7 @@ from onnx_igpc.graph.model import PathLike
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Data, and how it is read; a path or arrays alone stand for ``Dataset(path)``.
+    """Data to train, verify or race with, and how it is read; a path alone stands for ``Dataset(path)``.
 
     Args:
         source: a folder of images, tar shards, files of arrays (see
