@@ -14,6 +14,7 @@ from onnx_igpc.cli.options import (
     console,
     goes_to_stdout,
     label_offset_option,
+    parse_shapes,
     preprocessing_options,
     read_preprocessing,
     recorded_preprocessing,
@@ -21,6 +22,7 @@ from onnx_igpc.cli.options import (
 )
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import report_option, write_report
+from onnx_igpc.errors import UsageError
 
 _MODEL = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
@@ -103,7 +105,6 @@ def verify(
     from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.evaluation.options import Thresholds
     from onnx_igpc.evaluation.verify import verify as run
-    from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.report.console.rewrite import show_verify
     from onnx_igpc.report.files import compared_report
     from onnx_igpc.runtime.setting import Setting
@@ -120,7 +121,8 @@ def verify(
     names = ("preprocessing", "samples", "label_offset")
     data = Dataset(options.pop("data"), **{name: options.pop(name) for name in names})
     bounds = {name: options.pop(name) for name in ("min_agreement", "atol", "rtol")}
-    batch = options.pop("batch_size")
+    if (batch := options.pop("batch_size")) < 1:
+        raise UsageError(f"batch size must be at least 1, not {batch}")
     setting = Setting(options.pop("provider"), batch=batch, shapes=parse_shapes(shapes))
     with ProgressLine("verifying", quiet) as line:
         result = run(
@@ -205,7 +207,6 @@ def benchmark(
     from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.evaluation.benchmark import benchmark as run
-    from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.report.console.benchmark import show_benchmark
     from onnx_igpc.report.files import compared_report, subject
     from onnx_igpc.runtime.setting import Settings

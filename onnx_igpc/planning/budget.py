@@ -210,8 +210,8 @@ def _points(
     if probe is None:
         if not isinstance(known, dict) or known.get("weight") != _digest(site):
             raise UsageError(
-                f"--sensitivity has no measurement of {site.name!r} as it is in this model: "
-                "measure again with --save-sensitivity"
+                f"`sensitivity` has no measurement of {site.name!r} as it is in this model: "
+                "measure again with `save_sensitivity`"
             )
         return _stated_points(site, known.get("points"))
     ordered = sorted(fitted, key=lambda each: each.error)
@@ -238,7 +238,7 @@ def _stated_points(site: Rewritable, stated: object) -> list[list[float]]:
         points = np.empty(0)
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
         raise UsageError(
-            f"--sensitivity holds no pairs of error and damage for {site.name!r}: measure again"
+            f"`sensitivity` holds no pairs of error and damage for {site.name!r}: measure again"
         )
     return [[float(error), float(damage)] for error, damage in points]
 
@@ -316,10 +316,10 @@ def _load(path: PathLike) -> Mapping[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if data["version"] != SENSITIVITY_VERSION:
-            raise UsageError(f"--sensitivity {path} is of version {data['version']}: measure again")
+            raise UsageError(f"`sensitivity` {path} is of version {data['version']}: measure again")
         sites: Mapping[str, Any] = data["sites"]
         if not isinstance(sites, dict):
             raise TypeError("sites is not an object")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"--sensitivity {path} cannot be read: {error}") from error
+        raise UsageError(f"`sensitivity` {path} cannot be read: {error}") from error
     return sites

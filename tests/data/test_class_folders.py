@@ -116,11 +116,11 @@ def test_label_offset_of_a_model_with_a_background_class(tmp_path: Path) -> None
 def test_what_is_said_of_labels() -> None:
     found = np.arange(1000)
     names = [f"n{i}" for i in range(1000)]
-    assert "--label-offset 1" in (label_problem("d", found, names, 1001, None) or "")
+    assert "`label_offset` 1" in (label_problem("d", found, names, 1001, None) or "")
     assert label_problem("d", found + 1, names, 1001, 1) is None
     assert "1000 class folders" in (label_problem("d", found, names, 10, None) or "")
-    assert "--label-offset -1" in (label_problem("d", found + 1, None, 1000, None) or "")
-    assert "--label-offset 1" in (background_hint(found, 1001) or "")
+    assert "`label_offset` -1" in (label_problem("d", found + 1, None, 1000, None) or "")
+    assert "`label_offset` 1" in (background_hint(found, 1001) or "")
     assert background_hint(found, 1000) is None
     assert background_hint(found[:40], 1001) is None
 

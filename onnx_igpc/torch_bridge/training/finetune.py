@@ -258,7 +258,7 @@ def _check_run(target: Path | None, run: Run) -> None:
     checkpoint = checkpoint_path(target)
     if checkpoint.is_file() and not (run.resume or run.restart):
         raise UsageError(
-            f"{checkpoint} is left of a run that was stopped: --resume goes on with it, --restart "
+            f"{checkpoint} is left of a run that was stopped: `resume` goes on with it, `restart` "
             "starts anew"
         )
 

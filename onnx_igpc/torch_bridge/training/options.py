@@ -32,8 +32,8 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
-            raise UsageError(f"--workers must be at least 0, not {self.workers}")
+            raise UsageError(f"`workers` must be at least 0, not {self.workers}")
         if self.resume and self.restart:
             raise UsageError(
-                "--resume goes on with an earlier run, --restart begins anew: give one"
+                "`resume` goes on with an earlier run, `restart` begins anew: give one"
             )

@@ -14,6 +14,7 @@ from onnx_igpc.data.batches import DataDescription
 from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
+from onnx_igpc.option_names import with_flags
 from onnx_igpc.report.sections import FinetuneReport, JudgedBy, JudgedOn
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge.training.augment import Augmentation, parse_augmentation
@@ -162,7 +163,7 @@ def prepare(
 def _open(data: Dataset, inputs: Sequence[InputSpec], digest: RewriteReport | None) -> TrainingData:
     """The data, its images preprocessed as asked, or else as they were for the compression."""
     if data.samples is not None:
-        raise UsageError("finetune takes all samples of its data: leave out samples")
+        raise UsageError("finetune takes all samples of its data: leave out `samples`")
     preprocessing = data.preprocessing
     if preprocessing is None and digest is not None:
         preprocessing = digest.preprocessing
@@ -193,8 +194,8 @@ def _labels_of(val: TrainingData, networks: Networks, own: bool) -> bool:
     problem = label_problem(val, networks.objective.scores)
     if problem and (networks.objective.loss in ("ce", "kd+ce") or val.labels is not None):
         if networks.labelled:
-            raise DataError(f"--val: {problem}")
-        networks.notes.append(f"labels are not used: {problem}")
+            raise DataError(f"`val`: {problem}")
+        networks.notes.append(with_flags(f"labels are not used: {problem}"))
     return problem is None
 
 

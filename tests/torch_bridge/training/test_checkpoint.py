@@ -79,7 +79,7 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
 
 def test_a_resumed_run_is_the_same_bit_for_bit(case: Case) -> None:
     whole, history = case.run("whole.onnx")
-    with pytest.raises(RunInterruptedError, match="SIGTERM in epoch 2, step 4 of 5; --resume"):
+    with pytest.raises(RunInterruptedError, match="SIGTERM in epoch 2, step 4 of 5; `resume`"):
         case.run("parts.onnx", (2, 3))
     with pytest.raises(RunInterruptedError, match="epoch 4, step 1"):
         case.run("parts.onnx", (3, 5), resume=True)

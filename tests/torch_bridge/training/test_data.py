@@ -158,7 +158,7 @@ class TestAugmentation:
         assert parse_augmentation(["crop"], images=True) == Augmentation(crop=True)
         assert not parse_augmentation(["none"], images=True).does_anything
         for wrong in (["turn"], ["none", "flip"], ["shift=-1"], ["shift="]):
-            with pytest.raises(UsageError, match="--augment"):
+            with pytest.raises(UsageError, match="`augment`"):
                 parse_augmentation(wrong, images=True)
         with pytest.raises(UsageError, match="crop is for images"):
             parse_augmentation(["crop"], images=False)
@@ -238,7 +238,7 @@ def test_images_of_different_sizes_are_refused(tmp_path: Path) -> None:
         dim.dim_param = "side"
     root = image_folder(tmp_path / "images", 4, mode="L")
     (root / "cat" / "0.png").write_bytes(picture(0, side=7, mode="L"))
-    with pytest.raises(DataError, match="cannot be trained in one batch: give --resize and --crop"):
+    with pytest.raises(DataError, match="cannot be trained in one batch: give `resize` and `crop`"):
         finetune(
             onnx.ModelProto.FromString(model.SerializeToString()), data=root, run=Run(workers=0)
         )

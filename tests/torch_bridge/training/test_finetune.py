@@ -372,11 +372,11 @@ class TestRefusals:
             finetune(lowered, teacher=teacher, data=data)
 
     def test_no_labels_and_no_teacher(self, compressed: onnx.ModelProto, unlabelled: Path) -> None:
-        with pytest.raises(DataError, match=r"has no labels .* give --teacher"):
+        with pytest.raises(DataError, match=r"has no labels .* give a `teacher`"):
             finetune(compressed, data=unlabelled)
 
     def test_distillation_without_a_teacher(self, compressed: onnx.ModelProto, data: Path) -> None:
-        with pytest.raises(UsageError, match="--loss kd learns from a teacher"):
+        with pytest.raises(UsageError, match="`loss` kd learns from a teacher"):
             finetune(compressed, data=data, recipe=short(loss="kd"))
 
     def test_labels_of_other_classes(
@@ -433,7 +433,7 @@ class TestRefusals:
             finetune(model, teacher=model, data=tmp_path / "d.npz")
 
     def test_unknown_glob(self, compressed: onnx.ModelProto, data: Path) -> None:
-        with pytest.raises(UsageError, match="--freeze 'conv\\*' matches none"):
+        with pytest.raises(UsageError, match="`freeze` 'conv\\*' matches none"):
             finetune(compressed, data=data, recipe=short(freeze=("conv*",)))
 
     def test_a_gpu_that_is_not_there(
@@ -451,7 +451,7 @@ class TestRefusals:
         output = tmp_path / "out.onnx"
         recipe = short(optimizer="sgd", lr=1e30, warmup=0.9, epochs=2)
         with pytest.raises(
-            CheckFailedError, match="NaN or infinite in epoch 1: take a smaller --lr"
+            CheckFailedError, match="NaN or infinite in epoch 1: take a smaller `lr`"
         ):
             finetune(compressed, data=data, output=output, recipe=recipe)
         assert not output.exists()

@@ -339,7 +339,7 @@ class TestOutputs:
         assert result.report.damage
         assert result.report.damage.agreement is not None
         assert 0 <= result.report.damage.agreement <= 1
-        with pytest.raises(UsageError, match=r"--scores 'map' cannot be compared: .*ZipMap"):
+        with pytest.raises(UsageError, match=r"`scores` 'map' cannot be compared: .*ZipMap"):
             finetune(teacher, teacher=teacher, data=data, recipe=short(scores="map"))
 
     def test_nothing_to_learn_from(self, tmp_path: Path) -> None:
