@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from onnx_igpc.torch_bridge.node import Node, Run
+from onnx_igpc.torch_bridge.node import Node, Run, numbers
 from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 
@@ -28,8 +28,7 @@ def pad(node: Node) -> Run:
         value: torch.Tensor | None = None,
         axis_list: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        amounts = known if pads is None else pads.tolist()
-        assert amounts is not None
+        amounts = numbers(known, pads)
         fill = number[0] if number else 0 if value is None else value.item()
         chosen = axes if axis_list is None else axis_list.tolist()
         return apply_pads(x, amounts, range(x.dim()) if chosen is None else chosen, mode, fill)
@@ -85,8 +84,7 @@ def center_crop_pad(node: Node) -> Run:
     known = node.constant_list(1)
 
     def run(x: torch.Tensor, shape: torch.Tensor | None = None) -> torch.Tensor:
-        sizes = known if shape is None else shape.tolist()
-        assert sizes is not None
+        sizes = numbers(known, shape)
         chosen = [a % x.dim() for a in axes] if axes else list(range(x.dim()))
         front, behind = [0] * x.dim(), [0] * x.dim()
         for axis, size in zip(chosen, sizes, strict=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from onnx_igpc.torch_bridge.node import Node, Run
+from onnx_igpc.torch_bridge.node import Node, Run, numbers
 from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 _ROUNDING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -272,8 +272,7 @@ def affine_grid(node: Node) -> Run:
     known = node.constant_list(1)
 
     def run(theta: torch.Tensor, size: torch.Tensor | None = None) -> torch.Tensor:
-        shape = known if size is None else size.tolist()
-        assert shape is not None
+        shape = numbers(known, size)
         return functional.affine_grid(theta, shape, corners)
 
     return run

@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.torch_bridge.node import Node, Run
+from onnx_igpc.torch_bridge.node import Node, Run, numbers
 from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 from onnx_igpc.torch_bridge.tensors import COMPUTE_TYPES, to_tensor
 
@@ -79,8 +79,7 @@ def unsqueeze(node: Node) -> Run:
     known = _axes(node, 13)
 
     def run(x: torch.Tensor, axes: torch.Tensor | None = None) -> torch.Tensor:
-        chosen = known if axes is None else axes.tolist()
-        assert chosen is not None
+        chosen = numbers(known, axes)
         rank = x.dim() + len(chosen)
         for axis in sorted(a % rank for a in chosen):
             x = x.unsqueeze(axis)
@@ -102,8 +101,7 @@ def expand(node: Node) -> Run:
     known = node.constant_list(1)
 
     def run(x: torch.Tensor, target: torch.Tensor | None = None) -> torch.Tensor:
-        sizes = known if target is None else target.tolist()
-        assert sizes is not None
+        sizes = numbers(known, target)
         # Both sides broadcast: a 1 in the target keeps the size of the input.
         return x.expand(torch.broadcast_shapes(x.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
 
@@ -115,8 +113,7 @@ def tile(node: Node) -> Run:
     known = node.constant_list(1)
 
     def run(x: torch.Tensor, repeats: torch.Tensor | None = None) -> torch.Tensor:
-        counts = known if repeats is None else repeats.tolist()
-        assert counts is not None
+        counts = numbers(known, repeats)
         return x.repeat(counts) if counts else x
 
     return run
@@ -146,8 +143,7 @@ def constant_of_shape(node: Node) -> Run:
     known = node.constant_list(0)
 
     def run(target: torch.Tensor | None) -> torch.Tensor:
-        sizes = known if target is None else target.tolist()
-        assert sizes is not None
+        sizes = numbers(known, target)
         return torch.full(sizes, number, dtype=dtype)
 
     return run
