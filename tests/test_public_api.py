@@ -78,6 +78,15 @@ def test_importing_the_package_is_light() -> None:
     assert result.stdout.strip() == "[]", result.stderr
 
 
+def test_compress_is_imported_without_what_few_models_need() -> None:
+    code = (
+        "import sys, onnx_igpc.compression.pipeline; "
+        "print(sorted({'torch', 'onnxruntime', 'onnx.reference', 'rich'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
 def rooms_imported(code: str) -> set[str]:
     """The rooms of the package that Python code imports from."""
     modules: set[str] = set()
