@@ -35,6 +35,7 @@ from onnx_igpc.cli.options import preprocessing_options, read_preprocessing
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import Original, describe
 from onnx_igpc.data.batches import Data
+from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
@@ -140,9 +141,7 @@ class Bench:
         started = time.perf_counter()
         path, weights = run()
         seconds = time.perf_counter() - started
-        found = verify(
-            self.model, path, data=self.validation, preprocessing=self.preprocessing
-        ).classifier
+        found = verify(self.model, path, Dataset(self.validation, self.preprocessing)).classifier
         if found is None:
             raise click.ClickException("the model has no class scores to compare by")
         cost = count(open_model(path))
@@ -253,7 +252,7 @@ def main(
 ) -> None:
     """Compare methods at equal pointwise parameters, before any training."""
     preprocessing = read_preprocessing(options)
-    original = verify(model, model, data=validation, preprocessing=preprocessing).classifier
+    original = verify(model, model, Dataset(validation, preprocessing)).classifier
     before = original.original.top1 if original and original.original else float(np.nan)
     click.echo(f"original: top-1 {100 * before:.1f}\n")
     click.echo("| target | method | left | parameters | MACs | top-1 | agreement | seconds |")

@@ -32,6 +32,7 @@ from onnx_igpc import compress
 from onnx_igpc.graph.model import load_model, open_model, save_model
 from onnx_igpc.planning.options import Published
 from onnx_igpc.torch_bridge.training.finetune import finetune
+from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from tests.helpers import pointwise_model
 
@@ -105,9 +106,7 @@ def kill_finetune(folder: Path, kills: int) -> Counter[str]:
             output=output,
             teacher=teacher,
             recipe=Recipe(epochs=8, batch_size=16, loss="mse"),
-            workers=0,
-            resume=resume,
-            device="cpu",
+            run=Run(device="cpu", workers=0, resume=resume),
         )
 
     start = time.monotonic()

@@ -28,6 +28,7 @@ from onnx_igpc.errors import IgpcError
 from onnx_igpc.evaluation.benchmark import benchmark
 from onnx_igpc.graph.model import file_bytes
 from onnx_igpc.report.benchmark import BenchmarkReport, ModelFacts, Race
+from onnx_igpc.runtime.setting import Settings
 
 _FORMS = {"rows": table, "overview": overview, "gaps": gap_table}
 
@@ -48,8 +49,7 @@ def race_network(
     paths = [models.path(network, variant, batch, threads) for variant in raced]
     report = benchmark(
         paths,
-        batches=[batch],
-        threads=[threads],
+        settings=Settings(batches=batch, threads=threads),
         rounds=rounds,
         footprint=False,
         per_operator=True,

@@ -12,9 +12,11 @@ from onnx_igpc._version import __version__
 if TYPE_CHECKING:
     from onnx_igpc.calibration.options import Calibration
     from onnx_igpc.compression.pipeline import compress, inspect
+    from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.data.preprocessing import Preprocessing
     from onnx_igpc.data.sources import open_data
     from onnx_igpc.evaluation.benchmark import benchmark
+    from onnx_igpc.evaluation.options import Thresholds
     from onnx_igpc.evaluation.verify import verify
     from onnx_igpc.graph.inputs import model_inputs
     from onnx_igpc.layout.schemes import plan_layout
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
     from onnx_igpc.report.result import CompressResult
     from onnx_igpc.report.tree import RewriteReport
     from onnx_igpc.report.verification import VerifyReport
-    from onnx_igpc.runtime.setting import Setting
+    from onnx_igpc.runtime.setting import Setting, Settings
     from onnx_igpc.sites.find import SiteFilter
-    from onnx_igpc.torch_bridge import from_torch, register_operator, to_torch
+    from onnx_igpc.torch_bridge import Inputs, from_torch, register_operator, to_torch
     from onnx_igpc.torch_bridge.training.finetune import finetune
     from onnx_igpc.torch_bridge.training.optimizers import RelativeAdamW
+    from onnx_igpc.torch_bridge.training.options import Run
     from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 _HOME = {
@@ -39,14 +42,19 @@ _HOME = {
     "Budget": "planning.options",
     "Calibration": "calibration.options",
     "CompressResult": "report.result",
+    "Dataset": "data.dataset",
+    "Inputs": "torch_bridge",
     "Lowering": "lowering.options",
     "Preprocessing": "data.preprocessing",
     "Published": "planning.options",
     "Recipe": "torch_bridge.training.recipe",
     "RelativeAdamW": "torch_bridge.training.optimizers",
     "RewriteReport": "report.tree",
+    "Run": "torch_bridge.training.options",
     "Setting": "runtime.setting",
+    "Settings": "runtime.setting",
     "SiteFilter": "sites.find",
+    "Thresholds": "evaluation.options",
     "VerifyReport": "report.verification",
     "benchmark": "evaluation.benchmark",
     "compress": "compression.pipeline",
@@ -70,14 +78,19 @@ __all__ = [
     "Budget",
     "Calibration",
     "CompressResult",
+    "Dataset",
+    "Inputs",
     "Lowering",
     "Preprocessing",
     "Published",
     "Recipe",
     "RelativeAdamW",
     "RewriteReport",
+    "Run",
     "Setting",
+    "Settings",
     "SiteFilter",
+    "Thresholds",
     "VerifyReport",
     "__version__",
     "benchmark",

@@ -18,6 +18,7 @@ from onnx_igpc.evaluation.benchmark import benchmark
 from onnx_igpc.graph.inputs import InputSpec
 from onnx_igpc.passes import Pass, PassResult
 from onnx_igpc.planning.options import Published
+from onnx_igpc.runtime.setting import Settings
 from onnx_igpc.sites.find import SiteFilter
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from tests.helpers import GraphBuilder, options_of, pointwise_model
@@ -90,7 +91,12 @@ class TestTexts:
         onnx.save(two_sites(), path)
         data = np.zeros((2, 48, 5, 5), np.float32)
         result = benchmark(
-            path, batches=2, threads=1, data=data, rounds=2, warmup=0, footprint=False
+            path,
+            settings=Settings(batches=2, threads=1),
+            data=data,
+            rounds=2,
+            warmup=0,
+            footprint=False,
         )
         assert [(race.batch, race.threads) for race in result.races] == [(2, 1)]
         assert result.inputs == "arrays in memory"

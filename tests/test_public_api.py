@@ -18,14 +18,19 @@ PUBLIC = [
     "Budget",
     "Calibration",
     "CompressResult",
+    "Dataset",
+    "Inputs",
     "Lowering",
     "Preprocessing",
     "Published",
     "Recipe",
     "RelativeAdamW",
     "RewriteReport",
+    "Run",
     "Setting",
+    "Settings",
     "SiteFilter",
+    "Thresholds",
     "VerifyReport",
     "__version__",
     "benchmark",
@@ -68,6 +73,15 @@ def test_importing_the_package_is_light() -> None:
     code = (
         "import sys, onnx_igpc; "
         "print(sorted({'torch', 'onnxruntime', 'onnx', 'numpy'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_compress_is_imported_without_what_few_models_need() -> None:
+    code = (
+        "import sys, onnx_igpc.compression.pipeline; "
+        "print(sorted({'torch', 'onnxruntime', 'onnx.reference', 'rich'} & sys.modules.keys()))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr

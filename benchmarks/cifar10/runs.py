@@ -20,8 +20,10 @@ from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
 from onnx_igpc.planning.options import Published
 from onnx_igpc.report.typed_json import to_values
+from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress
+from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 
@@ -264,8 +266,7 @@ def _finetune(
         data=place.train,
         output=target,
         recipe=recipe,
-        device=place.device,
-        resume=checkpoint_path(target).is_file(),
+        run=Run(device=place.device, resume=checkpoint_path(target).is_file()),
         progress=report,
     )
     run, last = result.report.finetune, result.history[-1]
@@ -281,7 +282,7 @@ def _finetune(
 
 def _measured(path: Path, place: Place) -> dict[str, Any]:
     """What onnxruntime says of a model on the test images, and what its graph costs."""
-    found = verify(place.baseline, path, data=place.test, batch_size=100).classifier
+    found = verify(place.baseline, path, place.test, setting=Setting(batch=100)).classifier
     assert found is not None
     assert found.candidate is not None
     cost = count(open_model(path))

@@ -17,6 +17,7 @@ from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model, open_model, save_model, write_atomically
+from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.torch_bridge.training.log import RunLog, log_base
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 
@@ -100,7 +101,7 @@ def train_arm(arm: Arm, plan: Plan, place: Place, say: Callable[[str], None]) ->
     source, target = untrained_path(arm, place.work), trained_path(arm, place.work)
     target.parent.mkdir(exist_ok=True)
     facts = train_stages(source, target, place, [replace(plan.recipe, seed=arm.seed)], say)
-    measured = verify(source, target, data=place.test, batch_size=100).classifier
+    measured = verify(source, target, place.test, setting=Setting(batch=100)).classifier
     assert measured is not None
     assert measured.candidate is not None
     accuracy = measured.candidate.top1

@@ -73,7 +73,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.holdout is not None and not 0 <= self.holdout < 1:
-            raise UsageError(f"--holdout must lie between 0 and 1, not {self.holdout:g}")
+            raise UsageError(f"`holdout` must lie between 0 and 1, not {self.holdout:g}")
 
     def open(self, model: OpenModel) -> Data:
         """The data as batches for the model.

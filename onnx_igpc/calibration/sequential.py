@@ -216,7 +216,7 @@ class SequentialCalibration:
             if not isinstance(values, np.ndarray):
                 raise ModelError(
                     f"value {name!r} is no tensor, so that sites cannot be fitted one after another: "
-                    "use --no-sequential"
+                    "use `sequential=False`"
                 )
             self._store.put((step.version, name, number), values)
             kind = TensorType(values.dtype, values.shape)

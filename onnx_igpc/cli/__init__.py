@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import click
 
 from onnx_igpc._version import __version__
@@ -18,6 +16,8 @@ from onnx_igpc.cli.options import IgpcGroup
 def _show_versions(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
+    import importlib.metadata  # slow to import
+
     click.echo(f"onnx-igpc {__version__}")
     for package in ("onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-gpu", "torch"):
         try:

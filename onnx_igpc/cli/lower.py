@@ -15,6 +15,7 @@ from onnx_igpc.cli.options import (
     goes_to_stdout,
     guard_model_output,
     output_path,
+    parse_shapes,
     write_text,
 )
 from onnx_igpc.cli.progress import ProgressLine
@@ -75,7 +76,6 @@ def read_lowering(values: dict[str, Any], kind: str = "auto") -> Lowering:
     Raises:
         UsageError: a value that cannot be used.
     """
-    from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.lowering.options import Lowering
     from onnx_igpc.runtime.setting import Setting
 

@@ -14,6 +14,7 @@ from onnx_igpc.cli.options import (
     console,
     goes_to_stdout,
     label_offset_option,
+    parse_shapes,
     preprocessing_options,
     read_preprocessing,
     recorded_preprocessing,
@@ -21,6 +22,7 @@ from onnx_igpc.cli.options import (
 )
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import report_option, write_report
+from onnx_igpc.errors import UsageError
 
 _MODEL = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path)
@@ -99,11 +101,13 @@ def verify(
 
     Exit code 1 if a given threshold does not hold, or nodes ran elsewhere than asked.
     """
+    from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.data.file_guard import FileGuard
+    from onnx_igpc.evaluation.options import Thresholds
     from onnx_igpc.evaluation.verify import verify as run
-    from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.report.console.rewrite import show_verify
     from onnx_igpc.report.files import compared_report
+    from onnx_igpc.runtime.setting import Setting
 
     guard = FileGuard()
     guard.reads_model(original, candidate)
@@ -114,9 +118,21 @@ def verify(
     options["preprocessing"] = read_preprocessing(options)
     if options["preprocessing"] is None and options["data"] is not None:
         options["preprocessing"] = recorded_preprocessing(candidate, options["data"])
+    names = ("preprocessing", "samples", "label_offset")
+    data = Dataset(options.pop("data"), **{name: options.pop(name) for name in names})
+    bounds = {name: options.pop(name) for name in ("min_agreement", "atol", "rtol")}
+    if (batch := options.pop("batch_size")) < 1:
+        raise UsageError(f"batch size must be at least 1, not {batch}")
+    setting = Setting(options.pop("provider"), batch=batch, shapes=parse_shapes(shapes))
     with ProgressLine("verifying", quiet) as line:
         result = run(
-            original, candidate, shapes=parse_shapes(shapes), progress=line.update, **options
+            original,
+            candidate,
+            data,
+            setting=setting,
+            thresholds=Thresholds(**bounds),
+            progress=line.update,
+            **options,
         )
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2))
@@ -188,26 +204,23 @@ def benchmark(
 
     Exit code 1 if the provider asked for is not there, or did not run a model's arithmetic.
     """
+    from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.data.file_guard import FileGuard
     from onnx_igpc.evaluation.benchmark import benchmark as run
-    from onnx_igpc.graph.inputs import parse_shapes
     from onnx_igpc.report.console.benchmark import show_benchmark
     from onnx_igpc.report.files import compared_report, subject
+    from onnx_igpc.runtime.setting import Settings
 
     guard = FileGuard()
     guard.reads_model(*models)
     guard.reads_data(options["data"], "--data")
     guard.reads(options["preprocess"], "--preprocess")
     check_files(guard, report=report_file, json=json_file)
-    options["preprocessing"] = read_preprocessing(options)
+    data = Dataset(options.pop("data"), read_preprocessing(options))
+    provider, batches = options.pop("provider"), options.pop("batches")
+    settings = Settings(provider, batches, threads or (None,), parse_shapes(shapes))
     with ProgressLine("benchmarking", quiet, undisturbed=True) as line:
-        result = run(
-            models,
-            threads=threads or (None,),
-            shapes=parse_shapes(shapes),
-            progress=line.update,
-            **options,
-        )
+        result = run(models, settings=settings, data=data, progress=line.update, **options)
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2))
     if report_file is not None:

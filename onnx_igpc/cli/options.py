@@ -10,13 +10,14 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from onnx_igpc.errors import IgpcError, UsageError, did_you_mean
+from onnx_igpc.option_names import with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,8 +61,8 @@ class IgpcGroup(click.Group):
 
 
 def _say_error(text: str) -> None:
-    """The reason why a command stops, see :func:`_say`."""
-    _say(f"error: {text}")
+    """The reason why a command stops, see :func:`_say`; options by the names they have here."""
+    _say(f"error: {with_flags(text)}")
 
 
 def _say(text: str) -> None:
@@ -87,7 +88,7 @@ def _plain_warnings() -> Iterator[None]:
         text = " ".join(str(message).split())
         if text not in said:
             said.add(text)
-            _say(f"warning: {text}")
+            _say(f"warning: {with_flags(text)}")
 
     with warnings.catch_warnings():
         # What overflows is found by its results, and said in words then.
@@ -223,6 +224,23 @@ def label_offset_option(command: Command) -> Command:
         type=int,
         help="Added to every label: 1 where the model has a background class in front.",
     )(command)
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read ``name:1,3,224,224``; a name may itself have colons. Raises UsageError."""
+    name, colon, dims = text.rpartition(":")
+    try:
+        shape = tuple(int(dim) for dim in dims.split(","))
+    except ValueError:
+        shape = ()
+    if not colon or not name or not shape or min(shape) < 1:
+        raise UsageError(f"--shape {text!r}: write it as name:1,3,224,224")
+    return name, shape
+
+
+def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Read several ``name:1,3,224,224``."""
+    return dict(parse_shape(text) for text in texts)
 
 
 def read_preprocessing(values: dict[str, Any]) -> Preprocessing | None:

@@ -25,6 +25,7 @@ from onnx_igpc.cli.report import report_option, write_report
 from onnx_igpc.errors import CheckFailedError
 
 if TYPE_CHECKING:
+    from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.report.sections import EpochReport
     from onnx_igpc.torch_bridge.training.log import Progress
 
@@ -161,6 +162,14 @@ def _take_recipe(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _take_data(options: dict[str, Any]) -> Dataset:
+    """The training data and how it is read, taken out of ``options``."""
+    from onnx_igpc.data.dataset import Dataset
+
+    preprocessing, label_offset = options.pop("preprocessing"), options.pop("label_offset")
+    return Dataset(options.pop("data"), preprocessing, label_offset=label_offset)
+
+
 def _let_threads_sleep() -> None:
     """Let OpenMP threads that wait for others sleep rather than spin, unless the user says otherwise.
 
@@ -231,15 +240,21 @@ def finetune(
     # Of the processes of a torchrun, the first one speaks.
     with ProgressLine("fine-tuning", quiet or os.environ.get("RANK", "0") != "0") as line:
         from onnx_igpc.torch_bridge.training.finetune import finetune as run
+        from onnx_igpc.torch_bridge.training.options import Run
         from onnx_igpc.torch_bridge.training.recipe import Recipe
 
+        val, fold_batch_norm = options.pop("val"), options.pop("fold_batch_norm")
+        recipe, data = Recipe(**_take_recipe(options)), _take_data(options)
         result = run(
             compressed,
+            data,
             teacher=teacher,
+            val=val,
+            recipe=recipe,
             output=output,
-            recipe=Recipe(**_take_recipe(options)),
+            fold_batch_norm=fold_batch_norm,
+            run=Run(**options),
             progress=EpochLines(line).show,
-            **options,
         )
     if result.leads:
         if json_file is not None:

@@ -151,14 +151,14 @@ class _Job:
                     "the paper's form is for training: train it, then use onnx-igpc lower"
                 )
             if self.calibration is not None and self.plan.random:
-                raise UsageError("random weights are not fitted to data: leave out --calibration")
+                raise UsageError("random weights are not fitted to data: leave out `calibration`")
         needs_data = {
-            "--target": isinstance(self.plan, Budget),
-            "--grouping learned": self.plan.grouping == "learned",
+            "`target`": isinstance(self.plan, Budget),
+            "`grouping` learned": self.plan.grouping == "learned",
         }
         for option, given in needs_data.items():
             if given and self.calibration is None:
-                raise UsageError(f"{option} needs data to choose by: give --calibration")
+                raise UsageError(f"{option} needs data to choose by: give `calibration`")
 
     def guard(self, model: OpenModel) -> FileGuard:
         """What the run reads; UsageError where it would write its measurements over some of it."""

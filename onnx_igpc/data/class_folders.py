@@ -195,18 +195,18 @@ def label_problem(
     if names is not None and len(names) + shift != classes:
         told = f"{source or 'the data'} has {len(names)} class folders, the model {classes} classes"
         if shift:
-            told += f" with --label-offset {shift}"
+            told += f" with `label_offset` {shift}"
         if len(names) + 1 == classes:
             return (
                 f"{told}: if the first one is a background class, as TensorFlow's models have, give "
-                "--label-offset 1; otherwise name the folders by class index, as 0000, 0001"
+                "`label_offset` 1; otherwise name the folders by class index, as 0000, 0001"
             )
         return f"{told}: name the folders by class index, as 0000, 0001"
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
         hint, of = "", f" of {source}" if source else ""
         if not shift and int(labels.min()) == 1 and int(labels.max()) == classes:
-            hint = ": labels that count from 1 take --label-offset -1"
+            hint = ": labels that count from 1 take `label_offset` -1"
         return (
             f"label {int(wrong[0])}{of} is not one of the model's {classes} classes "
             f"(0 to {classes - 1}){hint}"
@@ -221,5 +221,5 @@ def background_hint(labels: np.ndarray, classes: int) -> str | None:
         return None
     return (
         f"labels are 0 to {classes - 2}, the model has {classes} classes: if the first one is a "
-        "background class, as TensorFlow's models have, give --label-offset 1"
+        "background class, as TensorFlow's models have, give `label_offset` 1"
     )

@@ -42,7 +42,7 @@ def _refuse_giant(spec: InputSpec, shape: Sequence[int]) -> None:
     if needed > physical_memory():
         raise ModelError(
             f"input {spec.describe()} of shape {list(shape)} takes {needed / 2**30:.0f} GiB, more than "
-            "this machine has: give smaller dynamic dimensions with --shape where there are any"
+            "this machine has: give smaller dynamic dimensions with `shapes` where there are any"
         )
 
 

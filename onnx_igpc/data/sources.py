@@ -111,7 +111,8 @@ class _ImageData(BatchedData):
         self._spec = image_input(inputs)
         self._images = source.images
         self._index = source.index
-        self.preprocessing = (preprocessing or Preprocessing()).resolved(self._spec)
+        self._decided = (preprocessing or Preprocessing()).resolved(self._spec)
+        self.preprocessing = self._decided
         self._chosen = spread(self._index.labels, len(self._index.names), samples)
         self.size = len(self._chosen)
         self.labelled = self._index.labels is not None
@@ -129,9 +130,8 @@ class _ImageData(BatchedData):
             yield {self._spec.name: values}, index.labels[position] if index.labels else None
 
     def _load(self, name: str, file: Any) -> np.ndarray:
-        assert self.preprocessing is not None
         try:
-            values = self.preprocessing.load(file, self._spec.dtype)
+            values = self._decided.load(file, self._spec.dtype)
         except DataError as error:
             raise DataError(f"{self._source}: {name}: {error}") from error
         check_image_fits(values, self._spec, f"{self._source}: {name}")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.batches import Data
+from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.data.sources import Arrays, as_data
@@ -19,6 +20,7 @@ from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.contenders import Contender, batched, natural_batch
 from onnx_igpc.evaluation.speed_limit import site_work, speed_limit
 from onnx_igpc.graph.inputs import Shapes
+from onnx_igpc.graph.model import PathLike
 from onnx_igpc.report.benchmark import BenchmarkReport, ModelFacts, Race, SpeedLimit, Timing
 from onnx_igpc.runtime.bandwidth import Bandwidth, measure_bandwidth
 from onnx_igpc.runtime.profile import ExecutionProfile
@@ -31,6 +33,7 @@ from onnx_igpc.runtime.session import (
     provider_name,
     session_inputs,
 )
+from onnx_igpc.runtime.setting import Setting, Settings
 
 Feeds = dict[str, np.ndarray]
 
@@ -40,15 +43,10 @@ _LIMIT_RUNS = 20
 def benchmark(
     models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    provider: str = "cpu",
-    batches: int | Sequence[int] = (),
-    threads: int | Sequence[int | None] = (None,),
-    shapes: Shapes | None = None,
-    data: str | os.PathLike[str] | Arrays | None = None,
-    preprocessing: Preprocessing | None = None,
+    settings: Settings | None = None,
+    data: PathLike | Arrays | Dataset | None = None,
     rounds: int = 30,
     warmup: int = 3,
-    seed: int = 0,
     footprint: bool = True,
     per_operator: bool = False,
     limit: bool = True,
@@ -56,19 +54,29 @@ def benchmark(
 ) -> BenchmarkReport:
     """Race models; the first is the baseline of every speed-up.
 
-    batches: sizes to race at; none means the one that the models fix, or 1. shapes: sizes of dynamic
-    dimensions, by input; data: real inputs, as :func:`as_data` takes them; otherwise inputs are
-    seeded random numbers. rounds: turns that each model gets. footprint: measure load time and peak
-    memory in a process a model. per_operator: add each node's time. limit: against an unrewritten first
-    model, measure how fast each rewritten one could at best be. progress: called with (rounds done,
-    rounds in all or 0 while none are counted, what is being done), and never within a timed turn.
+    Args:
+        models: paths, or one.
+        settings: where they run, at which batch sizes and numbers of threads, and the sizes of dynamic
+            dimensions; None: on the CPU, at the batch size that the models fix, or 1.
+        data: real inputs: a path, arrays, or a :class:`~onnx_igpc.data.dataset.Dataset`; otherwise inputs
+            are seeded random numbers.
+        rounds: turns that each model gets.
+        warmup: turns before those, which do not count.
+        footprint: measure load time and peak memory in a process a model.
+        per_operator: add each node's time.
+        limit: against an unrewritten first model, measure how fast each rewritten one could at best be.
+        progress: called with (rounds done, rounds in all or 0 while none are counted, what is being
+            done), and never within a timed turn.
 
-    Raises CheckFailedError where the provider asked for ran none of a model's nodes or is not there,
-    UsageError for options that do not fit the models, ModelError for models that cannot run.
+    Raises:
+        CheckFailedError: the provider asked for ran none of a model's nodes, or is not there.
+        UsageError: options that do not fit the models.
+        ModelError: models that cannot run.
+        DataError: data that cannot be used.
     """
     models = [models] if isinstance(models, (str, os.PathLike)) else models
-    batches = [batches] if isinstance(batches, int) else batches
-    threads = [threads] if isinstance(threads, int) else threads
+    settings = settings or Settings()
+    provider, shapes, source = settings.provider, settings.shapes, Dataset.of(data)
     if not models:
         raise UsageError("benchmark needs at least one model")
     if rounds < 2:
@@ -77,23 +85,24 @@ def benchmark(
     contenders = [Contender(os.fspath(path)) for path in models]
     facts: list[ModelFacts] = []
     races: list[Race] = []
-    for count in threads:
+    for count in settings.thread_counts:
         sessions = [make_session(c.model, provider, threads=count) for c in contenders]
-        sizes = batches or [natural_batch(sessions, shapes)]
+        sizes = settings.batch_sizes or [natural_batch(sessions, shapes)]
         if not facts:
             for contender, session in zip(contenders, sessions, strict=True):
                 say(0, 0, f"profiling {Path(contender.path).name}")
                 facts.append(
                     contender.facts(
-                        session, provider, count, shapes, sizes[0], footprint, per_operator
+                        session,
+                        Setting(provider, count, sizes[0], shapes),
+                        footprint=footprint,
+                        per_operator=per_operator,
                     )
                 )
         limits = _Limits(contenders, provider, count) if limit else None
         for batch in sizes:
             what = f"at batch {batch}"
-            feeds = [
-                _feeds(session, batch, seed, shapes, data, preprocessing) for session in sessions
-            ]
+            feeds = [_feeds(session, batch, shapes, source) for session in sessions]
             runs = [
                 timed_run(session, values, provider)
                 for session, values in zip(sessions, feeds, strict=True)
@@ -110,14 +119,14 @@ def benchmark(
         onnxruntime=import_onnxruntime().__version__,
         machine=f"{platform.machine()} {platform.system()}, {os.cpu_count()} processors",
         rounds=rounds,
-        inputs=_source(data),
+        inputs=_source(source.source),
         models=tuple(facts),
         races=tuple(races),
         failures=tuple(f"{each.path}: {each.misplaced}" for each in facts if each.misplaced),
     )
 
 
-def _source(data: str | os.PathLike[str] | Arrays | None) -> str:
+def _source(data: PathLike | Arrays | Data | None) -> str:
     if data is None:
         return "random"
     return os.fspath(data) if isinstance(data, (str, os.PathLike)) else "arrays in memory"
@@ -169,21 +178,15 @@ def _tell(say: Progress, what: str, done: int, total: int) -> None:
     say(done, total, what)
 
 
-def _feeds(
-    session: Session,
-    batch: int,
-    seed: int,
-    shapes: Shapes | None,
-    data: str | os.PathLike[str] | Arrays | None,
-    preprocessing: Preprocessing | None,
-) -> Feeds:
+def _feeds(session: Session, batch: int, shapes: Shapes, data: Dataset) -> Feeds:
     inputs = session_inputs(session)
     fixed = inputs[0].fixed_batch if inputs else None
     if fixed not in (None, batch):
         raise UsageError(f"batch {batch} was asked for, but a model takes only batches of {fixed}")
-    if data is None:
-        return random_inputs(inputs, batch=batch, seed=seed, shapes=batched(shapes, batch))
-    source = as_data(data, inputs, preprocessing, samples=batch, batch_size=batch)
+    if data.source is None:
+        return random_inputs(inputs, batch=batch, shapes=batched(shapes, batch))
+    samples = min(data.samples or batch, batch)
+    source = as_data(data.source, inputs, data.preprocessing, samples=samples, batch_size=batch)
     feeds = next(iter(source)).feeds
     # Fewer samples than the batch: repeat them, since values hardly matter for time.
     return {name: np.resize(values, (batch, *values.shape[1:])) for name, values in feeds.items()}

@@ -17,6 +17,7 @@ from onnx_igpc.evaluation.differences import (
 )
 from onnx_igpc.evaluation.output_kinds import Compared
 from onnx_igpc.evaluation.user_metric import Metric
+from onnx_igpc.option_names import with_flags
 from onnx_igpc.report.verification import OutputDifference
 from onnx_igpc.runtime.profile import ExecutionProfile, read_profile
 from onnx_igpc.runtime.session import Session, run_session
@@ -146,7 +147,7 @@ class Comparison:
             offset = getattr(self._source, "label_offset", None)
             doubt = self.classifier.label_doubt(offset or 0)
             # Where the user has said that labels are right as they are, that settles it.
-            found += [doubt] if doubt and offset != 0 else []
+            found += [with_flags(doubt)] if doubt and offset != 0 else []
         return found
 
     def differences(self) -> list[OutputDifference]:
@@ -194,7 +195,8 @@ def _class_failures(output: OutputDifference, least: float | None, bounded: bool
     if least is not None:
         return [f"{told}, which is below {least:g}"] if output.agreement < least else []
     if bounded and output.agreement < 1.0:
-        return [f"{told}: tolerances are for quantities, bound class numbers with --min-agreement"]
+        bound = "tolerances are for quantities, bound class numbers with `min_agreement`"
+        return [with_flags(f"{told}: {bound}")]
     return []
 
 

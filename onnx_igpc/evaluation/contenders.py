@@ -29,6 +29,7 @@ from onnx_igpc.runtime.session import (
     run_session,
     session_inputs,
 )
+from onnx_igpc.runtime.setting import Setting
 
 _PROFILED_RUNS = 6
 _CONSTANT_ROUNDS = 8
@@ -86,14 +87,14 @@ class Contender:
     def facts(
         self,
         session: Session,
-        provider: str,
-        threads: int | None,
-        shapes: Shapes | None,
-        batch: int,
+        setting: Setting,
+        *,
         footprint: bool,
         per_operator: bool,
     ) -> ModelFacts:
         """Profile the model and measure its footprint. Raises as benchmark() says."""
+        provider, threads = setting.provider, setting.threads
+        batch, shapes = setting.batch, setting.shapes
         inputs = session_inputs(session)
         feeds = random_inputs(inputs, batch=batch, shapes=batched(shapes, batch))
         profile = self.profile(provider, threads, feeds, _PROFILED_RUNS)

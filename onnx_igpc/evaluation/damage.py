@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from onnx_igpc.data.batches import Batch, Data, SourceDescription
+from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.preprocessing import Preprocessing
-from onnx_igpc.evaluation.verify import verify
+from onnx_igpc.evaluation.verify import DEFAULT_SETTING, Wanted, compare_models
 from onnx_igpc.report.sections import DamageReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
@@ -54,7 +55,9 @@ def measure_damage(
         ModelError: a model cannot run on the data.
         DataError: no sample could be read.
     """
-    found = verify(original, rewritten, data=UnlabelledData(data), threads=threads, report=report)
+    setting = replace(DEFAULT_SETTING, threads=threads)
+    blind, sites = Dataset(UnlabelledData(data)), Wanted(report=report)
+    found = compare_models(original, rewritten, blind, sites, setting=setting)
     damage = DamageReport(samples=found.samples)
     if found.classifier is not None:
         damage.agreement = found.classifier.agreement

@@ -119,7 +119,7 @@ class ClassifierAccumulator:
         if self._labelled >= _FEW and further >= own + _CLEARLY and further >= 2 * own:
             return (
                 f"with the labels shifted by {shift} the original's accuracy is {further:.1%} rather "
-                f"than {own:.1%}: give --label-offset {offset + shift}"
+                f"than {own:.1%}: give `label_offset` {offset + shift}"
             )
         if offset or own > self._shifted[1] / self._labelled:
             return None

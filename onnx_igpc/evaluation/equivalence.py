@@ -7,6 +7,7 @@ import numpy as np
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError
 from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.option_names import with_flags
 from onnx_igpc.runtime.session import import_onnxruntime, make_session, run_session, session_inputs
 
 # Sums may be added up in another order, which a deep network can amplify; channels that were
@@ -43,7 +44,7 @@ def check_same_outputs(
     except MissingExtraError:
         return "not run: onnxruntime is not installed"
     except IgpcError as reason:
-        return f"not run: {reason}"
+        return with_flags(f"not run: {reason}")
     try:
         found = run_session(make_session(after, threads=1), feeds)
     except IgpcError as problem:

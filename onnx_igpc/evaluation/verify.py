@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from onnx_igpc.data.batches import Data, data_doubts, data_notes, random_data
-from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.sources import Arrays, as_data
 from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.evaluation.comparison import Comparison
+from onnx_igpc.evaluation.options import Thresholds
 from onnx_igpc.evaluation.output_kinds import Compared, output_kinds, site_tensors
 from onnx_igpc.evaluation.single_precision import holds_double, in_single_precision
-from onnx_igpc.graph.inputs import InputSpec, Shapes
-from onnx_igpc.graph.model import OpenModel, open_model
+from onnx_igpc.graph.inputs import InputSpec
+from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.verification import VerifyReport
@@ -32,31 +34,38 @@ from onnx_igpc.runtime.session import (
     session_outputs,
 )
 from onnx_igpc.runtime.session_source import AnyModel
+from onnx_igpc.runtime.setting import Setting
 
 RANDOM_SAMPLES = 8
 """Random inputs that are compared where there is no data."""
 
 
+DEFAULT_SETTING = Setting(batch=16)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is compared, and how; see :func:`verify`.
+
+    report: names the rewritten sites; None reads the candidate's.
+    """
+
+    scores: str | None = None
+    outputs: Sequence[str] = ()
+    metric: str | None = None
+    report: RewriteReport | None = None
+
+
 def verify(
     original: AnyModel,
     candidate: AnyModel,
+    data: PathLike | Arrays | Data | Dataset | None = None,
     *,
-    data: str | os.PathLike[str] | Arrays | Data | None = None,
-    preprocessing: Preprocessing | None = None,
-    samples: int | None = None,
-    batch_size: int = 16,
-    shapes: Shapes | None = None,
-    seed: int = 0,
-    provider: str = "cpu",
-    threads: int | None = None,
+    setting: Setting | None = None,
+    thresholds: Thresholds | None = None,
     scores: str | None = None,
     outputs: Sequence[str] = (),
-    label_offset: int | None = None,
     metric: str | None = None,
-    min_agreement: float | None = None,
-    atol: float | None = None,
-    rtol: float | None = None,
-    report: RewriteReport | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Run both models on the same inputs and compare every output that can be compared.
@@ -65,19 +74,52 @@ def verify(
     (NonMaxSuppression), are left out with a note. Where nothing is left, the outputs of the rewritten
     sites are compared. Class numbers (ArgMax) are compared by the share that is equal.
 
-    data: as :func:`as_data` takes it: a path, arrays, or opened data; None compares on seeded random inputs (8 unless
-    ``samples`` says otherwise). shapes: sizes of dynamic dimensions for random inputs. scores: the
-    output with class scores; without it, the only output that is [batch, classes] once dimensions of 1
-    other than the batch are dropped. outputs: the only ones to compare. label_offset: added to every
-    label, see :func:`open_data`. report: names the rewritten sites; None reads the candidate's. metric: ``module:function``, see :class:`Metric`. min_agreement in
-    [0, 1]; atol and rtol bound ``max|a - b| <= atol + rtol max|b|`` for every output, b being the
-    original's. progress is called with samples done and in all.
+    Args:
+        original: a model, by its path or in memory.
+        candidate: the other one.
+        data: a path, arrays, opened data, or a :class:`~onnx_igpc.data.dataset.Dataset` with more to say;
+            without a source, seeded random inputs (8 unless ``Dataset.samples`` says otherwise).
+        setting: where the models run, on how many samples at once, and the sizes of dynamic dimensions of
+            random inputs; None: on the CPU, 16 at once.
+        thresholds: what has to hold.
+        scores: the output with class scores; without it, the only output that is [batch, classes] once
+            dimensions of 1 other than the batch are dropped.
+        outputs: the only ones to compare.
+        metric: ``module:function``, see :class:`~onnx_igpc.evaluation.user_metric.Metric`.
+        progress: called with samples done and in all.
 
-    What does not hold is listed in the report's failures. Raises ModelError where the models' inputs or
-    outputs differ or one cannot run, DataError, UsageError, and CheckFailedError where the execution
-    provider asked for is not the one that onnxruntime uses.
+    Returns:
+        What was compared. What does not hold is listed in its failures.
+
+    Raises:
+        ModelError: the models' inputs or outputs differ, or one cannot run.
+        DataError: data that cannot be used.
+        UsageError: options that cannot be used for the models.
+        CheckFailedError: the execution provider asked for is not the one that onnxruntime uses.
     """
-    _check_options(min_agreement, atol, rtol)
+    return compare_models(
+        original,
+        candidate,
+        Dataset.of(data),
+        Wanted(scores, outputs, metric),
+        setting=setting or DEFAULT_SETTING,
+        thresholds=thresholds or Thresholds(),
+        progress=progress,
+    )
+
+
+def compare_models(
+    original: AnyModel,
+    candidate: AnyModel,
+    data: Dataset,
+    wanted: Wanted,
+    *,
+    setting: Setting = DEFAULT_SETTING,
+    thresholds: Thresholds | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """As :func:`verify`, which this is the whole of."""
+    thresholds = thresholds or Thresholds()
     for model in (original, candidate):
         # What a file must not hold is refused before onnxruntime sees it: it follows any call of a function.
         if isinstance(model, (str, os.PathLike)):
@@ -90,8 +132,8 @@ def verify(
             return {
                 role: make_session(
                     model,
-                    provider,
-                    threads=threads,
+                    setting.provider,
+                    threads=setting.threads,
                     profile=Path(folder) / role,
                     extra_outputs=list(dict.fromkeys(getattr(each, role) for each in tensors)),
                 )
@@ -114,18 +156,18 @@ def verify(
             _proto(original),
             session_outputs(made["original"]),
             other_outputs(made["original"]),
-            outputs,
-            scores,
+            wanted.outputs,
+            wanted.scores,
         )
-        source = _data(data, inputs, preprocessing, samples, batch_size, seed, shapes, label_offset)
-        run = Comparison(made, kinds.outputs, source, scores, metric)
-        if run.compares or metric is not None:
+        source = _open(data, inputs, setting)
+        run = Comparison(made, kinds.outputs, source, wanted.scores, wanted.metric)
+        if run.compares or wanted.metric is not None:
             _run(run, source, progress)
         sites: tuple[Compared, ...] = ()
         digest: RewriteReport | None = None
-        if not run.compares and metric is None:
+        if not run.compares and wanted.metric is None:
             digest = read_digest(_proto(candidate))
-            sites = site_tensors(_proto(original), _proto(candidate), report or digest)
+            sites = site_tensors(_proto(original), _proto(candidate), wanted.report or digest)
             left_out = run.left_out
             # Without sites the models are still run: that they can be is worth knowing.
             run = Comparison(sessions(sites) if sites else sessions(), sites, source, None, None)
@@ -134,28 +176,28 @@ def verify(
     if not run.samples:
         raise DataError(f"{source.describe().source}: no sample could be read")
     classes = run.classifier is not None or any(o.agreement is not None for o in run.differences())
-    if min_agreement is not None and not classes:
+    if thresholds.min_agreement is not None and not classes:
         raise UsageError(
             "no output holds class scores, so there is no agreement: name it with scores"
         )
-    failures = run.failures(min_agreement, atol, rtol)
-    doubts = [] if data is None else data_doubts(source)
+    failures = run.failures(thresholds.min_agreement, thresholds.atol, thresholds.rtol)
+    doubts = [] if data.source is None else data_doubts(source)
     notes = [*narrowed, *data_notes(source), *doubts, *kinds.left_out, *run.notes()]
     if sites:
-        of = "the rewritten sites" if report or digest else "the last layers of one name"
+        of = "the rewritten sites" if wanted.report or digest else "the last layers of one name"
         notes.append(f"no output can be compared: the outputs of {of} are")
-    elif not run.compares and metric is None:
+    elif not run.compares and wanted.metric is None:
         failures.append(
             "nothing was compared: no output can be, and no inner layer has one name in both"
         )
     for role, profile in run.profiles.items():
-        failures += _misplacements(role, profile, provider)
+        failures += _misplacements(role, profile, setting.provider)
     return VerifyReport(
         original=_label(original),
         candidate=_label(candidate),
-        provider=provider_label(provider_name(provider)),
+        provider=provider_label(provider_name(setting.provider)),
         samples=run.samples,
-        random=data is None,
+        random=data.source is None,
         data=source.describe(),
         outputs=tuple(run.differences()),
         classifier=run.classifier.result() if run.classifier else None,
@@ -236,26 +278,17 @@ def _both_dynamic(x: int | str | None, y: int | str | None) -> bool:
     return not isinstance(x, int) and not isinstance(y, int)
 
 
-def _data(
-    data: str | os.PathLike[str] | Arrays | Data | None,
-    inputs: Sequence[InputSpec],
-    preprocessing: Preprocessing | None,
-    samples: int | None,
-    batch_size: int,
-    seed: int,
-    shapes: Shapes | None,
-    label_offset: int | None,
-) -> Data:
-    if data is None:
-        count = RANDOM_SAMPLES if samples is None else samples
-        return random_data(inputs, samples=count, batch_size=batch_size, seed=seed, shapes=shapes)
+def _open(data: Dataset, inputs: Sequence[InputSpec], setting: Setting) -> Data:
+    if data.source is None:
+        count = RANDOM_SAMPLES if data.samples is None else data.samples
+        return random_data(inputs, samples=count, batch_size=setting.batch, shapes=setting.shapes)
     return as_data(
-        data,
+        data.source,
         inputs,
-        preprocessing,
-        samples=samples,
-        batch_size=batch_size,
-        label_offset=label_offset,
+        data.preprocessing,
+        samples=data.samples,
+        batch_size=setting.batch,
+        label_offset=data.label_offset,
     )
 
 
@@ -268,14 +301,6 @@ def _misplacements(role: str, profile: ExecutionProfile, provider: str) -> list[
     if not misplaced:
         return []
     return [f"{role}: {misplaced_message(misplaced, provider)}"]
-
-
-def _check_options(min_agreement: float | None, atol: float | None, rtol: float | None) -> None:
-    if min_agreement is not None and not 0 <= min_agreement <= 1:
-        raise UsageError(f"min_agreement must lie between 0 and 1, not {min_agreement}")
-    for name, value in (("atol", atol), ("rtol", rtol)):
-        if value is not None and not value >= 0:
-            raise UsageError(f"{name} must not be negative, not {value}")
 
 
 def _label(model: AnyModel) -> str:

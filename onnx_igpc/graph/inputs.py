@@ -75,23 +75,6 @@ def model_inputs(model: onnx.ModelProto) -> list[InputSpec]:
     return specs
 
 
-def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Read ``name:1,3,224,224``; a name may itself have colons. Raises UsageError."""
-    name, colon, dims = text.rpartition(":")
-    try:
-        shape = tuple(int(dim) for dim in dims.split(","))
-    except ValueError:
-        shape = ()
-    if not colon or not name or not shape or min(shape) < 1:
-        raise UsageError(f"--shape {text!r}: write it as name:1,3,224,224")
-    return name, shape
-
-
-def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Read several ``name:1,3,224,224``."""
-    return dict(parse_shape(text) for text in texts)
-
-
 def resolve_shapes(
     inputs: Sequence[InputSpec], batch: int = 1, shapes: Shapes | None = None
 ) -> dict[str, tuple[int, ...]]:
@@ -105,7 +88,7 @@ def resolve_shapes(
     shapes = shapes or {}
     if unknown := set(shapes) - {spec.name for spec in inputs}:
         have = ", ".join(spec.name for spec in inputs)
-        raise UsageError(f"--shape names no input {min(unknown)!r}: the model's inputs are {have}")
+        raise UsageError(f"`shapes` names no input {min(unknown)!r}: the model's inputs are {have}")
     symbols: dict[str, int] = {}
     resolved = {}
     for spec in sorted(inputs, key=lambda spec: spec.name not in shapes):
@@ -164,6 +147,6 @@ def _given_shape(spec: InputSpec, given: Sequence[int]) -> tuple[int, ...]:
     )
     if not fits:
         raise UsageError(
-            f"--shape {spec.name}:{','.join(map(str, given))} does not fit {spec.describe()}"
+            f"`shapes` {spec.name}:{','.join(map(str, given))} does not fit {spec.describe()}"
         )
     return tuple(given)

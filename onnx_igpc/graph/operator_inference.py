@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 from onnx import TypeProto, defs, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
 from onnx_igpc.graph.shape_values import MAX_KNOWN_ELEMENTS, Value, tensor_type
 
@@ -124,6 +123,8 @@ class OperatorInference:
             for name, array in zip(names, arrays, strict=True)
             if array is not None
         ]
+        from onnx.reference import ReferenceEvaluator  # slow to import, and seldom needed
+
         results = [onnx.ValueInfoProto(name=name) for name in node.output if name]
         graph = helper.make_graph([alone], "constant", inputs, results)
         try:

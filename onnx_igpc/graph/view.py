@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
@@ -282,6 +281,8 @@ class GraphView:
             ],
             [onnx.ValueInfoProto(name=node.output[0])],
         )
+        from onnx.reference import ReferenceEvaluator  # slow to import, and seldom needed
+
         version = opset_version(self.model.proto, link.scope)
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
         feeds = dict(zip(names, values, strict=True))

@@ -68,12 +68,13 @@ class RaceCache:
     def put(self, key: str, measured: Mapping[str, Any]) -> None:
         """Keep a measurement."""
         self._known[key] = dict(measured)
-        if self.folder is None:
+        file = self._file(key)
+        if file is None:
             return
         text = json.dumps({"version": CACHE_VERSION, "key": key, "measured": dict(measured)})
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._file(key), lambda file: file.write(text.encode()))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, lambda opened: opened.write(text.encode()))
         except (OSError, IgpcError) as error:
             self._say(f"the cache cannot be written: {error}")
 
@@ -82,13 +83,13 @@ class RaceCache:
         self._known.pop(key, None)
         self.hits -= 1
         self.misses += 1
-        if self.folder is not None:
-            self._say(f"{self._file(key).name} in the cache is damaged: measured again")
+        if (file := self._file(key)) is not None:
+            self._say(f"{file.name} in the cache is damaged: measured again")
 
     def _read(self, key: str) -> dict[str, Any] | None:
-        if self.folder is None:
-            return None
         file = self._file(key)
+        if file is None:
+            return None
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             if data["version"] != CACHE_VERSION or data["key"] != key:
@@ -103,8 +104,10 @@ class RaceCache:
             return None
         return measured
 
-    def _file(self, key: str) -> Path:
-        assert self.folder is not None
+    def _file(self, key: str) -> Path | None:
+        """Where a measurement is kept; ``None`` without a folder."""
+        if self.folder is None:
+            return None
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     def _say(self, note: str) -> None:

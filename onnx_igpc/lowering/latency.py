@@ -130,7 +130,7 @@ class LatencyBudget:
         if best is None:
             least = min(each.measured for each in tried)
             raise CheckFailedError(
-                f"--target {target} cannot be reached on {self.setting.label}: the least that was "
+                f"`target` {target} cannot be reached on {self.setting.label}: the least that was "
                 f"measured is {100 * least:.1f}%"
             )
         choice, taken = best

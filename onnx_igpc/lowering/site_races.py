@@ -21,6 +21,7 @@ from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.catalogue import applicable, lower, site_opset
 from onnx_igpc.lowering.cut_out import Surroundings, UnknownShapeError, cut_out
 from onnx_igpc.lowering.race import race_key, race_models, race_site
+from onnx_igpc.option_names import with_flags
 from onnx_igpc.runtime.racing import Interval, speedup
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
@@ -120,7 +121,7 @@ def _race(
     try:
         race.seconds = race_site(contenders, setting, cache)
     except ModelError as reason:
-        race.reason = f"not raced: {reason}"
+        race.reason = with_flags(f"not raced: {reason}")
     return race
 
 

@@ -38,7 +38,7 @@ class Target:
         if found is None or found[1] not in TARGETS:
             quantity = text.partition("=")[0].strip()
             raise UsageError(
-                f"--target {text!r} is not understood: say QUANTITY=SHARE%, as in "
+                f"`target` {text!r} is not understood: say QUANTITY=SHARE%, as in "
                 f"pointwise-parameters=40%, with one of {', '.join(TARGETS)}"
                 f"{did_you_mean(quantity, TARGETS) if quantity not in TARGETS else ''}"
             )
@@ -47,7 +47,7 @@ class Target:
         except ValueError:
             share = -1.0
         if not 0.0 < share <= 1.0:
-            raise UsageError(f"--target {text!r}: the share must lie between 0 and 100 %")
+            raise UsageError(f"`target` {text!r}: the share must lie between 0 and 100 %")
         return cls(found[1], share)
 
     @property
@@ -178,7 +178,7 @@ def best_within(sites: Sequence[Options], target: Target, fixed: float) -> Choic
         least = sum(min(s.cost(i, target) for i in range(len(s.candidates))) for s in sites)
         reachable = (least + (fixed if target.whole_model else 0)) / (total or 1)
         raise CheckFailedError(
-            f"--target {target} cannot be reached: the least is {100 * reachable:.1f}%"
+            f"`target` {target} cannot be reached: the least is {100 * reachable:.1f}%"
         )
     return choice
 

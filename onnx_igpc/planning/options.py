@@ -45,15 +45,17 @@ class Published:
 
     def __post_init__(self) -> None:
         if self.channels_per_group < 1:
-            raise UsageError(f"--ch must be at least 1, not {self.channels_per_group}")
-        _one_of("--scheme", self.scheme, SCHEMES)
-        _one_of("--form", self.form, ("linear", "paper"))
-        _one_of("--init", self.init, ("fitted", "random", None))
-        _one_of("--grouping", self.grouping, ("learned", "contiguous"))
+            raise UsageError(
+                f"`channels_per_group` must be at least 1, not {self.channels_per_group}"
+            )
+        _one_of("`scheme`", self.scheme, SCHEMES)
+        _one_of("`form`", self.form, ("linear", "paper"))
+        _one_of("`init`", self.init, ("fitted", "random", None))
+        _one_of("`grouping`", self.grouping, ("learned", "contiguous"))
         if self.form == "paper" and self.init == "fitted":
             raise UsageError(
                 "the paper's form cannot be fitted to the dense weights: "
-                "use the linear form, or leave out --init fitted"
+                "use the linear form, or leave out `init` fitted"
             )
 
     @property
@@ -86,8 +88,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         Target.parse(self.target)
-        _one_of("--family", self.family, ("published", "extended"))
-        _one_of("--grouping", self.grouping, ("learned", "contiguous"))
+        _one_of("`family`", self.family, ("published", "extended"))
+        _one_of("`grouping`", self.grouping, ("learned", "contiguous"))
 
     @property
     def quantity(self) -> Target:

@@ -63,9 +63,9 @@ class Sensitivity:
             if not isinstance(self._sites, dict):
                 raise TypeError("sites is not an object")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"--sensitivity {path} cannot be read: {first_line(error)}") from error
+            raise UsageError(f"`sensitivity` {path} cannot be read: {first_line(error)}") from error
         if version != SENSITIVITY_VERSION:
-            raise UsageError(f"--sensitivity {path} is of version {version}: measure again")
+            raise UsageError(f"`sensitivity` {path} is of version {version}: measure again")
 
     def put_into(self, each: SiteCandidates) -> None:
         """The candidates and measurements of one site.
@@ -76,8 +76,8 @@ class Sensitivity:
         known = self._sites.get(each.name)
         if not isinstance(known, dict) or known.get("weight") != weight_digest(each.site):
             raise UsageError(
-                f"--sensitivity has no measurement of {each.name!r} as it is in this model: "
-                "measure again with --save-sensitivity"
+                f"`sensitivity` has no measurement of {each.name!r} as it is in this model: "
+                "measure again with `save_sensitivity`"
             )
         try:
             each.fitted = [
@@ -92,7 +92,7 @@ class Sensitivity:
                 raise ValueError("a measurement is that of no candidate")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UsageError(
-                f"--sensitivity holds no candidates and damages for {each.name!r}: measure again"
+                f"`sensitivity` holds no candidates and damages for {each.name!r}: measure again"
             ) from error
 
 

@@ -310,11 +310,11 @@ def _load_error(label: str, wanted: str, error: Exception) -> IgpcError:
     )
 
 
-_CHANNELS = "give data, or a --shape, with the channels that the model takes"
+_CHANNELS = "give data, or sizes in `shapes`, with the channels that the model takes"
 _ADVICE = {
     "two nodes with same node name": "give every node a name of its own, or none",
     "is not a registered function/op": "only what runs nothing works, as compress without "
-    "--calibration",
+    "`calibration`",
     "Input channels C is not equal": _CHANNELS,
     "running ReorderInput node": _CHANNELS,
     "running Reshape node": "if its Reshape takes one batch size only, export the model with a "

@@ -9,9 +9,10 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import onnx
 
@@ -87,6 +88,43 @@ class Setting:
             "onnxruntime": import_onnxruntime("racing lowerings").__version__,
             "processor": device_name(self.provider),
         }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how models are raced: every batch size with every number of threads.
+
+    batches: none means the batch size that the models fix, or 1. threads: intra-operator threads, ``None``
+    for onnxruntime's choice; a number alone stands for a tuple of one. shapes: as in :class:`Setting`.
+    """
+
+    provider: str = "cpu"
+    batches: int | Sequence[int] = ()
+    threads: int | Sequence[int | None] = (None,)
+    shapes: Shapes = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "threads"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, int) else tuple(given))
+        if not self.thread_counts:
+            raise UsageError(
+                "threads names no number of threads: give None for onnxruntime's choice"
+            )
+        # Every value is checked by the one setting that it is raced in.
+        for batch in self.batch_sizes or (1,):
+            for count in self.thread_counts:
+                Setting(self.provider, count, batch)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """``batches`` as a tuple."""
+        return cast("tuple[int, ...]", self.batches)
+
+    @property
+    def thread_counts(self) -> tuple[int | None, ...]:
+        """``threads`` as a tuple."""
+        return cast("tuple[int | None, ...]", self.threads)
 
 
 @functools.cache

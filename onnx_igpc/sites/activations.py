@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
 
 from onnx_igpc.graph.traversal import opset_version
 from onnx_igpc.graph.view import GraphView, NodeRef
@@ -233,6 +232,8 @@ def _evaluate(
         [onnx.ValueInfoProto(name=inside[-1].proto.output[0])],
         [onnx.numpy_helper.from_array(values, name) for name, values in constants.items()],
     )
+    from onnx.reference import ReferenceEvaluator  # slow to import, and seldom needed
+
     version = opset_version(view.model.proto, inside[0].scope)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_igpc.errors import ModelError, UsageError, texts
 from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
+from onnx_igpc.option_names import with_flags
 from onnx_igpc.sites.conv_form import malformed
 from onnx_igpc.sites.foreign_convolutions import foreign_convolution, foreign_reason
 from onnx_igpc.sites.weight_shapes import Shape, constant_shape, sparse_weight, weight_shapes
@@ -151,8 +152,8 @@ def find_sites(
     # Sites of an earlier run are no convolutions any more, but may be asked for as before.
     own = [_own_name(ref) for ref, _ in pointwise]
     known = list(dict.fromkeys([*names, *own, *taken.values()]))
-    _require_matches(chosen.include, known, "--include")
-    _require_matches(chosen.exclude, known, "--exclude")
+    _require_matches(chosen.include, known, "`include`")
+    _require_matches(chosen.exclude, known, "`exclude`")
     found = [
         _describe(view, ref, _only(shapes), name, chosen, taken)
         if foreign_convolution(ref) is None
@@ -319,9 +320,9 @@ def _reason_globs(names: set[str], chosen: SiteFilter) -> str | None:
         return next((g for g in globs if any(_matches(name, g) for name in names)), None)
 
     if chosen.include and matched(chosen.include) is None:
-        return "not matched by --include"
+        return with_flags("not matched by `include`")
     glob = matched(chosen.exclude)
-    return f"excluded by --exclude {glob}" if glob else None
+    return with_flags("excluded by `exclude` ") + glob if glob else None
 
 
 def _reason_head(view: GraphView, output: gs.Tensor) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 
@@ -60,11 +61,10 @@ def write_k(writer: SiteWriter, site: IgpcSubgraph, gather: Gathering | None = N
     alone = layout.l is None
     return write_stage(
         writer,
+        site,
         site.input,
         "K",
         layout.k,
-        site.k,
-        moving=True,
         bias=stage_bias(site) if alone else None,
         output=site.output if alone and layout.output_interleave is None else None,
         gather=gather,
@@ -114,18 +114,19 @@ def write_paths(
 
 def write_stage(
     writer: SiteWriter,
+    site: IgpcSubgraph,
     x: str,
-    label: str,
+    label: Literal["K", "L"],
     stage: GroupedStage,
-    weights: Sequence[np.ndarray],
     *,
-    moving: bool = False,
     interleave: Sequence[int] | None = None,
     bias: np.ndarray | None = None,
     output: str | None = None,
     gather: Gathering | None = None,
 ) -> str:
-    """A stage with these weights, and with a bias of one value for each filter."""
+    """K or L of a site, which reads ``x``; with a bias of one value for each filter."""
+    first = label == "K"
+    weights = site.k if first else site.l
     single = len(stage.paths) == 1
     ends = list(accumulate(path.filters for path in stage.paths))
 
@@ -139,7 +140,7 @@ def write_stage(
         path = stage.paths[index]
         own = None if bias is None else bias[ends[index] - path.filters : ends[index]]
         return writer.conv(
-            x, name, weights[index], groups=path.groups, bias=own, moving=moving, output=output
+            x, name, weights[index], groups=path.groups, bias=own, moving=first, output=output
         )
 
     return write_paths(writer, x, label, stage, interleave, order, convolve, output)
@@ -164,10 +165,10 @@ def write_after_k(
     if layout.l is not None:
         y = write_stage(
             writer,
+            site,
             shuffled or k,
             "L",
             layout.l,
-            site.l,
             interleave=layout.interleave if shuffled is None else None,
             bias=stage_bias(site),
             output=None if layout.has_sum else last,

@@ -14,7 +14,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from onnx_igpc.errors import MissingExtraError
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from onnx_igpc.torch_bridge.module import OnnxModule
 
-__all__ = ["from_torch", "register_operator", "require_torch", "to_torch"]
+__all__ = ["Inputs", "from_torch", "register_operator", "require_torch", "to_torch"]
 
 
 def to_torch(model: onnx.ModelProto) -> OnnxModule:

@@ -87,3 +87,8 @@ class Node:
 def decode_attributes(proto: onnx.NodeProto) -> dict[str, Any]:
     """The attributes of a node as Python values."""
     return {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
+
+
+def numbers(known: list[Any] | None, given: torch.Tensor | None) -> list[Any]:
+    """A required input as numbers: ``known`` while the model was converted, or ``given`` by a run."""
+    return (known or []) if given is None else given.tolist()

@@ -143,7 +143,7 @@ class _Builder:
         host = planned.operator.gives_host or _on_host(present)
         if not _on_host(present):
             for index, value in enumerate(arguments):
-                if isinstance(value, Known) and index not in planned.operator.host:
+                if isinstance(value, Known) and index not in planned.operator.inputs.host:
                     arguments[index] = self._as_buffer(proto.input[index], value)
         self.steps.append(self._step(planned, run, arguments))
         for name in filter(None, proto.output):
@@ -203,7 +203,7 @@ class _Builder:
         moved = frozenset(
             index
             for index, value in enumerate(arguments)
-            if isinstance(value, Local) and value.host and index not in planned.operator.host
+            if isinstance(value, Local) and value.host and index not in planned.operator.inputs.host
         )
         return replace(step, moved=moved)
 

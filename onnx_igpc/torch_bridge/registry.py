@@ -33,6 +33,30 @@ LATEST_OPSET = 28
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What inputs of an operator are where they are constants; all others are trained if they are floats
+    of more than one element.
+
+    Attributes:
+        weights: Inputs that are trained whatever their size, e.g. a bias of one element.
+        structural: Inputs that are never trained: bounds, exponents, scales of a Resize.
+        host: Inputs read as numbers rather than used as tensors: shapes, axes, pads. They are
+            kept on the CPU and never trained.
+        statistics: Inputs that are running statistics: buffers, updated in training.
+    """
+
+    weights: tuple[int, ...] = ()
+    structural: tuple[int, ...] = ()
+    host: tuple[int, ...] = ()
+    statistics: tuple[int, ...] = ()
+
+    @property
+    def untrained(self) -> tuple[int, ...]:
+        """Inputs that are no weights and no statistics."""
+        return self.structural + self.host
+
+
+@dataclass(frozen=True)
 class Operator:
     """One implementation of an operator for the schema versions ``since`` to ``until``.
 
@@ -42,11 +66,7 @@ class Operator:
         since: First schema version (``since_version`` in :mod:`onnx.defs`) that is implemented.
         until: Last one.
         build: Makes the run-time function of a node.
-        weights: Inputs that are trained whatever their size, e.g. a bias of one element.
-        structural: Inputs that are never trained: bounds, exponents, scales of a Resize.
-        host: Inputs read as numbers rather than used as tensors: shapes, axes, pads. They are
-            kept on the CPU and never trained.
-        statistics: Inputs that are running statistics: buffers, updated in training.
+        inputs: What its inputs are.
         moves_data: The output holds the elements of input 0 (or of all inputs, for Concat) in
             another place or order. Whether a constant in front of it is a weight is decided by
             who reads the output.
@@ -60,10 +80,7 @@ class Operator:
     since: int
     until: int
     build: Builder
-    weights: tuple[int, ...] = ()
-    structural: tuple[int, ...] = ()
-    host: tuple[int, ...] = ()
-    statistics: tuple[int, ...] = ()
+    inputs: Inputs = Inputs()
     moves_data: bool = False
     gives_host: bool = False
     trains: bool = False
@@ -78,10 +95,7 @@ def register_operator(
     since: int = 1,
     until: int = LATEST_OPSET,
     domain: str = "",
-    weights: tuple[int, ...] = (),
-    structural: tuple[int, ...] = (),
-    host: tuple[int, ...] = (),
-    statistics: tuple[int, ...] = (),
+    inputs: Inputs = Inputs(),
     moves_data: bool = False,
     gives_host: bool = False,
     trains: bool = False,
@@ -99,10 +113,7 @@ def register_operator(
             since=since,
             until=until,
             build=build,
-            weights=weights,
-            structural=structural + host,
-            host=host,
-            statistics=statistics,
+            inputs=inputs,
             moves_data=moves_data,
             gives_host=gives_host,
             trains=trains,

@@ -113,7 +113,7 @@ def find_uses(graph: Graph) -> Uses:
             uses.behind.update(made)
         if id(node) in layers:
             if (
-                len(node.proto.input) <= max(node.operator.weights)
+                len(node.proto.input) <= max(node.operator.inputs.weights)
                 or node.operator.name == "MatMul"
             ):
                 uses.open[made[0]] = _channels(graph, node)
@@ -158,16 +158,16 @@ def _data(node: PlannedNode) -> list[str]:
     return [
         name
         for index, name in enumerate(node.proto.input)
-        if name and index not in node.operator.structural
+        if name and index not in node.operator.inputs.untrained
     ]
 
 
 def _is_layer(graph: Graph, node: PlannedNode, varying: set[str]) -> bool:
     """Whether a node has weights that are constants, and data that are not."""
     inputs = node.proto.input
-    if not node.operator.weights or varying.isdisjoint(inputs):
+    if not node.operator.inputs.weights or varying.isdisjoint(inputs):
         return False
-    places = (0, 1) if node.operator.name == "MatMul" else node.operator.weights[:1]
+    places = (0, 1) if node.operator.name == "MatMul" else node.operator.inputs.weights[:1]
     weights = [inputs[index] for index in places if index < len(inputs)]
     return any(
         name not in varying and not is_counted(graph.constants.get(name, torch.empty(0)))

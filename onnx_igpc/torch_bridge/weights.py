@@ -70,11 +70,11 @@ def _verdicts(name: str, value: torch.Tensor, uses: Uses) -> set[str]:
         operator = node.operator
         if operator.gives_host:
             continue  # only its shape is read
-        if index in operator.statistics:
+        if index in operator.inputs.statistics:
             verdicts.add("statistic")
-        elif index in operator.structural:
+        elif index in operator.inputs.untrained:
             verdicts.add("structure")
-        elif index in operator.weights:
+        elif index in operator.inputs.weights:
             verdicts.add("structure" if is_counted(value) else "weight")
         elif operator.moves_data or uses.varying.isdisjoint(node.proto.input):
             # Something is made of it: what that is used for decides.
@@ -104,7 +104,7 @@ def _untie(graph: Graph) -> dict[str, Untied]:
     read the same four tensors are one layer applied several times and stay tied.
     """
     aliases = _identity_aliases(graph)
-    norms = [n for n in graph.nodes if n.operator.statistics]
+    norms = [n for n in graph.nodes if n.operator.inputs.statistics]
     slots: dict[tuple[object, ...], list[Use]] = defaultdict(list)
     for node in norms:
         layer = tuple(node.proto.input[1:5])

@@ -194,16 +194,16 @@ def test_include_and_exclude() -> None:
     assert statuses(exclude=["b*"]) == [True, False, True, False]
     assert statuses(include=["?_node"], exclude=["c*"]) == [True, True, False, False]
     assert statuses(include_heads=True) == [True] * 4
-    with pytest.raises(UsageError, match=r"--include 'A_node' matches no .*near matches: .*a_node"):
+    with pytest.raises(UsageError, match=r"`include` 'A_node' matches no .*near matches: .*a_node"):
         statuses(include=["A_node"])
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "paper and fitted": ({"form": "paper", "init": "fitted"}, "cannot be fitted"),
-    "ch": ({"channels_per_group": 0}, "--ch must be at least 1, not 0"),
-    "scheme": ({"scheme": "v3"}, "--scheme must be one of"),
-    "form": ({"form": "square"}, "--form must be one of linear, paper"),
-    "init": ({"init": "zero"}, "--init must be"),
+    "ch": ({"channels_per_group": 0}, "`channels_per_group` must be at least 1, not 0"),
+    "scheme": ({"scheme": "v3"}, "`scheme` must be one of"),
+    "form": ({"form": "square"}, "`form` must be one of linear, paper"),
+    "init": ({"init": "zero"}, "`init` must be"),
 }
 
 

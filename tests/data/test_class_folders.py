@@ -9,6 +9,7 @@ import pytest
 
 from onnx_igpc.data.batches import data_notes
 from onnx_igpc.data.class_folders import background_hint, label_problem
+from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.sources import find_source, open_data
 from onnx_igpc.errors import DataError
 from onnx_igpc.evaluation.verify import verify
@@ -105,7 +106,7 @@ def test_label_offset_of_a_model_with_a_background_class(tmp_path: Path) -> None
     assert report.classifier.original is not None
     assert report.classifier.original.top1 == 0.0
     assert "100.0% rather than 0.0%: give --label-offset 1" in report.notes[-1]
-    shifted = verify(model, model, data=tmp_path / "d.npz", label_offset=1)
+    shifted = verify(model, model, data=Dataset(tmp_path / "d.npz", label_offset=1))
     assert shifted.classifier is not None
     assert shifted.classifier.original is not None
     assert shifted.classifier.original.top1 == 1.0
@@ -115,11 +116,11 @@ def test_label_offset_of_a_model_with_a_background_class(tmp_path: Path) -> None
 def test_what_is_said_of_labels() -> None:
     found = np.arange(1000)
     names = [f"n{i}" for i in range(1000)]
-    assert "--label-offset 1" in (label_problem("d", found, names, 1001, None) or "")
+    assert "`label_offset` 1" in (label_problem("d", found, names, 1001, None) or "")
     assert label_problem("d", found + 1, names, 1001, 1) is None
     assert "1000 class folders" in (label_problem("d", found, names, 10, None) or "")
-    assert "--label-offset -1" in (label_problem("d", found + 1, None, 1000, None) or "")
-    assert "--label-offset 1" in (background_hint(found, 1001) or "")
+    assert "`label_offset` -1" in (label_problem("d", found + 1, None, 1000, None) or "")
+    assert "`label_offset` 1" in (background_hint(found, 1001) or "")
     assert background_hint(found, 1000) is None
     assert background_hint(found[:40], 1001) is None
 

@@ -21,6 +21,7 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.lowering.lower import lower_model
 from onnx_igpc.lowering.options import Lowering
 from onnx_igpc.planning.options import Budget, Published
+from onnx_igpc.torch_bridge.training.options import Run
 from tests.helpers import pointwise_model
 
 C = 48
@@ -401,8 +402,5 @@ def test_resume_and_restart_exclude_each_other(folder: Path) -> None:
     result = run(*command("finetune"), "--resume", "--restart")
     assert result.exit_code == 2
     assert "exclude each other" in result.stderr
-    pytest.importorskip("torch")
-    from onnx_igpc.torch_bridge.training.finetune import finetune
-
     with pytest.raises(UsageError, match="give one"):
-        finetune("small.onnx", data="data.npz", output="o.onnx", resume=True, restart=True)
+        Run(resume=True, restart=True)

@@ -24,6 +24,7 @@ from onnx_igpc.runtime.footprint import measure, peak_memory
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
 from onnx_igpc.runtime.racing import MAX_RUNS_A_TURN, MIN_TURN_SECONDS, race, speedup
 from onnx_igpc.runtime.session import PROVIDERS
+from onnx_igpc.runtime.setting import Settings
 from tests import runtime_graphs as graphs
 from tests.helpers import pointwise_model
 
@@ -85,7 +86,9 @@ def test_report_of_two_models(tmp_path: Path) -> None:
         save(graphs.classifier(), tmp_path / "a.onnx"),
         save(graphs.classifier(seed=1), tmp_path / "b.onnx"),
     ]
-    report = benchmark(paths, batches=[1, 3], threads=[1], rounds=4, footprint=False)
+    report = benchmark(
+        paths, settings=Settings(batches=(1, 3), threads=1), rounds=4, footprint=False
+    )
     assert [(r.batch, r.threads) for r in report.races] == [(1, 1), (3, 1)]
     first, second = report.races[1].timings
     assert first.speedup is None
@@ -136,14 +139,14 @@ def test_batch_comes_from_the_models_or_the_shapes(tmp_path: Path) -> None:
     [race] = benchmark([fixed], rounds=2, footprint=False).races
     assert race.batch == 2
     shapes = {"x": (4, 3, 6, 6)}
-    [race] = benchmark([free], rounds=2, footprint=False, shapes=shapes).races
+    [race] = benchmark([free], rounds=2, footprint=False, settings=Settings(shapes=shapes)).races
     assert race.batch == 4
     with pytest.raises(UsageError, match=r"different fixed batch sizes: \[1, 2\]"):
         benchmark([fixed, other], rounds=2, footprint=False)
     with pytest.raises(
         UsageError, match="batch 8 was asked for, but a model takes only batches of 1"
     ):
-        benchmark([other], batches=[1, 8], rounds=2, footprint=False)
+        benchmark([other], settings=Settings(batches=(1, 8)), rounds=2, footprint=False)
     with pytest.raises(UsageError, match="rounds"):
         benchmark([other], rounds=1)
     with pytest.raises(UsageError, match="at least one model"):
@@ -153,7 +156,9 @@ def test_batch_comes_from_the_models_or_the_shapes(tmp_path: Path) -> None:
 def test_data_feeds_the_race(tmp_path: Path) -> None:
     path = save(graphs.classifier(), tmp_path / "a.onnx")
     np.save(tmp_path / "d.npy", np.zeros((2, 3, 8, 8), np.float32))
-    report = benchmark([path], batches=[4], rounds=2, footprint=False, data=tmp_path / "d.npy")
+    report = benchmark(
+        [path], settings=Settings(batches=4), rounds=2, footprint=False, data=tmp_path / "d.npy"
+    )
     assert report.inputs == str(tmp_path / "d.npy")
 
 

@@ -11,11 +11,13 @@ from onnx import TensorProto, helper
 
 from onnx_igpc.calibration.options import Calibration
 from onnx_igpc.compression.pipeline import compress
+from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.evaluation.damage import measure_damage
+from onnx_igpc.evaluation.options import Thresholds
 from onnx_igpc.evaluation.output_kinds import site_tensors
-from onnx_igpc.evaluation.verify import verify
+from onnx_igpc.evaluation.verify import Wanted, compare_models, verify
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.planning.options import Budget, Published
 from onnx_igpc.report.sections import DamageReport
@@ -146,7 +148,7 @@ def test_permuted_sites_are_compared_in_one_order() -> None:
     assert found.order is not None
     assert found.order[:3] == (1, 0, 2)
     # The candidate is not really permuted: only what is compared in another order differs.
-    outputs = verify(original, candidate, report=report).outputs
+    outputs = compare_models(original, candidate, Dataset(), Wanted(report=report)).outputs
     assert outputs[0].relative_norm is not None
     assert outputs[0].relative_norm > 0.1
 
@@ -200,14 +202,17 @@ def test_class_numbers_are_compared_by_the_share_that_is_equal() -> None:
     values = onnx.numpy_helper.to_array(bias).copy()
     values[0] += 1.0
     bias.CopyFrom(onnx.numpy_helper.from_array(values, "b_b"))
-    [output] = verify(first, second, samples=20).outputs
+    [output] = verify(first, second, Dataset(samples=20)).outputs
     assert output.agreement is not None
     assert 0.3 < output.agreement < 0.99
     assert output.relative is None
-    assert verify(first, first, samples=4, min_agreement=1.0, atol=0.0).passed
-    failed = verify(first, second, samples=20, min_agreement=0.995).failures
+    bounds = Thresholds(min_agreement=1.0, atol=0.0)
+    assert verify(first, first, Dataset(samples=4), thresholds=bounds).passed
+    many = Dataset(samples=20)
+    failed = verify(first, second, many, thresholds=Thresholds(0.995)).failures
     assert "of the class numbers are equal, which is below 0.995" in failed[0]
-    assert "--min-agreement" in verify(first, second, samples=20, rtol=0.5).failures[0]
+    bounded = verify(first, second, many, thresholds=Thresholds(rtol=0.5))
+    assert "--min-agreement" in bounded.failures[0]
 
 
 def test_damage_of_a_segmenter_is_agreement(tmp_path: Path) -> None:

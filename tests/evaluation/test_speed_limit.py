@@ -18,6 +18,7 @@ from onnx_igpc.report.benchmark import BenchmarkReport, SpeedLimit
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
 from onnx_igpc.runtime.bandwidth import SIZES, Bandwidth, measure_bandwidth
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
+from onnx_igpc.runtime.setting import Settings
 from tests import runtime_graphs as graphs
 from tests.helpers import options_of, pointwise_model
 
@@ -168,7 +169,7 @@ def raced(*models: onnx.ModelProto, folder: Path) -> BenchmarkReport:
     paths = [folder / f"{i}.onnx" for i in range(len(models))]
     for model, path in zip(models, paths, strict=True):
         onnx.save(model, path)
-    return benchmark(paths, batches=[1, 2], threads=[1], rounds=3, footprint=False)
+    return benchmark(paths, settings=Settings(batches=(1, 2), threads=1), rounds=3, footprint=False)
 
 
 def compressed(model: onnx.ModelProto, **options: object) -> onnx.ModelProto:

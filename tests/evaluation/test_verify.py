@@ -14,12 +14,15 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from onnx_igpc import compress
+from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
 from onnx_igpc.evaluation import comparison
+from onnx_igpc.evaluation.options import Thresholds
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.runtime.profile import ExecutionProfile, NodeRun
 from onnx_igpc.runtime.session import PROVIDERS
+from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.find import SiteFilter
 from tests import runtime_graphs as graphs
 from tests.helpers import GraphBuilder, pointwise_model
@@ -33,7 +36,9 @@ def save_npz(path: Path, **arrays: np.ndarray) -> Path:
 
 
 def test_same_model_passes_on_random_inputs_and_says_so() -> None:
-    report = verify(graphs.classifier(), graphs.classifier(), min_agreement=1.0, atol=0.0)
+    report = verify(
+        graphs.classifier(), graphs.classifier(), thresholds=Thresholds(min_agreement=1.0, atol=0.0)
+    )
     assert report.passed
     assert report.random
     assert report.samples == 8
@@ -43,7 +48,9 @@ def test_same_model_passes_on_random_inputs_and_says_so() -> None:
 
 
 def test_differences_of_a_known_change() -> None:
-    report = verify(graphs.affine(), graphs.affine(offset=0.5), samples=20, batch_size=8)
+    report = verify(
+        graphs.affine(), graphs.affine(offset=0.5), Dataset(samples=20), setting=Setting(batch=8)
+    )
     [output] = report.outputs
     assert output.elements == 60
     assert output.max_abs == pytest.approx(0.5, rel=1e-5)
@@ -56,7 +63,9 @@ def test_differences_of_a_known_change() -> None:
     [(0.51, None, True), (0.49, None, False), (None, 0.01, False), (0.4, 0.5, True)],
 )
 def test_tolerances(atol: float | None, rtol: float | None, holds: bool) -> None:
-    report = verify(graphs.affine(), graphs.affine(offset=0.5), atol=atol, rtol=rtol)
+    report = verify(
+        graphs.affine(), graphs.affine(offset=0.5), thresholds=Thresholds(atol=atol, rtol=rtol)
+    )
     assert report.passed == holds
     if not holds:
         assert "output scores: largest difference 0.5 is beyond" in report.failures[0]
@@ -73,8 +82,8 @@ def test_top1_and_top5_before_and_after(tmp_path: Path) -> None:
             graphs.linear(np.eye(7)),
             graphs.linear(SWAP),
             data=data,
-            min_agreement=0.9,
-            batch_size=batch_size,
+            thresholds=Thresholds(min_agreement=0.9),
+            setting=Setting(batch=batch_size),
         )
         result = report.classifier
         assert result is not None
@@ -93,7 +102,12 @@ def test_fixed_batch_runs_as_it_must_and_filled_rows_do_not_count(tmp_path: Path
     labels = np.array([0, 1, 2, 3, 4])
     data = save_npz(tmp_path / "d.npz", x=x, labels=labels)
     reports = [
-        verify(graphs.linear(np.eye(7), (b,)), graphs.linear(SWAP, (b,)), data=data, batch_size=4)
+        verify(
+            graphs.linear(np.eye(7), (b,)),
+            graphs.linear(SWAP, (b,)),
+            data=data,
+            setting=Setting(batch=4),
+        )
         for b in ("n", 1, 2)
     ]
     assert [r.samples for r in reports] == [5, 5, 5]
@@ -103,7 +117,7 @@ def test_fixed_batch_runs_as_it_must_and_filled_rows_do_not_count(tmp_path: Path
 
 def test_scores_behind_dimensions_of_one() -> None:
     model = graphs.classifier(dims=(1, 3, 8, 8), squeeze=False)
-    report = verify(model, model, samples=3)
+    report = verify(model, model, Dataset(samples=3))
     assert report.classifier is not None
     assert (report.classifier.classes, report.classifier.samples) == (5, 3)
 
@@ -115,7 +129,7 @@ def test_image_folder_with_labels(tmp_path: Path) -> None:
     weight = np.zeros((5, 3, 1, 1))
     weight[0, 0] = 1  # red is class 0; black ties, which is class 0 too
     model = graphs.classifier(weight)
-    report = verify(model, model, data=tmp_path, preprocessing=Preprocessing(resize=8))
+    report = verify(model, model, Dataset(tmp_path, Preprocessing(resize=8)))
     assert report.classifier is not None
     assert report.classifier.original is not None
     assert report.classifier.original.top1 == 0.5
@@ -148,20 +162,21 @@ def test_no_bound_holds_where_the_original_computes_nothing_finite(tmp_path: Pat
     data = save_npz(tmp_path / "d.npz", x=np.full((2, 3), -1, np.float32))
     root = graphs.identity(operator="Sqrt")
     assert verify(root, root, data=data).passed
-    report = verify(root, root, data=data, atol=1.0)
+    report = verify(root, root, data=data, thresholds=Thresholds(atol=1.0))
     assert report.failures[0].startswith("output scores: the bound says nothing, as all 6 values")
 
 
 def test_float16_models_are_compared() -> None:
     model = graphs.classifier(elem_type=TensorProto.FLOAT16)
-    assert verify(model, model, atol=0.0).passed
+    assert verify(model, model, thresholds=Thresholds(atol=0.0)).passed
 
 
 def test_dynamic_shapes_take_a_size() -> None:
     model = graphs.classifier(dims=("n", 3, "h", "w"))
-    assert verify(model, model, shapes={"x": (1, 3, 5, 6)}, samples=2).samples == 2
+    setting = Setting(shapes={"x": (1, 3, 5, 6)})
+    assert verify(model, model, Dataset(samples=2), setting=setting).samples == 2
     with pytest.raises(UsageError, match="does not fit"):
-        verify(model, model, shapes={"x": (1, 4, 5, 6)})
+        verify(model, model, setting=Setting(shapes={"x": (1, 4, 5, 6)}))
 
 
 def renamed(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
@@ -244,7 +259,7 @@ def test_metric_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def value_of(name: str) -> object:
         metric = f"igpc_test_metrics:{name}"
         model, other = graphs.affine(), graphs.affine(offset=0.5)
-        return verify(model, other, data=data, batch_size=2, metric=metric).metric
+        return verify(model, other, data, setting=Setting(batch=2), metric=metric).metric
 
     assert value_of("gap") == {"gap": pytest.approx(0.5), "n": pytest.approx((2 * 2 + 1) / 3)}
     assert value_of("share") == {"share": pytest.approx(1 / 3)}
@@ -264,12 +279,12 @@ def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="no output 'logits': the models have scores"):
         verify(model, model, scores="logits")
     with pytest.raises(UsageError, match="min_agreement"):
-        verify(model, model, min_agreement=80)
+        Thresholds(min_agreement=80)
     with pytest.raises(UsageError, match="atol"):
-        verify(model, model, atol=-1)
+        Thresholds(atol=-1)
     flat = graphs.identity(("n", 3, 4, 4))
     with pytest.raises(UsageError, match="no output holds class scores"):
-        verify(flat, flat, min_agreement=0.5)
+        verify(flat, flat, thresholds=Thresholds(min_agreement=0.5))
     with pytest.raises(UsageError, match="holds no class scores"):
         verify(flat, flat, scores="scores")
 
@@ -278,7 +293,7 @@ def test_provider_that_is_not_there() -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(CheckFailedError, match="cuda is not in the installed onnxruntime"):
-        verify(graphs.classifier(), graphs.classifier(), provider="cuda")
+        verify(graphs.classifier(), graphs.classifier(), setting=Setting("cuda"))
 
 
 def test_arithmetic_on_another_provider_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,10 @@ def test_filter_scale_decides_which_filters_count() -> None:
     scale = np.where(np.arange(F) < 3, 100.0, 1.0)
     errors = []
     for each in (None, scale):
-        M = igpc_matrix(layout, fit_calibrated(layout, W, None, statistics, OutputMetric.of_scale(each, F)).weights)
+        M = igpc_matrix(
+            layout,
+            fit_calibrated(layout, W, None, statistics, OutputMetric.of_scale(each, F)).weights,
+        )
         errors.append(relative_error(W[:3], M[:3], statistics.second))
     assert errors[1] < errors[0]
 

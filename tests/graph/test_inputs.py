@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from onnx_igpc.cli.options import parse_shape, parse_shapes
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.inputs import (
     InputSpec,
     model_inputs,
-    parse_shape,
-    parse_shapes,
     resolve_shapes,
 )
 from onnx_igpc.runtime.session import make_session, session_inputs

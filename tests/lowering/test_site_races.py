@@ -213,7 +213,7 @@ def test_batches_and_shapes_reach_the_race() -> None:
     seconds = race_models([model], Setting(threads=1, batch=2), 2)
     assert seconds.shape == (2, 1)
     assert (seconds > 0).all()
-    with pytest.raises(UsageError, match="--shape"):
+    with pytest.raises(UsageError, match="`shapes`"):
         race_models([model], Setting(shapes={"nobody": (1,)}), 2)
 
 

@@ -153,7 +153,7 @@ def test_measurements_are_kept_and_used_again(data: Path, tmp_path: Path) -> Non
 def test_a_file_of_another_kind_is_refused(data: Path, tmp_path: Path, text: str) -> None:
     file = tmp_path / "other.json"
     file.write_text(text)
-    with pytest.raises(UsageError, match="--sensitivity"):
+    with pytest.raises(UsageError, match="`sensitivity`"):
         compressed(data, "pointwise-parameters=40%", sensitivity=file)
 
 
@@ -188,8 +188,8 @@ def test_the_digest_tells_the_choice(data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "pointwise-parameters=40%"}, "give --calibration"),
-        ({"grouping": "learned"}, "give --calibration"),
+        ({"target": "pointwise-parameters=40%"}, "give `calibration`"),
+        ({"grouping": "learned"}, "give `calibration`"),
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:

@@ -134,7 +134,7 @@ def test_targets_are_read(text: str) -> None:
     "text", ["", "40%", "weights=40%", "macs=40", "macs=0%", "macs=101%", "macs=..%"]
 )
 def test_other_targets_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--target"):
+    with pytest.raises(UsageError, match="`target`"):
         Target.parse(text)
 
 

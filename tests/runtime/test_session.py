@@ -199,7 +199,7 @@ def test_what_to_do_about_names_operators_and_batch_sizes_is_said() -> None:
     foreign = pointwise_model()
     foreign.graph.node[0].domain = "elsewhere"
     foreign.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
-    with pytest.raises(ModelError, match=r"not a registered.*compress without --calibration"):
+    with pytest.raises(ModelError, match=r"not a registered.*compress without `calibration`"):
         make_session(foreign)
     builder = GraphBuilder()
     builder.input("x", ["batch", 4])

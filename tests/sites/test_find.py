@@ -426,12 +426,12 @@ def test_a_glob_that_matches_nothing_lists_near_matches() -> None:
     model = _three_sites("block1/expand", "block1/project", "stem")
     with pytest.raises(
         UsageError,
-        match=r"--exclude 'block1/expnd' matches no pointwise .*near matches: block1/expand",
+        match=r"`exclude` 'block1/expnd' matches no pointwise .*near matches: block1/expand",
     ) as caught:
         reasons(model, exclude=["block1/expnd"])
     assert "\n" not in str(caught.value)
     assert "stem" not in str(caught.value)
-    with pytest.raises(UsageError, match="--include 'zzz' matches no"):
+    with pytest.raises(UsageError, match="`include` 'zzz' matches no"):
         reasons(model, include=["zzz", "stem"])
     with pytest.raises(UsageError, match="matches no"):
         reasons(model, include=["STEM"])

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.torch_bridge import from_torch, register_operator, registry, to_torch
+from onnx_igpc.torch_bridge import Inputs, from_torch, register_operator, registry, to_torch
 from onnx_igpc.torch_bridge.names import torch_names
 from onnx_igpc.torch_bridge.node import Node, Run
 from tests.torch_bridge.graphs import (
@@ -259,7 +259,7 @@ def test_all_unknown_operators_are_named_at_once() -> None:
 def test_an_operator_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_OPERATORS", dict(registry._OPERATORS))
 
-    @register_operator("Scale", domain="com.example", weights=(1,))
+    @register_operator("Scale", domain="com.example", inputs=Inputs(weights=(1,)))
     def scale(view: Node) -> Run:
         return lambda x, s: x * s
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 SIMPLE: dict[str, Run] = {
     "HardSwish": functional.hardswish,
@@ -91,7 +91,7 @@ def shrink(node: Node) -> Run:
     return run
 
 
-@register_operator("PRelu", weights=(1,))
+@register_operator("PRelu", inputs=Inputs(weights=(1,)))
 def prelu(node: Node) -> Run:
     shape = node.shapes.get(1)
     if shape is None or max(shape, default=1) != _size(shape):

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 
 @register_operator("Concat", moves_data=True)
@@ -17,7 +17,7 @@ def concat(node: Node) -> Run:
     return lambda *parts: torch.cat(parts, axis)
 
 
-@register_operator("Split", host=(1,), moves_data=True)
+@register_operator("Split", inputs=Inputs(host=(1,)), moves_data=True)
 def split(node: Node) -> Run:
     axis = node.get_int("axis", 0)
     count = node.get_int("num_outputs", len(node.outputs))
@@ -32,7 +32,7 @@ def split(node: Node) -> Run:
     return run if len(node.outputs) > 1 else lambda *arguments: run(*arguments)[0]
 
 
-@register_operator("Slice", host=(1, 2, 3, 4), moves_data=True)
+@register_operator("Slice", inputs=Inputs(host=(1, 2, 3, 4)), moves_data=True)
 def slice_(node: Node) -> Run:
     if node.version < 10:
         starts, ends = node.get_ints("starts"), node.get_ints("ends")
@@ -101,7 +101,7 @@ def space_to_depth(node: Node) -> Run:
     return run
 
 
-@register_operator("Trilu", since=14, host=(1,))
+@register_operator("Trilu", since=14, inputs=Inputs(host=(1,)))
 def trilu(node: Node) -> Run:
     upper = bool(node.get_int("upper", 1))
     known = node.constant_list(1)
@@ -113,7 +113,7 @@ def trilu(node: Node) -> Run:
     return run
 
 
-@register_operator("ReverseSequence", since=10, structural=(1,))
+@register_operator("ReverseSequence", since=10, inputs=Inputs(structural=(1,)))
 def reverse_sequence(node: Node) -> Run:
     time, batch = node.get_int("time_axis", 0), node.get_int("batch_axis", 1)
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from onnx_igpc.torch_bridge.node import Node, Run
 from onnx_igpc.torch_bridge.operators.spatial import Window, pad_spatial
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 _CONV: dict[int, Run] = {
     1: functional.conv1d,
@@ -50,7 +50,7 @@ def _function(node: Node, functions: dict[int, Run], rank: int) -> Run:
     return functions[rank]
 
 
-@register_operator("Conv", weights=(1, 2))
+@register_operator("Conv", inputs=Inputs(weights=(1, 2)))
 def conv(node: Node) -> Run:
     return _build(node, _conv)
 
@@ -80,7 +80,7 @@ def _conv(node: Node, kernel: list[int]) -> Run:
     return padded
 
 
-@register_operator("ConvTranspose", weights=(1, 2))
+@register_operator("ConvTranspose", inputs=Inputs(weights=(1, 2)))
 def conv_transpose(node: Node) -> Run:
     return _build(node, _conv_transpose)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 
-@register_operator("NonMaxSuppression", since=10, structural=(0, 1), host=(2, 3, 4))
+@register_operator("NonMaxSuppression", since=10, inputs=Inputs(structural=(0, 1), host=(2, 3, 4)))
 def non_max_suppression(node: Node) -> Run:
     centred = bool(node.get_int("center_point_box", 0))
     fixed = [node.constant_list(index) for index in (2, 3, 4)]
@@ -64,7 +64,7 @@ def _suppress(
     return kept
 
 
-@register_operator("RoiAlign", since=10, structural=(1, 2))
+@register_operator("RoiAlign", since=10, inputs=Inputs(structural=(1, 2)))
 def roi_align(node: Node) -> Run:
     height, width = node.get_int("output_height", 1), node.get_int("output_width", 1)
     scale, ratio = node.get_float("spatial_scale", 1.0), node.get_int("sampling_ratio", 0)

@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 UNARY: dict[str, Run] = {
     "Abs": torch.abs,
@@ -127,7 +127,7 @@ def div(node: Node) -> Run:
     return _binary(node, divide)
 
 
-@register_operator("Pow", structural=(1,))
+@register_operator("Pow", inputs=Inputs(structural=(1,)))
 def power(node: Node) -> Run:
     def raise_to(base: torch.Tensor, exponent: torch.Tensor | float) -> torch.Tensor:
         # PyTorch promotes an integer base to a float exponent; ONNX keeps the type of the base.
@@ -138,7 +138,7 @@ def power(node: Node) -> Run:
     return _with_number(raise_to, number, 1) if number else run
 
 
-@register_operator("Mod", structural=(1,))
+@register_operator("Mod", inputs=Inputs(structural=(1,)))
 def modulo(node: Node) -> Run:
     return torch.fmod if node.get_int("fmod", 0) else torch.remainder
 
@@ -159,7 +159,7 @@ _register_variadic("Max", torch.maximum)
 _register_variadic("Min", torch.minimum)
 
 
-@register_operator("Clip", structural=(1, 2))
+@register_operator("Clip", inputs=Inputs(structural=(1, 2)))
 def clip(node: Node) -> Run:
     if node.version < 11:
         low = node.attributes.get("min")

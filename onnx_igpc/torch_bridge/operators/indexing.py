@@ -7,11 +7,11 @@ from functools import partial
 import torch
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 from onnx_igpc.torch_bridge.reordering import take
 
 
-@register_operator("Gather", structural=(1,), moves_data=True)
+@register_operator("Gather", inputs=Inputs(structural=(1,)), moves_data=True)
 def gather(node: Node) -> Run:
     axis = node.get_int("axis", 0)
     known = node.constants.get(1)
@@ -35,7 +35,7 @@ def _select(x: torch.Tensor, _: None = None, *, axis: int, index: int) -> torch.
     return x.select(axis, index)
 
 
-@register_operator("GatherElements", since=11, structural=(1,), moves_data=True)
+@register_operator("GatherElements", since=11, inputs=Inputs(structural=(1,)), moves_data=True)
 def gather_elements(node: Node) -> Run:
     axis = node.get_int("axis", 0)
 
@@ -45,7 +45,7 @@ def gather_elements(node: Node) -> Run:
     return run
 
 
-@register_operator("GatherND", since=11, structural=(1,), moves_data=True)
+@register_operator("GatherND", since=11, inputs=Inputs(structural=(1,)), moves_data=True)
 def gather_nd(node: Node) -> Run:
     batch = node.get_int("batch_dims", 0)
 
@@ -70,8 +70,8 @@ def _wrap(index: torch.Tensor, size: int) -> torch.Tensor:
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
-@register_operator("Scatter", since=9, structural=(1,))
-@register_operator("ScatterElements", since=11, structural=(1,))
+@register_operator("Scatter", since=9, inputs=Inputs(structural=(1,)))
+@register_operator("ScatterElements", since=11, inputs=Inputs(structural=(1,)))
 def scatter_elements(node: Node) -> Run:
     axis, reduction = node.get_int("axis", 0), node.get_string("reduction", "none")
 
@@ -84,7 +84,7 @@ def scatter_elements(node: Node) -> Run:
     return run
 
 
-@register_operator("ScatterND", since=11, structural=(1,))
+@register_operator("ScatterND", since=11, inputs=Inputs(structural=(1,)))
 def scatter_nd(node: Node) -> Run:
     reduction = node.get_string("reduction", "none")
 
@@ -106,7 +106,7 @@ def scatter_nd(node: Node) -> Run:
     return run
 
 
-@register_operator("Compress", since=9, structural=(1,))
+@register_operator("Compress", since=9, inputs=Inputs(structural=(1,)))
 def compress(node: Node) -> Run:
     axis = node.attributes.get("axis")
 
@@ -117,12 +117,12 @@ def compress(node: Node) -> Run:
     return run
 
 
-@register_operator("NonZero", since=9, structural=(0,))
+@register_operator("NonZero", since=9, inputs=Inputs(structural=(0,)))
 def non_zero(node: Node) -> Run:
     return lambda x: x.nonzero().T
 
 
-@register_operator("TopK", host=(1,))
+@register_operator("TopK", inputs=Inputs(host=(1,)))
 def top_k(node: Node) -> Run:
     axis = node.get_int("axis", -1)
     largest, order = bool(node.get_int("largest", 1)), bool(node.get_int("sorted", 1))

@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 
-@register_operator("MatMul", weights=(1,))
+@register_operator("MatMul", inputs=Inputs(weights=(1,)))
 def matmul(node: Node) -> Run:
     return torch.matmul
 
 
-@register_operator("Gemm", weights=(1, 2))
+@register_operator("Gemm", inputs=Inputs(weights=(1, 2)))
 def gemm(node: Node) -> Run:
     alpha, beta = node.get_float("alpha", 1.0), node.get_float("beta", 1.0)
     flip_a, flip_b = node.get_int("transA", 0), node.get_int("transB", 0)

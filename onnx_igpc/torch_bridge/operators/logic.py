@@ -6,7 +6,7 @@ import torch
 
 from onnx_igpc.torch_bridge.node import Node, Run
 from onnx_igpc.torch_bridge.operators.elementwise import add_legacy_axis
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 BINARY: dict[str, Run] = {
     "And": torch.logical_and,
@@ -25,7 +25,7 @@ BINARY: dict[str, Run] = {
 
 def _register_binary(name: str, function: Run) -> None:
     # What is only compared has no gradient, so nothing in front of a comparison is trained.
-    @register_operator(name, structural=(0, 1))
+    @register_operator(name, inputs=Inputs(structural=(0, 1)))
     def build(node: Node) -> Run:
         return add_legacy_axis(node, function)
 
@@ -54,12 +54,12 @@ def bit_shift(node: Node) -> Run:
     return run
 
 
-@register_operator("IsNaN", structural=(0,))
+@register_operator("IsNaN", inputs=Inputs(structural=(0,)))
 def is_nan(node: Node) -> Run:
     return torch.isnan
 
 
-@register_operator("IsInf", structural=(0,))
+@register_operator("IsInf", inputs=Inputs(structural=(0,)))
 def is_inf(node: Node) -> Run:
     negative, positive = node.get_int("detect_negative", 1), node.get_int("detect_positive", 1)
 
@@ -74,6 +74,6 @@ def is_inf(node: Node) -> Run:
     return run
 
 
-@register_operator("Where", structural=(0,))
+@register_operator("Where", inputs=Inputs(structural=(0,)))
 def where(node: Node) -> Run:
     return torch.where

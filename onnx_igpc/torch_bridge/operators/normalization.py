@@ -10,10 +10,12 @@ import torch
 from torch.nn import functional
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 
-@register_operator("BatchNormalization", weights=(1, 2), statistics=(3, 4), trains=True)
+@register_operator(
+    "BatchNormalization", inputs=Inputs(weights=(1, 2), statistics=(3, 4)), trains=True
+)
 def batch_norm(node: Node) -> Run:
     """Trains like ``torch.nn.BatchNorm2d``: statistics move in training, are used otherwise.
 
@@ -69,13 +71,13 @@ def batch_norm(node: Node) -> Run:
     return with_statistics
 
 
-@register_operator("InstanceNormalization", weights=(1, 2))
+@register_operator("InstanceNormalization", inputs=Inputs(weights=(1, 2)))
 def instance_norm(node: Node) -> Run:
     eps = node.get_float("epsilon", 1e-5)
     return lambda x, scale, bias: functional.instance_norm(x, weight=scale, bias=bias, eps=eps)
 
 
-@register_operator("GroupNormalization", since=18, weights=(1, 2))
+@register_operator("GroupNormalization", since=18, inputs=Inputs(weights=(1, 2)))
 def group_norm(node: Node) -> Run:
     groups, eps = node.get_int("num_groups"), node.get_float("epsilon", 1e-5)
 
@@ -89,7 +91,7 @@ def group_norm(node: Node) -> Run:
     return run
 
 
-@register_operator("LayerNormalization", since=17, weights=(1, 2))
+@register_operator("LayerNormalization", since=17, inputs=Inputs(weights=(1, 2)))
 def layer_norm(node: Node) -> Run:
     axis, eps = node.get_int("axis", -1), node.get_float("epsilon", 1e-5)
     several = sum(map(bool, node.outputs)) > 1
@@ -112,7 +114,7 @@ def layer_norm(node: Node) -> Run:
     return with_statistics if several else run
 
 
-@register_operator("RMSNormalization", since=23, weights=(1,))
+@register_operator("RMSNormalization", since=23, inputs=Inputs(weights=(1,)))
 def rms_norm(node: Node) -> Run:
     axis, eps = node.get_int("axis", -1), node.get_float("epsilon", 1e-5)
 
@@ -162,7 +164,7 @@ def local_response_norm(node: Node) -> Run:
     return run
 
 
-@register_operator("Dropout", structural=(1, 2), trains=True)
+@register_operator("Dropout", inputs=Inputs(structural=(1, 2)), trains=True)
 def dropout(node: Node) -> Run:
     """Active while the module is training, whatever the flag in the graph says."""
     ratio = node.get_float("ratio", 0.5)

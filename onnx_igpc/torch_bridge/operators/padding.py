@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.node import Node, Run, numbers
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 
-@register_operator("Pad", host=(1, 2, 3))
+@register_operator("Pad", inputs=Inputs(host=(1, 2, 3)))
 def pad(node: Node) -> Run:
     mode = node.get_string("mode", "constant")
     if node.version < 11:
@@ -28,8 +28,7 @@ def pad(node: Node) -> Run:
         value: torch.Tensor | None = None,
         axis_list: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        amounts = known if pads is None else pads.tolist()
-        assert amounts is not None
+        amounts = numbers(known, pads)
         fill = number[0] if number else 0 if value is None else value.item()
         chosen = axes if axis_list is None else axis_list.tolist()
         return apply_pads(x, amounts, range(x.dim()) if chosen is None else chosen, mode, fill)
@@ -79,14 +78,13 @@ def _mirror(x: torch.Tensor, axis: int, front: int, behind: int, mode: str) -> t
     return x.index_select(axis, index)
 
 
-@register_operator("CenterCropPad", since=18, host=(1,))
+@register_operator("CenterCropPad", since=18, inputs=Inputs(host=(1,)))
 def center_crop_pad(node: Node) -> Run:
     axes = node.attributes.get("axes")
     known = node.constant_list(1)
 
     def run(x: torch.Tensor, shape: torch.Tensor | None = None) -> torch.Tensor:
-        sizes = known if shape is None else shape.tolist()
-        assert sizes is not None
+        sizes = numbers(known, shape)
         chosen = [a % x.dim() for a in axes] if axes else list(range(x.dim()))
         front, behind = [0] * x.dim(), [0] * x.dim()
         for axis, size in zip(chosen, sizes, strict=True):

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 from onnx_igpc.torch_bridge.tensors import COMPUTE_TYPES
 
 _RANGES: dict[int, tuple[int, int]] = {
@@ -33,7 +33,7 @@ def _spread(values: torch.Tensor, x: torch.Tensor, axis: int, block: int) -> tor
     return values.reshape(shape)
 
 
-@register_operator("QuantizeLinear", since=10, structural=(1, 2))
+@register_operator("QuantizeLinear", since=10, inputs=Inputs(structural=(1, 2)))
 def quantize(node: Node) -> Run:
     axis, block = node.get_int("axis", 1), node.get_int("block_size", 0)
     declared = node.get_int("output_dtype", 0)
@@ -54,7 +54,7 @@ def quantize(node: Node) -> Run:
     return run
 
 
-@register_operator("DequantizeLinear", since=10, structural=(1, 2))
+@register_operator("DequantizeLinear", since=10, inputs=Inputs(structural=(1, 2)))
 def dequantize(node: Node) -> Run:
     axis, block = node.get_int("axis", 1), node.get_int("block_size", 0)
 
@@ -67,7 +67,7 @@ def dequantize(node: Node) -> Run:
     return run
 
 
-@register_operator("DynamicQuantizeLinear", since=11, structural=(0,))
+@register_operator("DynamicQuantizeLinear", since=11, inputs=Inputs(structural=(0,)))
 def dynamic_quantize(node: Node) -> Run:
     def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)

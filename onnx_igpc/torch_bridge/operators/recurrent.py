@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 State = tuple[torch.Tensor, ...]
@@ -179,17 +179,17 @@ def _rnn_cell(state: State, part: torch.Tensor, d: Direction) -> State:
     return (d.activations[0](part + functional.linear(hidden, d.recurrent, d.recurrent_bias)),)
 
 
-@register_operator("LSTM", weights=(1, 2, 3, 7), structural=(4, 5, 6))
+@register_operator("LSTM", inputs=Inputs(weights=(1, 2, 3, 7), structural=(4, 5, 6)))
 def lstm(node: Node) -> Run:
     return _Recurrent(node, _lstm_cell, 4, 2, ["Sigmoid", "Tanh", "Tanh"])
 
 
-@register_operator("GRU", since=3, weights=(1, 2, 3), structural=(4, 5))
+@register_operator("GRU", since=3, inputs=Inputs(weights=(1, 2, 3), structural=(4, 5)))
 def gru(node: Node) -> Run:
     cell = _gru_cell(bool(node.get_int("linear_before_reset", 0)))
     return _Recurrent(node, cell, 3, 1, ["Sigmoid", "Tanh"])
 
 
-@register_operator("RNN", weights=(1, 2, 3), structural=(4, 5))
+@register_operator("RNN", inputs=Inputs(weights=(1, 2, 3), structural=(4, 5)))
 def rnn(node: Node) -> Run:
     return _Recurrent(node, _rnn_cell, 1, 1, ["Tanh"])

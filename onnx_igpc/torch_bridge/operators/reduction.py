@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 
 def _total(x: torch.Tensor, dims: list[int], keep: bool) -> torch.Tensor:
@@ -68,7 +68,7 @@ REDUCTIONS: dict[str, Run] = {
 def _register_reduction(name: str, function: Run) -> None:
     axes_are_input_since = 13 if name == "ReduceSum" else 18
 
-    @register_operator(name, host=(1,))
+    @register_operator(name, inputs=Inputs(host=(1,)))
     def build(node: Node) -> Run:
         keep = bool(node.get_int("keepdims", 1))
         empty_is_none = bool(node.get_int("noop_with_empty_axes", 0))
@@ -108,12 +108,12 @@ def _arg(node: Node, find: Run) -> Run:
     return run
 
 
-@register_operator("ArgMax", structural=(0,))
+@register_operator("ArgMax", inputs=Inputs(structural=(0,)))
 def arg_max(node: Node) -> Run:
     return _arg(node, torch.argmax)
 
 
-@register_operator("ArgMin", structural=(0,))
+@register_operator("ArgMin", inputs=Inputs(structural=(0,)))
 def arg_min(node: Node) -> Run:
     return _arg(node, torch.argmin)
 
@@ -134,11 +134,11 @@ def _running(node: Node, function: Run, neutral: int) -> Run:
     return run
 
 
-@register_operator("CumSum", since=11, host=(1,))
+@register_operator("CumSum", since=11, inputs=Inputs(host=(1,)))
 def cumulative_sum(node: Node) -> Run:
     return _running(node, torch.cumsum, 0)
 
 
-@register_operator("CumProd", since=26, host=(1,))
+@register_operator("CumProd", since=26, inputs=Inputs(host=(1,)))
 def cumulative_product(node: Node) -> Run:
     return _running(node, torch.cumprod, 1)

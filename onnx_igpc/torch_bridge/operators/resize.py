@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.node import Node, Run, numbers
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 _ROUNDING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "round_prefer_floor": lambda x: torch.ceil(x - 0.5),
@@ -171,7 +171,7 @@ class Method:
         return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
 
 
-@register_operator("Resize", since=10, host=(1, 2, 3))
+@register_operator("Resize", since=10, inputs=Inputs(host=(1, 2, 3)))
 def resize(node: Node) -> Run:
     if node.version < 11:
         return _upsample(node)
@@ -226,7 +226,7 @@ def _plan(
     ]
 
 
-@register_operator("Upsample", host=(1,))
+@register_operator("Upsample", inputs=Inputs(host=(1,)))
 def _upsample(node: Node) -> Run:
     """Upsample, and Resize as it was in opset 10.
 
@@ -266,14 +266,13 @@ def grid_sample(node: Node) -> Run:
     return lambda x, grid: functional.grid_sample(x, grid, mode, padding, corners)
 
 
-@register_operator("AffineGrid", since=20, host=(1,))
+@register_operator("AffineGrid", since=20, inputs=Inputs(host=(1,)))
 def affine_grid(node: Node) -> Run:
     corners = bool(node.get_int("align_corners", 0))
     known = node.constant_list(1)
 
     def run(theta: torch.Tensor, size: torch.Tensor | None = None) -> torch.Tensor:
-        shape = known if size is None else size.tolist()
-        assert shape is not None
+        shape = numbers(known, size)
         return functional.affine_grid(theta, shape, corners)
 
     return run

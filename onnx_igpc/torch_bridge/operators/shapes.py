@@ -8,8 +8,8 @@ import torch
 from onnx import TensorProto
 
 from onnx_igpc.errors import ModelError
-from onnx_igpc.torch_bridge.node import Node, Run
-from onnx_igpc.torch_bridge.registry import register_operator
+from onnx_igpc.torch_bridge.node import Node, Run, numbers
+from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 from onnx_igpc.torch_bridge.tensors import COMPUTE_TYPES, to_tensor
 
 
@@ -29,7 +29,7 @@ def identity(node: Node) -> Run:
     return lambda x: x
 
 
-@register_operator("Reshape", host=(1,), moves_data=True)
+@register_operator("Reshape", inputs=Inputs(host=(1,)), moves_data=True)
 def reshape(node: Node) -> Run:
     keep_zero = bool(node.get_int("allowzero", 0))
     known = node.get_ints("shape") if node.version < 5 else node.constant_list(1)
@@ -63,7 +63,7 @@ def _axes(node: Node, input_since: int) -> list[int] | None:
     return node.constant_list(1)
 
 
-@register_operator("Squeeze", host=(1,), moves_data=True)
+@register_operator("Squeeze", inputs=Inputs(host=(1,)), moves_data=True)
 def squeeze(node: Node) -> Run:
     known = _axes(node, 13)
 
@@ -74,13 +74,12 @@ def squeeze(node: Node) -> Run:
     return run
 
 
-@register_operator("Unsqueeze", host=(1,), moves_data=True)
+@register_operator("Unsqueeze", inputs=Inputs(host=(1,)), moves_data=True)
 def unsqueeze(node: Node) -> Run:
     known = _axes(node, 13)
 
     def run(x: torch.Tensor, axes: torch.Tensor | None = None) -> torch.Tensor:
-        chosen = known if axes is None else axes.tolist()
-        assert chosen is not None
+        chosen = numbers(known, axes)
         rank = x.dim() + len(chosen)
         for axis in sorted(a % rank for a in chosen):
             x = x.unsqueeze(axis)
@@ -97,26 +96,24 @@ def transpose(node: Node) -> Run:
     return lambda x: x.permute(order)
 
 
-@register_operator("Expand", since=8, host=(1,), moves_data=True)
+@register_operator("Expand", since=8, inputs=Inputs(host=(1,)), moves_data=True)
 def expand(node: Node) -> Run:
     known = node.constant_list(1)
 
     def run(x: torch.Tensor, target: torch.Tensor | None = None) -> torch.Tensor:
-        sizes = known if target is None else target.tolist()
-        assert sizes is not None
+        sizes = numbers(known, target)
         # Both sides broadcast: a 1 in the target keeps the size of the input.
         return x.expand(torch.broadcast_shapes(x.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
 
     return run
 
 
-@register_operator("Tile", since=6, host=(1,), moves_data=True)
+@register_operator("Tile", since=6, inputs=Inputs(host=(1,)), moves_data=True)
 def tile(node: Node) -> Run:
     known = node.constant_list(1)
 
     def run(x: torch.Tensor, repeats: torch.Tensor | None = None) -> torch.Tensor:
-        counts = known if repeats is None else repeats.tolist()
-        assert counts is not None
+        counts = numbers(known, repeats)
         return x.repeat(counts) if counts else x
 
     return run
@@ -133,12 +130,12 @@ def cast(node: Node) -> Run:
     return lambda x: x.to(dtype)
 
 
-@register_operator("CastLike", since=15, structural=(1,), moves_data=True)
+@register_operator("CastLike", since=15, inputs=Inputs(structural=(1,)), moves_data=True)
 def cast_like(node: Node) -> Run:
     return lambda x, like: x.to(like.dtype)
 
 
-@register_operator("ConstantOfShape", since=9, host=(0,), gives_host=True)
+@register_operator("ConstantOfShape", since=9, inputs=Inputs(host=(0,)), gives_host=True)
 def constant_of_shape(node: Node) -> Run:
     value = node.attributes.get("value")
     fill = torch.zeros(1) if value is None else to_tensor(value)
@@ -146,14 +143,13 @@ def constant_of_shape(node: Node) -> Run:
     known = node.constant_list(0)
 
     def run(target: torch.Tensor | None) -> torch.Tensor:
-        sizes = known if target is None else target.tolist()
-        assert sizes is not None
+        sizes = numbers(known, target)
         return torch.full(sizes, number, dtype=dtype)
 
     return run
 
 
-@register_operator("Range", since=11, host=(0, 1, 2), gives_host=True)
+@register_operator("Range", since=11, inputs=Inputs(host=(0, 1, 2)), gives_host=True)
 def arange(node: Node) -> Run:
     def run(start: torch.Tensor, limit: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         dtype = start.dtype
@@ -176,7 +172,7 @@ def eye_like(node: Node) -> Run:
     return run
 
 
-@register_operator("OneHot", since=9, structural=(0, 2), host=(1,))
+@register_operator("OneHot", since=9, inputs=Inputs(structural=(0, 2), host=(1,)))
 def one_hot(node: Node) -> Run:
     axis = node.get_int("axis", -1)
     known = node.constant_list(1)

@@ -64,10 +64,10 @@ def parse_augmentation(words: Sequence[str] | None, *, images: bool) -> Augmenta
             crop = True
         elif word != "none" or len(words) > 1:
             raise UsageError(
-                f"--augment {word!r}: choose from flip, shift, shift=PIXELS, crop; or none alone"
+                f"`augment` {word!r}: choose from flip, shift, shift=PIXELS, crop; or none alone"
             )
     if crop and not images:
-        raise UsageError("--augment crop is for images: arrays are fed as they are")
+        raise UsageError("`augment` crop is for images: arrays are fed as they are")
     return Augmentation(flip, shift if shifts else 0, crop)
 
 

@@ -125,7 +125,7 @@ def _check_same_run(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) 
         if old.get(key) != new.get(key):
             raise UsageError(
                 f"{path} is of a run with {key} {json.dumps(old.get(key))}, not "
-                f"{json.dumps(new.get(key))}: resume it with the same settings, or --restart"
+                f"{json.dumps(new.get(key))}: resume it with the same settings, or `restart`"
             )
 
 

@@ -84,4 +84,6 @@ def _is_sized_by_data(node: NodeProto, operator: Operator, flows: set[str]) -> b
     """Whether other values of the same shape can make an output of another shape."""
     if node.op_type in _SIZED_BY_DATA:
         return bool(flows.intersection(node.input))
-    return any(index < len(node.input) and node.input[index] in flows for index in operator.host)
+    return any(
+        index < len(node.input) and node.input[index] in flows for index in operator.inputs.host
+    )

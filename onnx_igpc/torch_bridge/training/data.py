@@ -152,7 +152,7 @@ class ImageTrainingData:
 
 
 def open_training_data(
-    path: str | os.PathLike[str],
+    path: object,
     inputs: Sequence[InputSpec],
     preprocessing: Preprocessing | None = None,
     *,
@@ -166,7 +166,7 @@ def open_training_data(
     preprocessing: for images; arrays are fed as they are. label_offset: added to every label.
 
     Raises:
-        DataError: the data is missing, empty, compressed, or does not fit the inputs.
+        DataError: it is no path, or the data is missing, empty, compressed, or does not fit the inputs.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise DataError(

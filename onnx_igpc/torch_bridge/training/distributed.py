@@ -105,15 +105,15 @@ def choose_device(name: str | None, local_rank: int | None = None) -> torch.devi
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name!r}: choose cpu, cuda or cuda:N") from None
+        raise UsageError(f"`device` {name!r}: choose cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name!r}: choose cpu, cuda or cuda:N")
+        raise UsageError(f"`device` {name!r}: choose cpu, cuda or cuda:N")
     if device.type == "cpu":
         return device
     if not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: PyTorch {torch.__version__} sees no CUDA GPU")
+        raise UsageError(f"`device` {name}: PyTorch {torch.__version__} sees no CUDA GPU")
     index = device.index if device.index is not None else (local_rank or 0)
     if index >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} GPUs here")
+        raise UsageError(f"`device` {name}: there are {torch.cuda.device_count()} GPUs here")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

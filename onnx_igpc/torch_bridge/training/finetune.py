@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import torch
 
-from onnx_igpc.data.preprocessing import Preprocessing
+from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.checks import check_original
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
@@ -24,6 +24,7 @@ from onnx_igpc.torch_bridge.training.distributed import World, join
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.training.loop import Trainer, snapshot
 from onnx_igpc.torch_bridge.training.networks import autocast
+from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.output import (
     check_start,
     check_written,
@@ -44,20 +45,14 @@ from onnx_igpc.torch_bridge.training.start_checks import check_can_write, refuse
 
 def finetune(
     compressed: onnx.ModelProto | PathLike,
+    data: PathLike | Dataset,
     *,
-    data: PathLike,
-    output: PathLike | None = None,
     teacher: onnx.ModelProto | PathLike | None = None,
-    val: PathLike | None = None,
+    val: PathLike | Dataset | None = None,
     recipe: Recipe | None = None,
-    preprocessing: Preprocessing | None = None,
+    output: PathLike | None = None,
     fold_batch_norm: bool = False,
-    device: str | None = None,
-    workers: int | None = None,
-    resume: bool = False,
-    restart: bool = False,
-    log: PathLike | None = None,
-    label_offset: int | None = None,
+    run: Run | None = None,
     progress: Reporter | None = None,
 ) -> FinetuneResult:
     """Train a model against the original as teacher, or with labels, and write it into the same graph.
@@ -68,22 +63,17 @@ def finetune(
     Args:
         compressed: A ModelProto, which is not changed, or the path of a model file; usually what
             ``compress`` wrote, whose digest names the rewritten sites.
-        data: Training data, as :func:`~onnx_igpc.torch_bridge.training.data.open_training_data` takes it.
+        data: Training data, as :func:`~onnx_igpc.torch_bridge.training.data.open_training_data` takes it:
+            a path, or a :class:`~onnx_igpc.data.dataset.Dataset` of all its samples. Without
+            preprocessing of its own, images are preprocessed as the model's digest says.
+        teacher: The model that was compressed. With it, no labels are needed.
+        val: Data to judge the model by, before the first epoch and after each; it is not trained on. A
+            path is read as ``data`` is. None holds out a part of ``data`` (``Recipe.hold_out``).
+        recipe: How it is trained.
         output: The model file to write. Beside it lie the log and, until it is written, a checkpoint.
             None writes nothing.
-        teacher: The model that was compressed. With it, no labels are needed.
-        val: Data to judge the model by, before the first epoch and after each; it is not trained on. None
-            holds out a part of ``data`` (``Recipe.hold_out``).
-        recipe: Everything that decides the result.
-        preprocessing: How images become inputs; None takes it from the model's digest.
         fold_batch_norm: Fold BatchNormalization into the convolutions of the written model.
-        device: ``cpu``, ``cuda``, ``cuda:N``; None takes a GPU if there is one.
-        workers: Processes that decode images; None takes as many as there are processors, at most 8,
-            and none for arrays.
-        resume: Go on from the checkpoint of a run that was stopped, with the same settings.
-        restart: Start anew although there is a checkpoint.
-        label_offset: Added to every label: 1 for a model with a background class in front.
-        log: Where the log goes, without suffix; None takes ``<output>.finetune``.
+        run: Device and worker processes, whether an earlier run is resumed, and where the log goes.
         progress: Called while the run goes on, in the process that leads.
 
     Returns:
@@ -98,11 +88,14 @@ def finetune(
         RunInterruptedError: SIGINT or SIGTERM came; a checkpoint was written.
         MissingExtraError: a package is not installed.
     """
+    run = run or Run()
+    sources = train, judging = _read_alike(data, val)
     target = Path(output) if output is not None else None
-    _check_run(target, resume, restart)
+    _check_run(target, run)
     opened = [_open(each) for each in (compressed, teacher) if each is not None]
-    finetune_files(tuple(opened), (data, val), output, log).check()
-    if (files := run_log(target, log)) is not None:
+    paths = (train.source, judging.source if judging is not None else None)
+    finetune_files(tuple(opened), paths, output, run.log).check()
+    if (files := run_log(target, run.log)) is not None:
         for each in (target, files.csv):
             if each is not None:
                 check_can_write(each)
@@ -118,19 +111,9 @@ def finetune(
     if taught is not None:
         refuse_training_mode(taught, "the teacher")
     recipe = recipe or Recipe()
-    with join(device) as world, _own_random_state(world):
+    with join(run.device) as world, _own_random_state(world):
         autocast(recipe.amp, world.device)  # refuses what the device cannot do
-        job = prepare(
-            model,
-            taught,
-            digest,
-            (data, val),
-            recipe,
-            preprocessing,
-            world,
-            workers,
-            label_offset,
-        )
+        job = prepare(model, taught, digest, sources, recipe, world, run.workers)
         damage = None
         if world.leads:
             check_start(job, model)
@@ -140,26 +123,26 @@ def finetune(
         given = snapshot(job.networks.student)
         state = RunState(_settings(job, model, taught))
         checkpoint = checkpoint_path(target) if target is not None else None
-        if resume and checkpoint is not None:
+        if run.resume and checkpoint is not None:
             state = load_checkpoint(checkpoint, state.settings, job.networks.student, job.optimizer)
         if not state.best_epoch:
             state.best_weights = given
-        trainer = _trainer(job, state, checkpoint, run_log(target, log), progress)
+        trainer = _trainer(job, state, checkpoint, run_log(target, run.log), progress)
         _train(trainer, job, progress)
         report = digest or RewriteReport()
         whole, rounded = _written(job, trainer, model, given)
         trained = fold(whole, report) if fold_batch_norm else whole
         if world.leads:
-            run = replace(trainer.facts, seconds=round(state.seconds, 3), epochs=state.history)
+            told = replace(trainer.facts, seconds=round(state.seconds, 3), epochs=state.history)
             # A site whose BatchNormalization was folded makes another tensor than the teacher's.
             checked = trained if job.networks.outputs else whole
-            run.check = check_written(job.networks, checked, job.some_batch())
-            run.judged = _judgement(job, state, rounded)
-            update_report(job, report, run, damage, taught, trained)
+            told.check = check_written(job.networks, checked, job.some_batch())
+            told.judged = _judgement(job, state, rounded)
+            update_report(job, report, told, damage, taught, trained)
             outside = opened[0].has_external_data
             write(trained, report, digest is not None, target, outside)
             if trainer.log is not None:
-                trainer.log.write(run)
+                trainer.log.write(told)
             if checkpoint is not None:
                 checkpoint.unlink(missing_ok=True)
         world.wait()
@@ -256,18 +239,26 @@ def _loaded(model: OpenModel) -> onnx.ModelProto:
     return model.materialized() if model.has_external_data else model.proto
 
 
-def _check_run(target: Path | None, resume: bool, restart: bool) -> None:
+def _read_alike(
+    data: PathLike | Dataset, val: PathLike | Dataset | None
+) -> tuple[Dataset, Dataset | None]:
+    """Training and validation data; a path alone is read as the training data is."""
+    train = Dataset.of(data)
+    if val is None or isinstance(val, Dataset):
+        return train, val
+    return train, replace(train, source=val)
+
+
+def _check_run(target: Path | None, run: Run) -> None:
     """Refuse to begin what would lose an earlier run."""
-    if resume and restart:
-        raise UsageError("--resume goes on with an earlier run, --restart begins anew: give one")
     if target is None:
-        if resume:
+        if run.resume:
             raise UsageError("a run without an output has no checkpoint to resume from")
         return
     checkpoint = checkpoint_path(target)
-    if checkpoint.is_file() and not (resume or restart):
+    if checkpoint.is_file() and not (run.resume or run.restart):
         raise UsageError(
-            f"{checkpoint} is left of a run that was stopped: --resume goes on with it, --restart "
+            f"{checkpoint} is left of a run that was stopped: `resume` goes on with it, `restart` "
             "starts anew"
         )
 

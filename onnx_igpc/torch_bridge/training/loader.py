@@ -161,7 +161,7 @@ def _stacked(values: list[np.ndarray], source: str, name: str) -> torch.Tensor:
         first, second = sorted(shapes)[:2]
         raise DataError(
             f"{source}: samples of {list(first)} and {list(second)} for input {name!r} cannot be "
-            "trained in one batch: give --resize and --crop"
+            "trained in one batch: give `resize` and `crop`"
         )
     stacked = np.stack(values)
     # PyTorch computes with signed integers beyond 8 bits, as the bridge does.

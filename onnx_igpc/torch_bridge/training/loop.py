@@ -247,7 +247,7 @@ class Trainer:
         if self.checkpoint is not None and self.checkpoint.is_file():
             kept = f"; {self.checkpoint} is from the end of epoch {self.state.epoch}"
         raise CheckFailedError(
-            f"the loss became NaN or infinite in epoch {self.state.epoch + 1}: take a smaller --lr "
+            f"the loss became NaN or infinite in epoch {self.state.epoch + 1}: take a smaller `lr` "
             f"than {self.recipe.learning_rate:g}{kept}"
         )
 
@@ -262,7 +262,7 @@ class Trainer:
         self._save()
         name = signal.Signals(number).name
         where = f"epoch {self.state.epoch + 1}, step {self.state.step} of {self.plan.steps}"
-        how = f"; --resume continues from {self.checkpoint}" if self.checkpoint else ""
+        how = f"; `resume` continues from {self.checkpoint}" if self.checkpoint else ""
         raise RunInterruptedError(f"{name} in {where}{how}", number)
 
     @contextlib.contextmanager

@@ -15,6 +15,7 @@ from torch import nn
 from onnx_igpc.data.class_folders import background_hint
 from onnx_igpc.data.class_folders import label_problem as labels_misfit
 from onnx_igpc.errors import DataError, ModelError, UsageError
+from onnx_igpc.option_names import with_flags
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.module import OnnxModule
@@ -171,7 +172,7 @@ def _compared(
     if recipe.scores is not None:
         reason = left_out.get(recipe.scores) or ours.inner.get(recipe.scores)
         if reason:
-            raise UsageError(f"--scores {recipe.scores!r} cannot be compared: {reason}")
+            raise UsageError(f"`scores` {recipe.scores!r} cannot be compared: {reason}")
         if recipe.scores in ours.computed & theirs.computed and recipe.scores not in names:
             names.append(recipe.scores)
     kept = [name for name in names if name not in left_out]
@@ -183,7 +184,7 @@ def _compared(
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in sorted(left_out.items())[:3])
         raise ModelError(
             f"there is nothing to learn from: no output can be compared ({reasons}), and no rewritten "
-            "site is matched: give the original as --teacher, or name a tensor with --scores"
+            "site is matched: give the original as `teacher`, or name a tensor with `scores`"
         )
     notes += [
         f"output {name!r} is left out: {left_out[name]}" for name in names if name in left_out
@@ -205,14 +206,14 @@ def freeze(module: OnnxModule, globs: Sequence[str]) -> None:
         found = fnmatch.filter(named, glob)
         if not found:
             raise UsageError(
-                f"--freeze {glob!r} matches none of the {len(named)} weights, such as "
+                f"`freeze` {glob!r} matches none of the {len(named)} weights, such as "
                 f"{', '.join(sorted(named)[:3])}"
             )
         for name in found:
             named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
         if globs:
-            raise UsageError("--freeze leaves no weight to train")
+            raise UsageError("`freeze` leaves no weight to train")
         raise ModelError("the model has no float weights: fine-tune before it is quantized")
 
 
@@ -225,7 +226,7 @@ def autocast(amp: str | None, device: torch.device) -> contextlib.AbstractContex
     if amp is None:
         return contextlib.nullcontext()
     if amp == "fp16" and device.type != "cuda":
-        raise UsageError("--amp fp16 needs a CUDA GPU: take bf16 or leave it out")
+        raise UsageError("`amp` fp16 needs a CUDA GPU: take bf16 or leave it out")
     return torch.autocast(device.type, dtype=_PRECISIONS[amp])
 
 
@@ -246,13 +247,13 @@ def _labels_fit(
     if problem is None:
         if data.labels is not None and data.label_offset is None and scores is not None:
             hint = background_hint(data.labels, scores.classes)
-            notes += [hint] if hint else []
+            notes += [with_flags(hint)] if hint else []
         return True
     if needed:
-        help_ = "give --teacher ORIGINAL to train without labels" if alone else "take --loss kd"
+        help_ = "give a `teacher` to train without labels" if alone else "take `loss` kd"
         raise DataError(f"{problem}: {help_}")
     if data.labels is not None:
-        notes.append(f"labels are not used: {problem}")
+        notes.append(with_flags(f"labels are not used: {problem}"))
     return False
 
 
@@ -261,7 +262,7 @@ def label_problem(data: TrainingData, scores: Scores | None) -> str | None:
     if data.labels is None:
         return f"{data.source} has no labels (class folders, .cls files, an array 'labels')"
     if scores is None:
-        return "no output holds class scores; name it with --scores"
+        return "no output holds class scores; name it with `scores`"
     problem = labels_misfit(
         data.source, data.labels, data.classes, scores.classes, data.label_offset
     )
@@ -273,7 +274,7 @@ def label_problem(data: TrainingData, scores: Scores | None) -> str | None:
 def _choose_loss(recipe: Recipe, data: TrainingData, scores: Scores | None, taught: bool) -> str:
     loss = recipe.loss or ("kd" if taught else "ce")
     if loss != "ce" and not taught:
-        raise UsageError(f"--loss {loss} learns from a teacher: give --teacher ORIGINAL")
+        raise UsageError(f"`loss` {loss} learns from a teacher: give a `teacher`")
     return loss
 
 

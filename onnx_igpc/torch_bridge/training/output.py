@@ -16,6 +16,7 @@ from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
+from onnx_igpc.option_names import with_flags
 from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.sections import DamageReport, FinetuneReport, MeasuredOn, WrittenCheck
@@ -35,7 +36,7 @@ _TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
 # Two computations in float32 differ by about twice the rounding of one.
 _ROUNDINGS = 4
 _DAMAGE_SAMPLES = 512
-_ADVICE = "train longer, on more images, or with a smaller --lr"
+_ADVICE = with_flags("train longer, on more images, or with a smaller `lr`")
 
 
 def written_model(networks: Networks, model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,10 +11,10 @@ import onnx
 import torch
 
 from onnx_igpc.data.batches import DataDescription
-from onnx_igpc.data.preprocessing import Preprocessing
-from onnx_igpc.errors import DataError
+from onnx_igpc.data.dataset import Dataset
+from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
-from onnx_igpc.graph.model import PathLike
+from onnx_igpc.option_names import with_flags
 from onnx_igpc.report.sections import FinetuneReport, JudgedBy, JudgedOn
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge.training.augment import Augmentation, parse_augmentation
@@ -91,19 +91,17 @@ def prepare(
     model: onnx.ModelProto,
     teacher: onnx.ModelProto | None,
     digest: RewriteReport | None,
-    sources: tuple[PathLike, PathLike | None],
+    sources: tuple[Dataset, Dataset | None],
     recipe: Recipe,
-    preprocessing: Preprocessing | None,
     world: World,
     workers: int | None,
-    label_offset: int | None = None,
 ) -> Job:
     """Open the training and validation data and build the modules.
 
     Raises as :func:`onnx_igpc.torch_bridge.training.finetune.finetune`.
     """
     inputs = model_inputs(model)
-    whole = _open(sources[0], inputs, preprocessing, digest, label_offset)
+    whole = _open(sources[0], inputs, digest)
     fixed = next((spec.fixed_batch for spec in inputs if spec.fixed_batch is not None), None)
     if fixed is not None and whole.size < fixed * world.size:
         raise DataError(
@@ -112,7 +110,7 @@ def prepare(
         )
     val_whole = None
     if sources[1] is not None:
-        val_whole = _open(sources[1], inputs, preprocessing, digest, label_offset)
+        val_whole = _open(sources[1], inputs, digest)
     data, judged = Part(whole), Part(val_whole or whole)
     if val_whole is None:
         data, part = hold_out(
@@ -162,17 +160,14 @@ def prepare(
     return Job(recipe, networks, optimizer, plan, data, train, val, augmentation, notes)
 
 
-def _open(
-    path: PathLike,
-    inputs: Sequence[InputSpec],
-    preprocessing: Preprocessing | None,
-    digest: RewriteReport | None,
-    label_offset: int | None,
-) -> TrainingData:
+def _open(data: Dataset, inputs: Sequence[InputSpec], digest: RewriteReport | None) -> TrainingData:
     """The data, its images preprocessed as asked, or else as they were for the compression."""
+    if data.samples is not None:
+        raise UsageError("finetune takes all samples of its data: leave out `samples`")
+    preprocessing = data.preprocessing
     if preprocessing is None and digest is not None:
         preprocessing = digest.preprocessing
-    return open_training_data(path, inputs, preprocessing, label_offset=label_offset)
+    return open_training_data(data.source, inputs, preprocessing, label_offset=data.label_offset)
 
 
 def _workers(source: TrainingData, asked: int | None, processes: int) -> int:
@@ -199,8 +194,8 @@ def _labels_of(val: TrainingData, networks: Networks, own: bool) -> bool:
     problem = label_problem(val, networks.objective.scores)
     if problem and (networks.objective.loss in ("ce", "kd+ce") or val.labels is not None):
         if networks.labelled:
-            raise DataError(f"--val: {problem}")
-        networks.notes.append(f"labels are not used: {problem}")
+            raise DataError(f"`val`: {problem}")
+        networks.notes.append(with_flags(f"labels are not used: {problem}"))
     return problem is None
 
 

@@ -86,20 +86,20 @@ class Recipe:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("amp", self.amp, (None, *PRECISIONS))
-        _one_of("batch-norm", self.batch_norm, (None, *BATCH_NORM_MODES))
+        _one_of("batch_norm", self.batch_norm, (None, *BATCH_NORM_MODES))
         _at_least("epochs", self.epochs, 1)
-        _at_least("batch-size", self.batch_size, 1)
+        _at_least("batch_size", self.batch_size, 1)
         _at_least("seed", self.seed, 0)
-        _at_least("weight-decay", self.weight_decay, 0)
-        _at_least("feature-loss", self.feature_loss, 0)
+        _at_least("weight_decay", self.weight_decay, 0)
+        _at_least("feature_loss", self.feature_loss, 0)
         _above_zero("lr", self.lr)
         _above_zero("temperature", self.temperature)
         if not 0 <= self.warmup < 1:
-            raise UsageError(f"--warmup is a share of all steps, 0 up to 1, not {self.warmup}")
+            raise UsageError(f"`warmup` is a share of all steps, 0 up to 1, not {self.warmup}")
         if not 0 <= self.label_weight <= 1:
-            raise UsageError(f"--label-weight must lie between 0 and 1, not {self.label_weight}")
+            raise UsageError(f"`label_weight` must lie between 0 and 1, not {self.label_weight}")
         if not 0 < self.hold_out < 1:
-            raise UsageError(f"--hold-out is a share of the data above 0, not {self.hold_out}")
+            raise UsageError(f"`hold_out` is a share of the data above 0, not {self.hold_out}")
 
     @property
     def learning_rate(self) -> float:
@@ -117,7 +117,7 @@ class Recipe:
         fixed = fixed_batch * processes if fixed_batch is not None else None
         if fixed is not None and self.batch_size not in (None, fixed):
             raise UsageError(
-                f"--batch-size {self.batch_size}: the model takes {fixed_batch} samples at a time: "
+                f"`batch_size` {self.batch_size}: the model takes {fixed_batch} samples at a time: "
                 f"leave it out, or export the model with a dynamic batch"
             )
         batch = min(fixed or self.batch_size or _BATCH_SIZE, samples)
@@ -147,14 +147,14 @@ class Recipe:
 def _one_of(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         listed = ", ".join(choice for choice in choices if choice)
-        raise UsageError(f"--{name} must be one of {listed}, not {value!r}")
+        raise UsageError(f"`{name}` must be one of {listed}, not {value!r}")
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:
     if value is not None and not (math.isfinite(value) and value >= least):
-        raise UsageError(f"--{name} must be at least {least}, not {value}")
+        raise UsageError(f"`{name}` must be at least {least}, not {value}")
 
 
 def _above_zero(name: str, value: float | None) -> None:
     if value is not None and not (math.isfinite(value) and value > 0):
-        raise UsageError(f"--{name} must be above 0, not {value}")
+        raise UsageError(f"`{name}` must be above 0, not {value}")

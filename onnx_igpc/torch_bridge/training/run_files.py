@@ -37,14 +37,14 @@ def finetune_files(
     """
     guard = FileGuard()
     guard.reads_model(*models)
-    for source, what in zip(sources, ("--data", "--val"), strict=True):
+    for source, what in zip(sources, ("`data`", "`val`"), strict=True):
         guard.reads_data(source, what)
     target = Path(output) if output is not None else None
     if target is not None:
-        guard.writes_model(target, "-o", stream=False)
+        guard.writes_model(target, "`output`", stream=False)
         guard.writes(checkpoint_path(target), "the checkpoint", stream=False)
     if log is not None and destination(log).is_stream:
-        raise UsageError(f"--log {log} is the start of two files' names, not a pipe or device")
+        raise UsageError(f"`log` {log} is the start of two files' names, not a pipe or device")
     if (files := run_log(target, log)) is not None:
         guard.writes(files.csv, "the log", stream=False)
         guard.writes(files.json, "the log", stream=False)

@@ -35,7 +35,7 @@ class BatchPlan:
         if self.samples_per_step % self.world or self.samples_per_step < self.world:
             raise UsageError(
                 f"a batch of {self.samples_per_step} samples cannot be shared evenly by "
-                f"{self.world} processes: choose a --batch-size that is a multiple of {self.world}, "
+                f"{self.world} processes: choose a `batch_size` that is a multiple of {self.world}, "
                 f"and not more than the {self.size} samples"
             )
 

@@ -24,6 +24,7 @@ from onnx_igpc.torch_bridge.tensor_files import read_tensors, write_tensors
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import Progress
 from onnx_igpc.torch_bridge.training.loop import RunInterruptedError
+from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 from tests.torch_bridge.training_cases import classifier, short, smaller, write_data
 
@@ -55,7 +56,7 @@ class Case:
             val=self.data,
             output=output,
             recipe=short(epochs=4, augment=("shift=1",), batch_size=8),
-            resume=resume,
+            run=Run(resume=resume),
             progress=stopping(stop) if stop else None,
         )
         return output, result.history
@@ -78,7 +79,7 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
 
 def test_a_resumed_run_is_the_same_bit_for_bit(case: Case) -> None:
     whole, history = case.run("whole.onnx")
-    with pytest.raises(RunInterruptedError, match="SIGTERM in epoch 2, step 4 of 5; --resume"):
+    with pytest.raises(RunInterruptedError, match="SIGTERM in epoch 2, step 4 of 5; `resume`"):
         case.run("parts.onnx", (2, 3))
     with pytest.raises(RunInterruptedError, match="epoch 4, step 1"):
         case.run("parts.onnx", (3, 5), resume=True)
@@ -171,7 +172,7 @@ class TestRefusals:
                 data=case.data,
                 output=case.folder / "o.onnx",
                 recipe=short(epochs=4, augment=("shift=1",)),
-                resume=True,
+                run=Run(resume=True),
             )
 
     @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x80\x04K\x01."])

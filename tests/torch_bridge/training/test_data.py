@@ -27,6 +27,7 @@ from onnx_igpc.torch_bridge.training.augment import (
 from onnx_igpc.torch_bridge.training.data import open_training_data
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.loader import BatchLoader
+from onnx_igpc.torch_bridge.training.options import Run
 from tests.torch_bridge.training_cases import classifier, short, smaller
 
 INPUTS = [InputSpec("x", np.dtype(np.float32), ("n", 3, 6, 6))]
@@ -157,7 +158,7 @@ class TestAugmentation:
         assert parse_augmentation(["crop"], images=True) == Augmentation(crop=True)
         assert not parse_augmentation(["none"], images=True).does_anything
         for wrong in (["turn"], ["none", "flip"], ["shift=-1"], ["shift="]):
-            with pytest.raises(UsageError, match="--augment"):
+            with pytest.raises(UsageError, match="`augment`"):
                 parse_augmentation(wrong, images=True)
         with pytest.raises(UsageError, match="crop is for images"):
             parse_augmentation(["crop"], images=False)
@@ -218,7 +219,11 @@ def test_fine_tuning_on_images_takes_the_preprocessing_of_the_report(tmp_path: P
     small = compress(teacher, Published(4), calibration=Calibration(root, preprocessing=chosen))
     small.save(tmp_path / "small.onnx")
     result = finetune(
-        tmp_path / "small.onnx", teacher=teacher, data=root, recipe=short(epochs=1), workers=0
+        tmp_path / "small.onnx",
+        teacher=teacher,
+        data=root,
+        recipe=short(epochs=1),
+        run=Run(workers=0),
     )
     assert result.report.finetune
     used = result.report.finetune.data.preprocessing
@@ -233,5 +238,7 @@ def test_images_of_different_sizes_are_refused(tmp_path: Path) -> None:
         dim.dim_param = "side"
     root = image_folder(tmp_path / "images", 4, mode="L")
     (root / "cat" / "0.png").write_bytes(picture(0, side=7, mode="L"))
-    with pytest.raises(DataError, match="cannot be trained in one batch: give --resize and --crop"):
-        finetune(onnx.ModelProto.FromString(model.SerializeToString()), data=root, workers=0)
+    with pytest.raises(DataError, match="cannot be trained in one batch: give `resize` and `crop`"):
+        finetune(
+            onnx.ModelProto.FromString(model.SerializeToString()), data=root, run=Run(workers=0)
+        )

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.report.digest import read_digest, write_digest
@@ -24,6 +25,7 @@ from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.log import COLUMNS
 from onnx_igpc.torch_bridge.training.losses import scale_of
+from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.output import fold, no_gain, update_report, worse_than_before
 from onnx_igpc.torch_bridge.training.preparation import Job, prepare
 from onnx_igpc.torch_bridge.training.result import FinetuneResult
@@ -314,8 +316,8 @@ def test_permuted_channels_are_put_back_in_order(
         digest.permutations = permutation
         write_digest(swapped, digest)
         world = World(0, 1, torch.device("cpu"))
-        sources = (unlabelled, None)
-        job = prepare(swapped, teacher, digest, sources, short(), None, world, None)
+        sources = (Dataset(unlabelled), None)
+        job = prepare(swapped, teacher, digest, sources, short(), world, None)
         batch = job.some_batch()
         losses.append(
             float(job.networks.objective(*job.networks.forward_plain(batch), None).feature)
@@ -329,7 +331,13 @@ def test_the_teacher_only_runs_forward(
 ) -> None:
     world = World(0, 1, torch.device("cpu"))
     job = prepare(
-        compressed, teacher, read_digest(compressed), (unlabelled, None), short(), None, world, None
+        compressed,
+        teacher,
+        read_digest(compressed),
+        (Dataset(unlabelled), None),
+        short(),
+        world,
+        None,
     )
     job.networks.set_training(True)
     student, taught = job.networks.forward(job.some_batch())
@@ -364,11 +372,11 @@ class TestRefusals:
             finetune(lowered, teacher=teacher, data=data)
 
     def test_no_labels_and_no_teacher(self, compressed: onnx.ModelProto, unlabelled: Path) -> None:
-        with pytest.raises(DataError, match=r"has no labels .* give --teacher"):
+        with pytest.raises(DataError, match=r"has no labels .* give a `teacher`"):
             finetune(compressed, data=unlabelled)
 
     def test_distillation_without_a_teacher(self, compressed: onnx.ModelProto, data: Path) -> None:
-        with pytest.raises(UsageError, match="--loss kd learns from a teacher"):
+        with pytest.raises(UsageError, match="`loss` kd learns from a teacher"):
             finetune(compressed, data=data, recipe=short(loss="kd"))
 
     def test_labels_of_other_classes(
@@ -391,11 +399,25 @@ class TestRefusals:
         plain = finetune(compressed, data=tmp_path / "d.npz", recipe=recipe).report.finetune
         assert plain is not None
         assert any("the model has 3 classes: if the first one" in note for note in plain.notes)
-        told = finetune(compressed, data=tmp_path / "d.npz", recipe=recipe, label_offset=1)
+        told = finetune(compressed, data=Dataset(tmp_path / "d.npz", label_offset=1), recipe=recipe)
         assert told.report.finetune is not None
         assert not any("background" in note for note in told.report.finetune.notes)
         with pytest.raises(DataError, match=r"label 3 .* is not one of the model's 3 classes"):
-            finetune(compressed, data=tmp_path / "d.npz", recipe=recipe, label_offset=2)
+            finetune(compressed, data=Dataset(tmp_path / "d.npz", label_offset=2), recipe=recipe)
+
+    def test_validation_data_by_its_path_is_read_as_the_training_data(
+        self, tmp_path: Path, compressed: onnx.ModelProto
+    ) -> None:
+        for name, labels in (("d", np.arange(20) % 2), ("v", np.arange(20) % 3)):
+            np.savez(tmp_path / f"{name}.npz", x=random(20, 1, 5, 5), labels=labels)
+        shifted = Dataset(tmp_path / "d.npz", label_offset=1)
+        with pytest.raises(DataError, match=r"label 3 of .*v\.npz is not one"):
+            finetune(compressed, shifted, val=tmp_path / "v.npz", recipe=short(epochs=1))
+        finetune(compressed, shifted, val=Dataset(tmp_path / "v.npz"), recipe=short(epochs=1))
+
+    def test_a_part_of_the_training_data(self, compressed: onnx.ModelProto, data: Path) -> None:
+        with pytest.raises(UsageError, match="all samples of its data"):
+            finetune(compressed, Dataset(data, samples=5))
 
     def test_another_teacher(self, compressed: onnx.ModelProto, data: Path) -> None:
         other = classifier(end="Softmax")
@@ -411,7 +433,7 @@ class TestRefusals:
             finetune(model, teacher=model, data=tmp_path / "d.npz")
 
     def test_unknown_glob(self, compressed: onnx.ModelProto, data: Path) -> None:
-        with pytest.raises(UsageError, match="--freeze 'conv\\*' matches none"):
+        with pytest.raises(UsageError, match="`freeze` 'conv\\*' matches none"):
             finetune(compressed, data=data, recipe=short(freeze=("conv*",)))
 
     def test_a_gpu_that_is_not_there(
@@ -419,7 +441,7 @@ class TestRefusals:
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(UsageError, match="sees no CUDA GPU"):
-            finetune(compressed, data=data, device="cuda")
+            finetune(compressed, data=data, run=Run(device="cuda"))
         with pytest.raises(UsageError, match="fp16 needs a CUDA GPU"):
             finetune(compressed, data=data, recipe=short(amp="fp16"))
 
@@ -429,7 +451,7 @@ class TestRefusals:
         output = tmp_path / "out.onnx"
         recipe = short(optimizer="sgd", lr=1e30, warmup=0.9, epochs=2)
         with pytest.raises(
-            CheckFailedError, match="NaN or infinite in epoch 1: take a smaller --lr"
+            CheckFailedError, match="NaN or infinite in epoch 1: take a smaller `lr`"
         ):
             finetune(compressed, data=data, output=output, recipe=recipe)
         assert not output.exists()

@@ -24,6 +24,7 @@ from onnx_igpc.report.sections import JudgedReport
 from onnx_igpc.torch_bridge import from_torch, to_torch
 from onnx_igpc.torch_bridge.registry import _OPERATORS
 from onnx_igpc.torch_bridge.training.finetune import finetune
+from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.result import FinetuneResult
 from tests.torch_bridge.graphs import make_model, random
 from tests.torch_bridge.training_cases import arrays_of, classifier, short, smaller, write_data
@@ -338,7 +339,7 @@ class TestOutputs:
         assert result.report.damage
         assert result.report.damage.agreement is not None
         assert 0 <= result.report.damage.agreement <= 1
-        with pytest.raises(UsageError, match=r"--scores 'map' cannot be compared: .*ZipMap"):
+        with pytest.raises(UsageError, match=r"`scores` 'map' cannot be compared: .*ZipMap"):
             finetune(teacher, teacher=teacher, data=data, recipe=short(scores="map"))
 
     def test_nothing_to_learn_from(self, tmp_path: Path) -> None:
@@ -405,7 +406,7 @@ class TestBeforeTheFirstStep:
             (tmp_path / "out.onnx", tmp_path / "none" / "log"),
         ):
             with pytest.raises(UsageError, match="cannot write"):
-                finetune(model, teacher=model, data=data, output=output, log=log)
+                finetune(model, teacher=model, data=data, output=output, run=Run(log=log))
 
 
 class TestNotFinite:

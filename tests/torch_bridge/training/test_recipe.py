@@ -34,7 +34,7 @@ from onnx_igpc.torch_bridge.training.sampling import learning_rate
     ids=str,
 )
 def test_values_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"--{next(iter(wrong)).replace('_', '-')}"):
+    with pytest.raises(UsageError, match=f"`{next(iter(wrong))}`"):
         Recipe(**wrong)
 
 
