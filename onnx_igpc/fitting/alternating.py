@@ -189,6 +189,11 @@ class FittingProblem(AlternatingProblem):
         super().start()
         self._refresh()
 
+    def start_from(self, K: np.ndarray, L: np.ndarray) -> None:
+        """K, shape (rows, C), and L P, shape (F, rows), which are zero outside of the blocks."""
+        self.K[:], self.L[:] = K, L
+        self._refresh()
+
     def part(self, filters: np.ndarray, columns: np.ndarray) -> np.ndarray:
         found: np.ndarray = self.W[np.ix_(filters, columns)]
         return found

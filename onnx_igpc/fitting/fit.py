@@ -25,7 +25,7 @@ from onnx_igpc.fitting.alternating import BlockPattern, FittingProblem
 from onnx_igpc.fitting.alternating_plain import Blocks, PlainProblem
 from onnx_igpc.fitting.anderson import solve_gram
 from onnx_igpc.fitting.variable_projection import fit_without_sum
-from onnx_igpc.fitting.weights import IgpcWeights
+from onnx_igpc.fitting.weights import IgpcWeights, fit_error, stage_matrix
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.permutations import invert_permutation
 
@@ -56,8 +56,8 @@ def fit_layout(
         ValueError: shapes that do not match the layout.
     """
     target, scale = _as_seen_by_stages(layout, weight, filter_scale)
-    if moments is not None and moments.shape != (layout.in_channels, layout.in_channels):
-        raise ValueError(f"moments have shape {moments.shape}, not (C, C)")
+    if moments is not None:
+        _check_moments(layout, moments)
     k_groups = stage_groups(layout.k)
     if layout.l is None:
         return IgpcWeights(_paths(layout.k, _project(target, k_groups, moments)))
@@ -79,6 +79,57 @@ def fit_layout(
         problem.start()
         problem.solve(tolerance, _MAX_SWEEPS)
     return IgpcWeights(_paths(layout.k, problem.K), _paths(layout.l, problem.L, layout.interleave))
+
+
+def refit_layout(
+    layout: GroupLayout,
+    start: IgpcWeights,
+    weight: np.ndarray,
+    moments: np.ndarray,
+    filter_scale: np.ndarray | None = None,
+    *,
+    rounds: int = 1,
+) -> IgpcWeights:
+    """Weights of K and L for other moments or another weight than those that ``start`` was fitted to.
+
+    A small part of the work of :func:`fit_layout`, and near to its result where little has changed. The
+    objective, :func:`~onnx_igpc.fitting.weights.fit_error`, is never above that of ``start``. A layout
+    without L has its exact fit, whatever the start.
+
+    Args:
+        layout: a layout that replaces the layer.
+        start: weights for the layout, as :func:`fit_layout` gives them.
+        weight: W, shape (F, C).
+        moments: S, shape (C, C), symmetric and positive semi-definite.
+        filter_scale: d, shape (F,), how much an error in each filter counts; ones if ``None``.
+        rounds: how often every group of K and L is brought to its optimum given all others.
+
+    Raises:
+        ValueError: shapes that do not match the layout.
+    """
+    if layout.l is None:
+        found = fit_layout(layout, weight, moments, filter_scale)
+    else:
+        target, scale = _as_seen_by_stages(layout, weight, filter_scale)
+        _check_moments(layout, moments)
+        k_groups, l_groups = stage_groups(layout.k), stage_groups(layout.l, layout.interleave)
+        K, L = stage_matrix(layout.k, start.k), stage_matrix(layout.l, start.l)
+        if layout.interleave is not None:
+            L = L[:, list(invert_permutation(layout.interleave))]
+        with threadpool_limits(1):
+            if not (layout.has_sum or _rows_shared(l_groups)):
+                scaled = target * scale[:, None]
+                K, L = fit_without_sum(scaled, moments, k_groups, l_groups, 0.0, rounds, start=K)
+                L /= scale[:, None]
+            else:
+                pattern = BlockPattern(k_groups, l_groups, layout.has_sum, layout.k.out_channels)
+                problem = FittingProblem(target.astype(np.float64), scale, moments, pattern)
+                problem.start_from(K, L)
+                problem.solve(0.0, rounds)
+                K, L = problem.K, problem.L
+        found = IgpcWeights(_paths(layout.k, K), _paths(layout.l, L, layout.interleave))
+    given = (weight, moments, filter_scale)
+    return min((found, start), key=lambda each: fit_error(layout, each, *given))
 
 
 def random_weights(layout: GroupLayout, seed: int, name: str, activated: bool) -> IgpcWeights:
@@ -131,6 +182,11 @@ def stage_groups(
         first += path.filters
     order = np.arange(stage.in_channels) if interleave is None else np.asarray(interleave)
     return [(np.asarray(rows), order[list(columns)]) for columns, rows in filters.items()]
+
+
+def _check_moments(layout: GroupLayout, moments: np.ndarray) -> None:
+    if moments.shape != (layout.in_channels, layout.in_channels):
+        raise ValueError(f"moments have shape {moments.shape}, not (C, C)")
 
 
 def _as_seen_by_stages(

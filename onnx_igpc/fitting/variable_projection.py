@@ -202,6 +202,8 @@ def fit_without_sum(
     l_groups: Groups,
     tolerance: float,
     max_rounds: int,
+    *,
+    start: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """K, shape (D, C), and L P, shape (F, D), for ``target`` = diag(d) W, shape (F, C).
 
@@ -214,6 +216,7 @@ def fit_without_sum(
         l_groups: (filters, rows of K) of each group.
         tolerance: see :meth:`ProjectionProblem.solve`, as for ``max_rounds``.
         max_rounds: of each problem.
+        start: rows of K to start from, shape (D, C); none if ``None``.
     """
     K = np.zeros((sum(len(rows) for rows, _ in k_groups), target.shape[1]))
     L = np.zeros((len(target), len(K)))
@@ -221,6 +224,9 @@ def fit_without_sum(
         parts = [(np.intersect1d(rows, read), columns) for rows, columns in k_groups]
         parts = [(rows, columns) for rows, columns in parts if len(rows)]
         problem = ProjectionProblem(target[filters], moments, [columns for _, columns in parts])
+        if start is not None:
+            for group, (rows, columns) in enumerate(parts):
+                problem.assign(group, start[np.ix_(rows, columns)])
         problem.solve([len(rows) for rows, _ in parts], tolerance, max_rounds)
         for (rows, columns), found in zip(parts, problem.K, strict=True):
             K[np.ix_(rows, columns)] = found
