@@ -19,6 +19,7 @@ from onnx_igpc.fitting.weights import IgpcWeights, fit_error
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.planning.clustering import Clustering
 from onnx_igpc.planning.extended_search import ExtendedSearch, Trial
 from onnx_igpc.planning.grouping import Grouping, learned_published
 
@@ -96,7 +97,14 @@ def candidate_layouts(
     with threadpool_limits(1):
         search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, grouping)
         large = max(C, F) > _LARGE
-        layer = _Layer(weight, moments, scale, max(tolerance, _TOLERANCE_LARGE * large), large)
+        layer = _Layer(
+            weight,
+            moments,
+            scale,
+            max(tolerance, _TOLERANCE_LARGE * large),
+            large,
+            search.clustering,
+        )
         found = _extended(search, budgets, layer)
         widths = {*channels_per_group, *_suitable_widths(C, F, budgets)}
         found += _published(layer, sorted(widths), grouping, found)
@@ -172,7 +180,9 @@ def _published(
             continue
         layouts = [layout]
         if grouping == "learned":
-            learned = learned_published(layout, layer.weight, layer.moments, layer.scale)
+            learned = learned_published(
+                layout, layer.weight, layer.moments, layer.scale, layer.clustering
+            )
             layouts.insert(0, learned)
         rival = best_fitted(extended, layout.weights)
         factor = _PROMISING_LARGE if layer.large else _PROMISING
@@ -189,6 +199,7 @@ class _Layer:
     scale: np.ndarray
     tolerance: float
     large: bool
+    clustering: Clustering
 
     def fitted(self, layout: GroupLayout, tolerance: float) -> FittedLayout:
         given = (self.weight, self.moments, self.scale)

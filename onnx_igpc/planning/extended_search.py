@@ -18,7 +18,7 @@ from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.layout.extended import extended_layout, k_row_positions
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.planning.clustering import channel_affinity
+from onnx_igpc.planning.clustering import Clustering, channel_affinity
 from onnx_igpc.planning.grouping import Grouping, contiguous_groups, even_sizes, learned_columns
 
 # Of the budget, for rows that read every channel, beside groups.
@@ -69,7 +69,7 @@ class ExtendedSearch:
         self.k_counts = [g for g in k_counts if 1 < g <= self.C // _LEAST_GROUP]
         self.low_rank = ProjectionProblem(target, moments, [np.arange(self.C)])
         self._spectrum = self.low_rank.directions(0)
-        self._affinity = channel_affinity(target, moments)
+        self.clustering = Clustering(channel_affinity(target, moments))
         larger = max(self.C, self.F)
         refits = int(_REFITS * min(1.0, (_REFITS_AT / larger) ** 1.5))
         self._refits = max(refits, _LEAST_REFITS)
@@ -147,7 +147,7 @@ class ExtendedSearch:
         rows = max(int(middle / (self.C / g + self.F)), g)
         ranks = [min(rank, size) for rank, size in zip(even_sizes(rows, g), sizes, strict=True)]
         return learned_columns(
-            self.target, self.moments, sizes, ranks, self._refits, self._affinity
+            self.target, self.moments, sizes, ranks, self._refits, self.clustering
         )
 
     def _path(self, columns: list[np.ndarray], budgets: Sequence[int]) -> list[list[Trial]]:
