@@ -57,14 +57,34 @@ def learned_columns(
         refits: how many refits the search may make; none leaves the clusters as they are.
         clustering: that of the channels, if it is known already.
     """
+    problem = ProjectionProblem(target, moments, contiguous_groups(sizes))
     if clustering is None:
         clustering = Clustering(channel_affinity(target, moments))
-    plain = ProjectionProblem(target, moments, contiguous_groups(sizes))
-    clustered = plain.with_columns(clustering.balanced(sizes), [])
-    for problem in (plain, clustered):
-        problem.solve(ranks, 1e-2, _MAX_ROUNDS)
-    best = min((clustered, plain), key=ProjectionProblem.objective)
-    return [np.sort(each) for each in search_groups(best, ranks, refits).columns]
+    start = clustered_groups(problem, sizes, ranks, clustering)
+    return [np.sort(each) for each in search_groups(start, ranks, refits).columns]
+
+
+def clustered_groups(
+    problem: ProjectionProblem,
+    sizes: Sequence[int],
+    ranks: Sequence[int],
+    clustering: Clustering,
+    tolerance: float = 1e-2,
+) -> ProjectionProblem:
+    """The better of clusters and contiguous groups of these sizes, with rows of these ranks.
+
+    Args:
+        problem: any of the layer.
+        sizes: input channels of each group.
+        ranks: rows of each group.
+        clustering: that of the channels.
+        tolerance: see :meth:`~onnx_igpc.fitting.variable_projection.ProjectionProblem.solve`.
+    """
+    tried = []
+    for columns in (clustering.balanced(sizes), contiguous_groups(sizes)):
+        tried.append(problem.with_columns(columns, []))
+        tried[-1].solve(ranks, tolerance, _MAX_ROUNDS)
+    return min(tried, key=ProjectionProblem.objective)
 
 
 def learned_published(
