@@ -39,6 +39,8 @@ _PROMISING, _WORTH_LEARNING = 1.35, 2.0
 # A layer with more channels or filters than the first takes longer: published layouts are held
 # against what the extended family would have at just their size. One with more than the second is
 # fitted less closely.
+# Both groupings are fitted in full where their rough fits are this close.
+_CLOSE = 1.1
 _MEDIUM, _LARGE = 64, 256
 _PROMISING_MEDIUM, _WORTH_LEARNING_MEDIUM = 1.12, 1.5
 _TOLERANCE_LARGE = 4e-3
@@ -99,7 +101,8 @@ def candidate_layouts(
         search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, grouping)
         if max(C, F) > _LARGE:
             tolerance = max(tolerance, _TOLERANCE_LARGE)
-        layer = _Layer(weight, moments, scale, tolerance, search.clustering)
+        close = 1.0 if max(C, F) > _MEDIUM else _CLOSE
+        layer = _Layer(weight, moments, scale, tolerance, search.clustering, close)
         found = _extended(search, budgets, layer)
         widths = {*channels_per_group, *_suitable_widths(C, F, budgets)}
         found += _published(layer, sorted(widths), grouping, found)
@@ -206,6 +209,7 @@ class _Layer:
     scale: np.ndarray
     tolerance: float
     clustering: Clustering
+    close: float
 
     def fitted(self, layout: GroupLayout, tolerance: float) -> FittedLayout:
         given = (self.weight, self.moments, self.scale)
@@ -218,21 +222,21 @@ class _Layer:
     def promising(
         self, layout: GroupLayout, grouping: Grouping, worth_learning: float, most: float
     ) -> list[FittedLayout]:
-        """The better grouping of a published layout, fitted.
+        """The better grouping of a published layout, fitted; both where it is not clear which it is.
 
         None if a rough fit leaves more error than ``most``; only the contiguous one is looked at
         if it leaves more than ``worth_learning``.
         """
-        best = self.fitted(layout, _ROUGH_TOLERANCE)
-        if grouping == "learned" and best.error <= worth_learning:
+        rough = [self.fitted(layout, _ROUGH_TOLERANCE)]
+        if grouping == "learned" and rough[0].error <= worth_learning:
             given = (self.weight, self.moments, self.scale)
             learned = learned_published(layout, *given, self.clustering)
-            best = min(self.fitted(learned, _ROUGH_TOLERANCE), best, key=lambda each: each.error)
-        if best.error > most:
-            return []
+            rough.append(self.fitted(learned, _ROUGH_TOLERANCE))
+        least = min(each.error for each in rough)
+        near = [each for each in rough if each.error <= min(self.close * least, most)]
         if layout.l is None or layout.k.groups > _MOST_GROUPS:
-            return [best]
-        return [self.fitted(best.layout, self.tolerance)]
+            return near
+        return [self.fitted(each.layout, self.tolerance) for each in near]
 
 
 def _front(candidates: Iterable[FittedLayout]) -> list[FittedLayout]:

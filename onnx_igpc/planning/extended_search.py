@@ -33,7 +33,7 @@ _CLOSE_GROUPS = 1.1
 _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
 _REFITS, _REFITS_AT, _LEAST_REFITS = 40, 128, 5
-# Layers with more channels or filters than this are searched with less care.
+# Layers with more channels than this are searched with less care.
 _SMALL, _LARGE = 64, 256
 
 
@@ -73,12 +73,12 @@ class ExtendedSearch:
         self.low_rank = ProjectionProblem(target, moments, [np.arange(self.C)])
         self._spectrum = self.low_rank.directions(0)
         self.clustering = Clustering(channel_affinity(target, moments))
-        larger = max(self.C, self.F)
-        refits = int(_REFITS * min(1.0, (_REFITS_AT / larger) ** 1.5))
+        # More filters than channels cost nothing: see ProjectionProblem.
+        refits = int(_REFITS * min(1.0, (_REFITS_AT / self.C) ** 1.5))
         self._refits = max(refits, _LEAST_REFITS)
-        self._rounds = 2 if larger <= _LARGE else 1
-        self.polished_trials = 2 if larger <= _LARGE else 1
-        self._groupings_tried = 3 if larger <= _SMALL else 2 if larger <= _LARGE else 1
+        self._rounds = 2 if self.C <= _LARGE else 1
+        self.polished_trials = 2 if self.C <= _LARGE else 1
+        self._groupings_tried = 3 if self.C <= _SMALL else 2 if self.C <= _LARGE else 1
 
     def trials(self, budgets: Sequence[int]) -> list[list[Trial]]:
         """For each budget of weights, in ascending order, the trials that keep to it."""
