@@ -153,14 +153,15 @@ class FittingProblem(AlternatingProblem):
         F, C = target.shape
         self.S = moments
         self.K, self.L = np.zeros((self.rows, C)), np.zeros((F, self.rows))
-        self.R = self.W.copy()
-        self.RS = self.R @ self.S
+        self.WS = self.W @ self.S
+        self.KS = np.zeros_like(self.K)
+        self.R, self.RS = self.W.copy(), self.WS.copy()
         self.total = self.objective()
         self._k_steps: list[_KStep] = [_KStep(self, *group) for group in self.k_groups]
         self._l_steps: list[_LStep] = [_LStep(self, *group) for group in self.l_groups]
 
     def objective(self) -> float:
-        return float(np.einsum("f,fc,fc->", self.d2, self.R, self.RS))
+        return float(self.d2 @ np.einsum("fc,fc->f", self.R, self.RS))
 
     def state(self) -> np.ndarray:
         blocks = [self.K[step.block].ravel() for step in self._k_steps]
@@ -177,13 +178,17 @@ class FittingProblem(AlternatingProblem):
         self._refresh()
 
     def _refresh(self) -> None:
-        """The residual of the current K and L."""
+        """What follows from the current K and L."""
+        for step in self._k_steps:
+            self.KS[step.rows] = self.K[step.block] @ step.spread
         for step in self._l_steps:
-            residual = self.W[step.filters] - self.L[step.block] @ self.K[step.rows]
+            block = self.L[step.block]
+            residual = self.W[step.filters] - block @ self.K[step.rows]
+            times_s = self.WS[step.filters] - block @ self.KS[step.rows]
             if self.has_sum:
                 residual -= self.K[step.filters]
-            self.R[step.filters] = residual
-        self.RS = self.R @ self.S
+                times_s -= self.KS[step.filters]
+            self.R[step.filters], self.RS[step.filters] = residual, times_s
 
     def start(self) -> None:
         super().start()
@@ -217,8 +222,7 @@ class _LStep:
     def solve(self, problem: FittingProblem) -> None:
         """The block of L by least squares, row by row; the weight of a row does not matter."""
         old = problem.L[self.block]
-        k = problem.K[self.rows]
-        k_s = k @ problem.S
+        k, k_s = problem.K[self.rows], problem.KS[self.rows]
         gram = k_s @ k.T
         outer = problem.RS[self.filters] @ k.T + old @ gram
         change = solve_gram(gram, outer.T).T - old
@@ -232,7 +236,9 @@ class _KStep:
 
     def __init__(self, problem: FittingProblem, rows: np.ndarray, columns: np.ndarray) -> None:
         self.filters = filters_reached(problem.l_groups, rows, problem.has_sum)
-        self.columns = columns
+        self.rows, self.columns = rows, columns
+        self.spread = problem.S[columns]
+        self.inner = problem.S[np.ix_(columns, columns)]
         self.block = np.ix_(rows, columns)
         self.above = np.ix_(self.filters, rows)
         self.changed = np.ix_(self.filters, columns)
@@ -251,8 +257,9 @@ class _KStep:
             a = a + self.identity
         weighted = a.T * problem.d2[self.filters]
         change = solve_gram(weighted @ a, weighted @ problem.RS[self.changed])
-        inner = problem.S[np.ix_(self.columns, self.columns)]
-        change = solve_gram(inner, change.T).T
+        change = solve_gram(self.inner, change.T).T
+        times_s = change @ self.spread
         problem.R[self.changed] -= a @ change
-        problem.RS[self.filters] -= a @ (change @ problem.S[self.columns])
+        problem.RS[self.filters] -= a @ times_s
         problem.K[self.block] += change
+        problem.KS[self.rows] += times_s

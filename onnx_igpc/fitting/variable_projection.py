@@ -27,7 +27,6 @@ from onnx_igpc.fitting.alternating import Groups
 _VARIANCE_RIDGE = 1e-10
 # A row that reduces the error by less than this part of the total is zero.
 _LEAST_GAIN = 1e-14
-_RANK_TOLERANCE = 1e-10
 # Relative to the mean of the diagonal: lets rows be zero or alike.
 _RIDGE = 1e-12
 
@@ -65,7 +64,9 @@ class ProjectionProblem:
         self.T = np.asarray(np.linalg.qr(target, mode="r")) if target.shape[0] > C else target
         self.S = np.eye(C) if moments is None else moments
         self.TS = self.T if moments is None else self.T @ moments
-        self.total = float(np.sum(self.TS * self.T))
+        self._power = self.TS @ self.T.T
+        self.total = float(np.trace(self._power))
+        self._variances = np.diagonal(self.S)
         self._plain = moments is None
         self._set_columns(columns)
 
@@ -79,63 +80,117 @@ class ProjectionProblem:
             other.assign(group, each)
         return other
 
+    def copied(self) -> ProjectionProblem:
+        """The same groups with the same rows, to be changed apart."""
+        other = copy(self)
+        for name in ("K", "gains", "_seen", "_outer", "_inner"):
+            setattr(other, name, copy(getattr(self, name)))
+        return other
+
     def _set_columns(self, columns: Sequence[np.ndarray]) -> None:
         C = len(self.S)
         self.columns = [np.asarray(each) for each in columns]
         self.K = [np.zeros((0, len(each))) for each in self.columns]
-        self._KS = [np.zeros((0, C)) for _ in self.columns]
         self.gains: list[np.ndarray | None] = [None] * len(self.columns)
+        # K S of each group, T S K^T, and K S K^T of each pair whose first is not before its second.
+        self._seen = [np.zeros((0, C)) for _ in self.columns]
+        self._outer = [np.zeros((len(self.T), 0)) for _ in self.columns]
+        self._inner: dict[tuple[int, int], np.ndarray] = {}
         everything = np.concatenate(self.columns)
         disjoint = len(np.unique(everything)) == len(everything)
         self._separable = len(self.columns) == 1 or (self._plain and disjoint)
+        # Contiguous parts of S and T S, which every turn of a group needs.
+        self._spreads = [(self.S[own], self.TS[:, own]) for own in self.columns]
 
     @property
     def ranks(self) -> list[int]:
         """Rows of each group."""
         return [len(rows) for rows in self.K]
 
-    def directions(self, group: int) -> GroupDirections:
-        """The best rows of ``group`` for the rows that the other groups have now."""
-        from scipy.linalg import solve_triangular
-
-        own = self.columns[group]
-        spread = self.S[np.ix_(own, own)]
-        cross = self.TS[:, own]
-        without = self.total
+    def directions(self, group: int, count: int | None = None) -> GroupDirections:
+        """The best rows of ``group``, at most ``count``, for the rows that the other groups have now."""
         others = [index for index, rows in enumerate(self.K) if index != group and len(rows)]
+        if len(self.columns[group]) == len(self.S):
+            return self._directions_of_everything(group, others, count)
+        own = self.columns[group]
+        seen, cross = self._spreads[group]
+        # One factor of the moments of the others' rows and of the group's channels together: what
+        # the others leave of the channels and of T x needs no products of its own.
+        first, gram = self._inner_products(others, len(own))
+        start = 0
+        for index in others:
+            end = start + len(self.K[index])
+            gram[first:, start:end] = self._seen[index][:, own].T
+            start = end
+        gram[first:, first:] = seen[:, own]
+        ridges = np.full(
+            len(gram), _VARIANCE_RIDGE * max(float(self._variances[own].max()), 1e-100)
+        )
+        ridges[:first] = _ridge(gram[:first, :first])
+        lower = _lower_root(gram, ridges)
+        right = np.concatenate([*(self._outer[index] for index in others), cross], axis=1)
+        solved = _solve_lower(lower, right.T)
+        without = self.total - float(np.sum(solved[:first] ** 2))
+        image = solved[first:]
+        if len(image) <= len(self.T):
+            gains, basis = _leading(image @ image.T, count)
+        else:
+            gains, vectors = _leading(image.T @ image, count)
+            basis = image @ vectors / np.sqrt(np.maximum(gains[: vectors.shape[1]], 1e-300))
+        rows = _solve_lower(lower[first:, first:], basis, transposed=True).T
+        return self._found(rows, gains, without)
+
+    def _directions_of_everything(
+        self, group: int, others: Sequence[int], count: int | None
+    ) -> GroupDirections:
+        """For a group that reads every channel: the leading outputs of what the others leave of T x."""
+        power, remaining, without = self._power, self.T, self.total
         if others:
-            gram, outer = self._rows_of(others)
-            seen = np.concatenate([self._KS[index][:, own] for index in others])
-            root = _inverse_root(gram)
-            scaled_outer = outer @ root.T
-            scaled_seen = root @ seen
-            spread = spread - scaled_seen.T @ scaled_seen
-            cross = cross - scaled_outer @ scaled_seen
-            without -= float(np.sum(scaled_outer**2))
-        lower = _lower_root(spread, float(np.diagonal(self.S)[own].max()))
-        image = solve_triangular(lower, cross.T, lower=True)
-        gains, basis = np.linalg.eigh(image @ image.T)
-        rows = solve_triangular(lower, basis[:, ::-1], lower=True, trans=1).T
-        gains = np.maximum(gains[::-1], 0.0)
+            first, gram = self._inner_products(others, 0)
+            lower = _lower_root(gram, np.full(first, _ridge(gram)))
+            outer = np.concatenate([self._outer[index] for index in others], axis=1)
+            solved = _solve_lower(lower, outer.T)
+            without -= float(np.sum(solved**2))
+            power = power - solved.T @ solved
+            back = _solve_lower(lower, solved, transposed=True).T
+            remaining = self.T.copy()
+            start = 0
+            for index in others:
+                end = start + len(self.K[index])
+                remaining[:, self.columns[index]] -= back[:, start:end] @ self.K[index]
+                start = end
+        gains, basis = _leading(power, count)
+        scale = np.sqrt(np.maximum(gains[: basis.shape[1]], 1e-300))
+        rows = (basis / scale).T @ remaining[:, self.columns[group]]
+        return self._found(rows, gains, without)
+
+    def _found(self, rows: np.ndarray, gains: np.ndarray, without: float) -> GroupDirections:
         # What is left here is rounding, in directions that the ridge alone makes directions.
-        rows[gains <= _LEAST_GAIN * self.total] = 0.0
+        rows[gains[: len(rows)] <= _LEAST_GAIN * self.total] = 0.0
         return GroupDirections(rows, gains, without)
 
     def assign(self, group: int, rows: np.ndarray) -> None:
         """Make ``rows``, shape (count, channels of the group), those of ``group``."""
+        seen, cross = self._spreads[group]
         self.K[group] = rows
-        self._KS[group] = rows @ self.S[self.columns[group]]
+        self._seen[group] = rows @ seen
+        self._outer[group] = cross @ rows.T
+        for other, columns in enumerate(self.columns):
+            if len(rows) and len(self.K[other]):
+                product = self._seen[group][:, columns] @ self.K[other].T
+                self._inner[max(group, other), min(group, other)] = (
+                    product if group >= other else product.T
+                )
 
     def step(self, group: int, count: int) -> float:
         """Give ``group`` its ``count`` best rows; returns the squared error that is left.
 
         Rows that can add nothing, because the group has too few directions, are zero.
         """
-        found = self.directions(group)
+        found = self.directions(group, count)
         self.gains[group] = found.gains
         rows = np.zeros((count, len(self.columns[group])))
-        chosen = found.rows[:count]
-        rows[: len(chosen)] = chosen
+        rows[: len(found.rows)] = found.rows
         self.assign(group, rows)
         return max(found.without - float(found.gains[:count].sum()), 0.0)
 
@@ -144,8 +199,10 @@ class ProjectionProblem:
         used = [index for index, rows in enumerate(self.K) if len(rows)]
         if not used:
             return self.total
-        gram, outer = self._rows_of(used)
-        return max(self.total - float(np.sum((outer @ _inverse_root(gram).T) ** 2)), 0.0)
+        first, gram = self._inner_products(used, 0)
+        lower = _lower_root(gram, np.full(first, _ridge(gram)))
+        outer = np.concatenate([self._outer[index] for index in used], axis=1)
+        return max(self.total - float(np.sum(_solve_lower(lower, outer.T) ** 2)), 0.0)
 
     def solve(self, ranks: Sequence[int], tolerance: float, max_rounds: int) -> float:
         """Rounds over the groups, each to its optimum given the others, until a round improves by
@@ -177,22 +234,23 @@ class ProjectionProblem:
 
     def best_l(self, target: np.ndarray) -> np.ndarray:
         """L for the current rows, group after group, shape (rows of ``target``, D)."""
-        K = self.k_matrix()
-        seen = np.concatenate(self._KS)
-        root = _inverse_root(seen @ K.T)
-        outer: np.ndarray = target @ seen.T @ root.T @ root
-        return outer
+        used = [index for index, rows in enumerate(self.K) if len(rows)]
+        first, gram = self._inner_products(used, 0)
+        lower = _lower_root(gram, np.full(first, _ridge(gram)))
+        seen = np.concatenate([self._seen[index] for index in used])
+        half = _solve_lower(lower, seen @ target.T)
+        return _solve_lower(lower, half, transposed=True).T
 
-    def _rows_of(self, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """K S K^T and T S K^T over the rows of some groups."""
-        seen = np.concatenate([self._KS[index] for index in groups])
-        gram = np.concatenate(
-            [seen[:, self.columns[index]] @ self.K[index].T for index in groups], axis=1
-        )
-        outer = np.concatenate(
-            [self.TS[:, self.columns[index]] @ self.K[index].T for index in groups], axis=1
-        )
-        return gram, outer
+    def _inner_products(self, groups: Sequence[int], further: int) -> tuple[int, np.ndarray]:
+        """The number of rows of some groups, in ascending order, and a matrix with that many rows and
+        columns more than ``further``: K S K^T in its lower triangle, the rest not yet set.
+        """
+        ends = np.cumsum([0, *(len(self.K[index]) for index in groups)]).tolist()
+        gram = np.zeros((ends[-1] + further, ends[-1] + further))
+        for i, row in enumerate(groups):
+            for j, column in enumerate(groups[: i + 1]):
+                gram[ends[i] : ends[i + 1], ends[j] : ends[j + 1]] = self._inner[row, column]
+        return ends[-1], gram
 
 
 def fit_without_sum(
@@ -235,31 +293,36 @@ def fit_without_sum(
     return K, L
 
 
-def _lower_root(spread: np.ndarray, largest: float) -> np.ndarray:
-    """The Cholesky factor of a positive semi-definite matrix with a ridge, as large as it must be."""
-    ridge = _VARIANCE_RIDGE * max(largest, 1e-100)
+def _ridge(gram: np.ndarray) -> float:
+    """What lets rows be zero or alike."""
+    return _RIDGE * max(float(np.trace(gram)) / max(len(gram), 1), 1e-100)
+
+
+def _lower_root(gram: np.ndarray, ridges: np.ndarray) -> np.ndarray:
+    """The Cholesky factor of a positive semi-definite matrix, given in its lower triangle, with
+    ``ridges`` added to the diagonal, as large as they must be. ``gram`` is overwritten.
+    """
+    diagonal = np.diagonal(gram).copy()
     while True:
+        np.fill_diagonal(gram, diagonal + ridges)
         try:
-            return np.linalg.cholesky(spread + ridge * np.eye(len(spread)))
+            return np.linalg.cholesky(gram)
         except np.linalg.LinAlgError:
-            ridge *= 100.0
+            ridges = ridges * 100.0
 
 
-def _inverse_root(gram: np.ndarray) -> np.ndarray:
-    """R with R^T R the inverse of a symmetric positive semi-definite matrix, lower triangular."""
-    from scipy.linalg import solve_triangular
+def _solve_lower(lower: np.ndarray, right: np.ndarray, transposed: bool = False) -> np.ndarray:
+    """X with ``lower X = right`` for a lower triangular matrix, or with its transpose."""
+    from scipy.linalg.lapack import dtrtrs
 
-    size = len(gram)
-    ridge = _RIDGE * max(float(np.trace(gram)) / size, 1e-100)
-    for _ in range(8):
-        try:
-            lower = np.linalg.cholesky(gram + ridge * np.eye(size))
-        except np.linalg.LinAlgError:
-            ridge *= 100.0
-            continue
-        inverse: np.ndarray = solve_triangular(lower, np.eye(size), lower=True)
-        return inverse
-    power, vectors = np.linalg.eigh(gram)
-    used = power > _RANK_TOLERANCE * max(float(power.max()), 1e-300)
-    root: np.ndarray = (vectors[:, used] / np.sqrt(power[used])).T
-    return root
+    if not right.size:
+        return np.zeros(right.shape)
+    # LAPACK reads columns: what lies there is the transpose.
+    solved, _ = dtrtrs(lower.T, right, lower=0, trans=0 if transposed else 1)
+    return np.asarray(solved)
+
+
+def _leading(gram: np.ndarray, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """All eigenvalues of a positive semi-definite matrix, the largest first, and the first vectors."""
+    values, vectors = np.linalg.eigh(gram)
+    return np.maximum(values[::-1], 0.0), vectors[:, ::-1][:, :count]

@@ -19,6 +19,7 @@ from onnx_igpc.fitting.weights import IgpcWeights, fit_error
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
+from onnx_igpc.planning.clustering import Clustering
 from onnx_igpc.planning.extended_search import ExtendedSearch, Trial
 from onnx_igpc.planning.grouping import Grouping, learned_published
 
@@ -31,15 +32,18 @@ CHANNELS_PER_GROUP = (4, 8, 12, 16, 24, 32, 64, 128)
 K_GROUPS = (2, 4, 8)
 
 # A rough fit's error is up to 30 % above that of the full one. A published layout is fitted in full
-# where the rough fit of its better grouping is not further than this behind the extended family.
+# where the rough fit of its better grouping is not further than this behind the extended family, and
+# groups are learned for it where contiguous ones are not further than that.
 _ROUGH_TOLERANCE = 3e-2
-_PROMISING = 1.35
-# A large layer takes long: one grouping is fitted, less closely, and only if it is likelier to win.
-_LARGE = 256
-_PROMISING_LARGE = 1.2
-_TOLERANCE_LARGE = 4e-3
+_PROMISING, _WORTH_LEARNING = 1.35, 2.0
+# A layer with more channels or filters than the first takes longer: published layouts are held
+# against what the extended family would have at just their size. One with more than the second is
+# fitted less closely.
 # Both groupings are fitted in full where their rough fits are this close.
 _CLOSE = 1.1
+_MEDIUM, _LARGE = 64, 256
+_PROMISING_MEDIUM, _WORTH_LEARNING_MEDIUM = 1.12, 1.5
+_TOLERANCE_LARGE = 4e-3
 # Groups of fewer channels than this part leave so much error that a rough fit says enough.
 _MOST_GROUPS = 32
 # Below this part of C F, no further sizes of V2 are tried than those asked for.
@@ -95,8 +99,10 @@ def candidate_layouts(
     budgets = sorted({int(size * C * F) for size in sizes})
     with threadpool_limits(1):
         search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, grouping)
-        large = max(C, F) > _LARGE
-        layer = _Layer(weight, moments, scale, max(tolerance, _TOLERANCE_LARGE * large), large)
+        if max(C, F) > _LARGE:
+            tolerance = max(tolerance, _TOLERANCE_LARGE)
+        close = 1.0 if max(C, F) > _MEDIUM else _CLOSE
+        layer = _Layer(weight, moments, scale, tolerance, search.clustering, close)
         found = _extended(search, budgets, layer)
         widths = {*channels_per_group, *_suitable_widths(C, F, budgets)}
         found += _published(layer, sorted(widths), grouping, found)
@@ -163,21 +169,35 @@ def _published(
     grouping: Grouping,
     extended: Sequence[FittedLayout],
 ) -> list[FittedLayout]:
-    """Published V2 wherever the extended family is not far ahead of it."""
+    """Published V2 wherever the extended family is not far ahead of it.
+
+    In layers that take long, neither where V2 would be far smaller than its smallest member.
+    """
     F, C = layer.weight.shape
+    medium = max(C, F) > _MEDIUM
+    smallest = min((each.layout.weights for each in extended), default=0)
     found: list[FittedLayout] = []
     for ch in channels_per_group:
         layout = plan_layout(C, F, ch)
         if not layout.replaced or layout.weights >= layout.dense_weights:
             continue
-        layouts = [layout]
-        if grouping == "learned":
-            learned = learned_published(layout, layer.weight, layer.moments, layer.scale)
-            layouts.insert(0, learned)
-        rival = best_fitted(extended, layout.weights)
-        factor = _PROMISING_LARGE if layer.large else _PROMISING
-        found += layer.promising(layouts, None if rival is None else factor * rival.error)
+        if not medium:
+            rival = best_fitted(extended, layout.weights)
+            error = np.inf if rival is None else rival.error
+            found += layer.promising(layout, grouping, _WORTH_LEARNING * error, _PROMISING * error)
+        elif 2 * layout.weights >= smallest:
+            error = _error_between(extended, layout.weights)
+            limits = (_WORTH_LEARNING_MEDIUM * error, _PROMISING_MEDIUM * error)
+            found += layer.promising(layout, grouping, *limits)
     return found
+
+
+def _error_between(candidates: Sequence[FittedLayout], weights: int) -> float:
+    """The error of candidates at a number of weights: between theirs, and nothing, by logarithms."""
+    front = _front(candidates)
+    known = [0, *(each.layout.weights for each in front)]
+    errors = [1.0, *(max(each.error, 1e-12) for each in front)]
+    return float(np.exp(np.interp(weights, known, np.log(errors))))
 
 
 @dataclass(frozen=True)
@@ -188,7 +208,8 @@ class _Layer:
     moments: np.ndarray | None
     scale: np.ndarray
     tolerance: float
-    large: bool
+    clustering: Clustering
+    close: float
 
     def fitted(self, layout: GroupLayout, tolerance: float) -> FittedLayout:
         given = (self.weight, self.moments, self.scale)
@@ -198,18 +219,22 @@ class _Layer:
         error = fit_error(layout, weights, self.weight, self.moments, self.scale)
         return FittedLayout(layout, weights, error)
 
-    def promising(self, layouts: Sequence[GroupLayout], limit: float | None) -> list[FittedLayout]:
-        """Groupings of one published layout, if the first is roughly within the limit: the best."""
-        rough: list[FittedLayout] = []
-        for layout in layouts:
-            rough.append(self.fitted(layout, _ROUGH_TOLERANCE))
-            if limit is not None and rough[0].error > limit:
-                return []
-        close = _CLOSE * min(each.error for each in rough)
-        near = [each for each in rough if each.error <= close]
-        if self.large:
-            near = [min(rough, key=lambda candidate: candidate.error)]
-        if layouts[0].l is None or layouts[0].k.groups > _MOST_GROUPS:
+    def promising(
+        self, layout: GroupLayout, grouping: Grouping, worth_learning: float, most: float
+    ) -> list[FittedLayout]:
+        """The better grouping of a published layout, fitted; both where it is not clear which it is.
+
+        None if a rough fit leaves more error than ``most``; only the contiguous one is looked at
+        if it leaves more than ``worth_learning``.
+        """
+        rough = [self.fitted(layout, _ROUGH_TOLERANCE)]
+        if grouping == "learned" and rough[0].error <= worth_learning:
+            given = (self.weight, self.moments, self.scale)
+            learned = learned_published(layout, *given, self.clustering)
+            rough.append(self.fitted(learned, _ROUGH_TOLERANCE))
+        least = min(each.error for each in rough)
+        near = [each for each in rough if each.error <= min(self.close * least, most)]
+        if layout.l is None or layout.k.groups > _MOST_GROUPS:
             return near
         return [self.fitted(each.layout, self.tolerance) for each in near]
 

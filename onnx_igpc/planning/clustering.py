@@ -9,6 +9,7 @@ Hence the affinity 1 - (1 - cos^2)(1 - corr^2), between 0 and 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -31,41 +32,81 @@ def squared_cosines(gram: np.ndarray) -> np.ndarray:
     return cosines
 
 
-def balanced_clusters(affinity: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-    """Clusters of exactly the given sizes, each in ascending order; they add up to all items.
+class Clustering:
+    """Clusters of the items of one affinity, shape (n, n), in any numbers and sizes.
 
-    Spectral clustering (Ng, Jordan and Weiss, NIPS 2001), with an assignment problem in the place of
-    the nearest centre. Deterministic: centres start at items that are farthest from each other.
+    Spectral clustering (Ng, Jordan and Weiss, NIPS 2001) with clusters of given sizes. Deterministic:
+    centres start at items that are farthest from each other.
     """
-    from scipy.optimize import linear_sum_assignment
 
-    if len(sizes) == 1:
-        return [np.arange(len(affinity))]
-    points = _embedding(affinity, min(len(sizes), len(affinity)))
-    centres = points[_spread_items(points, len(sizes))]
-    slots = np.repeat(np.arange(len(sizes)), sizes)
-    owner = np.empty(0, dtype=int)
-    for _ in range(_MAX_ROUNDS):
-        distance = ((points[:, None] - centres[None]) ** 2).sum(axis=2)
-        _, columns = linear_sum_assignment(distance[:, slots])
-        before, owner = owner, slots[columns]
-        if np.array_equal(before, owner):
-            break
-        centres = np.stack([_mean(points[owner == index]) for index in range(len(sizes))])
-    return [np.flatnonzero(owner == index) for index in range(len(sizes))]
+    def __init__(self, affinity: np.ndarray) -> None:
+        self._affinity = affinity
+
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        """Eigenvectors of the normalised affinity, the leading one last."""
+        links = self._affinity - np.diag(np.diagonal(self._affinity))
+        root = np.sqrt(np.maximum(links.sum(axis=1), 1e-9))
+        _, vectors = np.linalg.eigh(links / np.outer(root, root))
+        # The sign of an eigenvector is arbitrary; the largest entry decides, for the same result
+        # anywhere.
+        largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(len(vectors))]
+        return vectors * np.where(largest < 0, -1.0, 1.0)
+
+    def balanced(self, sizes: Sequence[int]) -> list[np.ndarray]:
+        """Clusters of exactly the given sizes, each in ascending order; they add up to all items."""
+        count = len(self._affinity)
+        if len(sizes) == 1:
+            return [np.arange(count)]
+        points = self._vectors[:, -min(len(sizes), count) :]
+        points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-9)
+        centres = points[_spread_items(points, len(sizes))]
+        owner = np.empty(0, dtype=int)
+        for _ in range(_MAX_ROUNDS):
+            before, owner = owner, _assigned(_squared_distances(points, centres), sizes)
+            if np.array_equal(before, owner):
+                break
+            centres = np.stack([_mean(points[owner == index]) for index in range(len(sizes))])
+        return [np.flatnonzero(owner == index) for index in range(len(sizes))]
 
 
-def _embedding(affinity: np.ndarray, dimensions: int) -> np.ndarray:
-    """Leading eigenvectors of the normalised affinity, each item scaled to length 1."""
-    links = affinity - np.diag(np.diagonal(affinity))
-    root = np.sqrt(np.maximum(links.sum(axis=1), 1e-9))
-    _, vectors = np.linalg.eigh(links / np.outer(root, root))
-    points = vectors[:, -dimensions:]
-    # The sign of an eigenvector is arbitrary; the largest entry decides, for the same result anywhere.
-    largest = points[np.abs(points).argmax(axis=0), np.arange(dimensions)]
-    points = points * np.where(largest < 0, -1.0, 1.0)
-    scaled: np.ndarray = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-9)
-    return scaled
+def balanced_clusters(affinity: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """See :meth:`Clustering.balanced`."""
+    return Clustering(affinity).balanced(sizes)
+
+
+def _squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Shape (points, centres); rounded, so that ties do not depend on the last bits."""
+    found = (points**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1) - 2 * points @ centres.T
+    return np.asarray(np.round(found, 12))
+
+
+def _assigned(distance: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """The cluster of each item, shape (n,), near to the least sum of distances for these sizes.
+
+    Items go to the nearest cluster with room; where too many want the same, those stay that would
+    lose most by the next one.
+    """
+    owner = np.full(len(distance), -1)
+    room = np.asarray(sizes).copy()
+    distance = np.where(room > 0, distance, np.inf)
+    waiting = np.arange(len(distance))
+    while len(waiting):
+        here = distance[waiting]
+        wanted = here.argmin(axis=1)
+        rows = np.arange(len(waiting))
+        nearest = here[rows, wanted]
+        here[rows, wanted] = np.inf
+        loss = here.min(axis=1) - nearest
+        order = np.lexsort((waiting, nearest, -loss, wanted))
+        ranked = wanted[order]
+        place = np.arange(len(order)) - np.searchsorted(ranked, ranked)
+        staying = order[place < room[ranked]]
+        owner[waiting[staying]] = wanted[staying]
+        room -= np.bincount(wanted[staying], minlength=len(room))
+        distance[:, room == 0] = np.inf
+        waiting = waiting[owner[waiting] < 0]
+    return owner
 
 
 def _spread_items(points: np.ndarray, count: int) -> list[int]:

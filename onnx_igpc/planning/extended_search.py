@@ -18,20 +18,23 @@ from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.layout.extended import extended_layout, k_row_positions
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.planning.clustering import channel_affinity
-from onnx_igpc.planning.grouping import Grouping, contiguous_groups, even_sizes, learned_columns
+from onnx_igpc.planning.clustering import Clustering, channel_affinity
+from onnx_igpc.planning.exchange_search import search_groups
+from onnx_igpc.planning.grouping import Grouping, clustered_groups, contiguous_groups, even_sizes
 
 # Of the budget, for rows that read every channel, beside groups.
 _SHARED_PART = 0.3
 # Groups are learned for few sizes, as a part of C F, each for the sizes near it.
 _ANCHORS = (0.35, 0.12)
 _POLISH_ROUNDS = 60
+# Numbers of groups whose clusters leave no more than this times the least error are searched.
+_CLOSE_GROUPS = 1.1
 # Fewer channels in a group than this make slow convolutions and gain little.
 _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
 _REFITS, _REFITS_AT, _LEAST_REFITS = 40, 128, 5
-# Layers with more channels or filters than this are searched with less care.
-_LARGE = 256
+# Layers with more channels than this are searched with less care.
+_SMALL, _LARGE = 64, 256
 
 
 @dataclass
@@ -69,21 +72,21 @@ class ExtendedSearch:
         self.k_counts = [g for g in k_counts if 1 < g <= self.C // _LEAST_GROUP]
         self.low_rank = ProjectionProblem(target, moments, [np.arange(self.C)])
         self._spectrum = self.low_rank.directions(0)
-        self._affinity = channel_affinity(target, moments)
-        larger = max(self.C, self.F)
-        refits = int(_REFITS * min(1.0, (_REFITS_AT / larger) ** 1.5))
+        self.clustering = Clustering(channel_affinity(target, moments))
+        # More filters than channels cost nothing: see ProjectionProblem.
+        refits = int(_REFITS * min(1.0, (_REFITS_AT / self.C) ** 1.5))
         self._refits = max(refits, _LEAST_REFITS)
-        self._rounds = 2 if larger <= _LARGE else 1
-        self.polished_trials = 2 if larger <= _LARGE else 1
+        self._rounds = 2 if self.C <= _LARGE else 1
+        self.polished_trials = 2 if self.C <= _LARGE else 1
+        self._groupings_tried = 3 if self.C <= _SMALL else 2 if self.C <= _LARGE else 1
 
     def trials(self, budgets: Sequence[int]) -> list[list[Trial]]:
         """For each budget of weights, in ascending order, the trials that keep to it."""
         found = [self._low_rank_trial(budget) for budget in budgets]
-        for g in self.k_counts:
-            for near in self._near_anchors(budgets):
-                within = [budgets[index] for index in near]
-                path = self._path(self._columns(g, within), within)
-                for index, trial in zip(near, path, strict=True):
+        for near in self._near_anchors(budgets):
+            within = [budgets[index] for index in near]
+            for columns in self._groupings(within):
+                for index, trial in zip(near, self._path(columns, within), strict=True):
                     found[index] += trial
         for each, budget in zip(found, budgets, strict=True):
             grouped = [trial for trial in each if len(trial.problem.columns) > 1]
@@ -139,16 +142,24 @@ class ExtendedSearch:
             near[int(np.argmin(distance))].append(index)
         return [each for each in near if each]
 
-    def _columns(self, g: int, budgets: Sequence[int]) -> list[np.ndarray]:
-        sizes = even_sizes(self.C, g)
+    def _groupings(self, budgets: Sequence[int]) -> list[list[np.ndarray]]:
+        """Groups of channels to try at these budgets, in the numbers that promise most."""
+        sizes = {g: even_sizes(self.C, g) for g in self.k_counts}
         if self.grouping == "contiguous":
-            return contiguous_groups(sizes)
+            return [contiguous_groups(each) for each in sizes.values()]
         middle = budgets[len(budgets) // 2]
-        rows = max(int(middle / (self.C / g + self.F)), g)
-        ranks = [min(rank, size) for rank, size in zip(even_sizes(rows, g), sizes, strict=True)]
-        return learned_columns(
-            self.target, self.moments, sizes, ranks, self._refits, self._affinity
-        )
+        started = []
+        for g, each in sizes.items():
+            rows = max(int(middle / (self.C / g + self.F)), g)
+            ranks = [min(rank, size) for rank, size in zip(even_sizes(rows, g), each, strict=True)]
+            problem = clustered_groups(self.low_rank, each, ranks, self.clustering)
+            started.append((problem.objective(), g, ranks, problem))
+        started.sort(key=lambda entry: entry[:2])
+        return [
+            [np.sort(each) for each in search_groups(problem, ranks, self._refits).columns]
+            for error, _, ranks, problem in started[: self._groupings_tried]
+            if error <= _CLOSE_GROUPS * started[0][0] or self._groupings_tried > 2
+        ]
 
     def _path(self, columns: list[np.ndarray], budgets: Sequence[int]) -> list[list[Trial]]:
         """Trials of growing size over the same groups; none where a budget is too small."""

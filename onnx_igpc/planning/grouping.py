@@ -17,7 +17,7 @@ from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.fitting.weights import IgpcWeights, fit_error
 from onnx_igpc.layout.extended import with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.planning.clustering import balanced_clusters, channel_affinity
+from onnx_igpc.planning.clustering import Clustering, channel_affinity
 from onnx_igpc.planning.exchange_search import search_groups
 
 Grouping = Literal["learned", "contiguous"]
@@ -43,7 +43,7 @@ def learned_columns(
     sizes: Sequence[int],
     ranks: Sequence[int],
     refits: int,
-    affinity: np.ndarray | None = None,
+    clustering: Clustering | None = None,
 ) -> list[np.ndarray]:
     """Input channels of each group of K, for ``y = L P K x`` with dense L.
 
@@ -55,16 +55,36 @@ def learned_columns(
         sizes: input channels of each group.
         ranks: rows of each group.
         refits: how many refits the search may make; none leaves the clusters as they are.
-        affinity: that of the channels, if it is known already.
+        clustering: that of the channels, if it is known already.
     """
-    if affinity is None:
-        affinity = channel_affinity(target, moments)
-    plain = ProjectionProblem(target, moments, contiguous_groups(sizes))
-    clustered = plain.with_columns(balanced_clusters(affinity, sizes), [])
-    for problem in (plain, clustered):
-        problem.solve(ranks, 1e-2, _MAX_ROUNDS)
-    best = min((clustered, plain), key=ProjectionProblem.objective)
-    return [np.sort(each) for each in search_groups(best, ranks, refits).columns]
+    problem = ProjectionProblem(target, moments, contiguous_groups(sizes))
+    if clustering is None:
+        clustering = Clustering(channel_affinity(target, moments))
+    start = clustered_groups(problem, sizes, ranks, clustering)
+    return [np.sort(each) for each in search_groups(start, ranks, refits).columns]
+
+
+def clustered_groups(
+    problem: ProjectionProblem,
+    sizes: Sequence[int],
+    ranks: Sequence[int],
+    clustering: Clustering,
+    tolerance: float = 1e-2,
+) -> ProjectionProblem:
+    """The better of clusters and contiguous groups of these sizes, with rows of these ranks.
+
+    Args:
+        problem: any of the layer.
+        sizes: input channels of each group.
+        ranks: rows of each group.
+        clustering: that of the channels.
+        tolerance: see :meth:`~onnx_igpc.fitting.variable_projection.ProjectionProblem.solve`.
+    """
+    tried = []
+    for columns in (clustering.balanced(sizes), contiguous_groups(sizes)):
+        tried.append(problem.with_columns(columns, []))
+        tried[-1].solve(ranks, tolerance, _MAX_ROUNDS)
+    return min(tried, key=ProjectionProblem.objective)
 
 
 def learned_published(
@@ -72,6 +92,7 @@ def learned_published(
     weight: np.ndarray,
     moments: np.ndarray | None = None,
     filter_scale: np.ndarray | None = None,
+    clustering: Clustering | None = None,
 ) -> GroupLayout:
     """A published layout with correlated channels in its groups, the sizes being the same.
 
@@ -83,6 +104,7 @@ def learned_published(
         weight: W, shape (F, C).
         moments: S, shape (C, C); the identity if ``None``.
         filter_scale: d, shape (F,); ones if ``None``.
+        clustering: that of the channels, if it is known already.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -93,7 +115,9 @@ def learned_published(
             first_reader.setdefault(column, index)
     places = [[c for c, group in first_reader.items() if group == g] for g in range(len(groups))]
     target = weight if filter_scale is None else weight * np.abs(filter_scale)[:, None]
-    clusters = balanced_clusters(channel_affinity(target, moments), [len(each) for each in places])
+    if clustering is None:
+        clustering = Clustering(channel_affinity(target, moments))
+    clusters = clustering.balanced([len(each) for each in places])
     by_filter = [_explained(target, moments, cluster) for cluster in clusters]
     said = np.array([[float(each[rows].sum()) for each in by_filter] for rows, _ in groups])
     fits = np.array([[len(place) == len(c) for c in clusters] for place in places])

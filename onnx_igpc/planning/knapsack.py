@@ -1,8 +1,8 @@
 """Choosing a layout for every site under a budget: what costs least and hurts least.
 
 Each site has candidates with a cost and a damage; one of each site is chosen so that the costs stay
-within the budget and the sum of damages is least: a multiple-choice knapsack, solved exactly by
-HiGHS (scipy.optimize.milp).
+within the budget and the sum of damages is least: a multiple-choice knapsack, see
+:mod:`onnx_igpc.planning.multiple_choice`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from onnx_igpc.errors import CheckFailedError, UsageError, did_you_mean
 from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.planning.multiple_choice import least_damage
 
 TARGETS = ("pointwise-parameters", "pointwise-macs", "parameters", "macs", "latency")
 _CURVE_POINTS = 24
@@ -124,44 +125,16 @@ class Choice:
 
 def choose(sites: Sequence[Options], target: Target, budget: float) -> Choice | None:
     """The choice of least damage whose costs are within ``budget``; ``None`` if there is none."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    if not sites:
-        return Choice((), 0, 0.0)
-    costs, damages, owner = [], [], []
-    for number, site in enumerate(sites):
-        for index, candidate in enumerate(site.candidates):
-            costs.append(float(site.cost(index, target)))
-            damages.append(candidate.damage)
-            owner.append(number)
-    if (
-        sum(min(site.cost(i, target) for i in range(len(site.candidates))) for site in sites)
-        > budget
-    ):
-        return None
-    one_each = np.zeros((len(sites), len(owner)))
-    one_each[owner, np.arange(len(owner))] = 1.0
-    # Scaled, since weights in the millions and damages below 1e-6 do not go well together.
-    unit_cost = max(costs) or 1.0
-    unit_damage = max(max(damages), 1e-300)
-    result = milp(
-        np.asarray(damages) / unit_damage,
-        constraints=[
-            LinearConstraint(one_each, 1.0, 1.0),
-            LinearConstraint(np.asarray(costs)[None, :] / unit_cost, -np.inf, budget / unit_cost),
-        ],
-        integrality=np.ones(len(owner)),
-        bounds=Bounds(0.0, 1.0),
-        options={"mip_rel_gap": 1e-6},
+    indices = least_damage(
+        [[site.cost(i, target) for i in range(len(site.candidates))] for site in sites],
+        [[candidate.damage for candidate in site.candidates] for site in sites],
+        budget,
     )
-    if result.x is None:
+    if indices is None:
         return None
-    taken = np.flatnonzero(result.x > 0.5)
-    first = np.cumsum([0] + [len(site.candidates) for site in sites])
-    indices = tuple(int(each - first[owner[each]]) for each in taken)
     cost = sum(site.cost(index, target) for site, index in zip(sites, indices, strict=True))
     damage = sum(site.candidates[index].damage for site, index in zip(sites, indices, strict=True))
-    return Choice(indices, cost, damage)
+    return Choice(tuple(indices), cost, damage)
 
 
 def best_within(sites: Sequence[Options], target: Target, fixed: float) -> Choice:
