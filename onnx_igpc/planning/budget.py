@@ -314,7 +314,7 @@ def _candidates(damages: SiteDamages, each: SiteCandidates, budget: Budget) -> l
     found = candidate_layouts(
         site.weight_matrix().astype(np.float64),
         damages.moments(site).second,
-        damages.metric(each).scale,
+        damages.metric(each),
         SIZES if budget.family == "extended" else (),
         grouping=budget.grouping,
     )

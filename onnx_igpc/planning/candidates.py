@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnx_igpc.fitting.fit import fit_layout
-from onnx_igpc.fitting.weights import IgpcWeights, fit_error
+from onnx_igpc.fitting.output_metric import OutputMetric, fit_in_metric
+from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.layout.extended import dense_layout
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
@@ -54,7 +54,8 @@ class FittedLayout(NamedTuple):
     """One way to rewrite a layer.
 
     ``weights`` are float64; for the kept dense layer, W itself. ``error`` is the fitted objective,
-    see :func:`~onnx_igpc.fitting.weights.fit_error`.
+    relative, see
+    :meth:`~onnx_igpc.fitting.output_metric.OutputMetric.error`.
     """
 
     layout: GroupLayout
@@ -65,7 +66,7 @@ class FittedLayout(NamedTuple):
 def candidate_layouts(
     weight: np.ndarray,
     moments: np.ndarray | None = None,
-    filter_scale: np.ndarray | None = None,
+    filter_scale: np.ndarray | OutputMetric | None = None,
     sizes: Sequence[float] = SIZES,
     *,
     grouping: Grouping = "learned",
@@ -80,7 +81,8 @@ def candidate_layouts(
     Args:
         weight: W, shape (F, C).
         moments: S, shape (C, C), symmetric and positive semi-definite; the identity if ``None``.
-        filter_scale: d, shape (F,), how much an error in each filter counts; ones if ``None``.
+        filter_scale: d, shape (F,), how much an error in each filter counts; ones if ``None``. Or a
+            metric in which errors in different filters matter together.
         sizes: numbers of weights to offer, as parts of C F.
         grouping: ``"learned"`` chooses the channels of each group; this needs a Gather, in front of
             the layer or taken over by its producer. ``"contiguous"`` leaves them in order.
@@ -94,15 +96,17 @@ def candidate_layouts(
     if moments is not None and moments.shape != (C, C):
         raise ValueError(f"moments have shape {moments.shape}, not (C, C)")
     weight = np.asarray(weight, dtype=np.float64)
-    scale = _positive_scale(filter_scale, F)
+    metric = filter_scale
+    if not isinstance(metric, OutputMetric):
+        metric = OutputMetric.of_scale(metric, F)
     dense = FittedLayout(dense_layout(C, F, "kept: best at this size"), IgpcWeights((weight,)), 0.0)
     budgets = sorted({int(size * C * F) for size in sizes})
     with threadpool_limits(1):
-        search = ExtendedSearch(weight * scale[:, None], moments, K_GROUPS, grouping)
+        search = ExtendedSearch(metric.whitened(weight), moments, K_GROUPS, grouping)
         if max(C, F) > _LARGE:
             tolerance = max(tolerance, _TOLERANCE_LARGE)
         close = 1.0 if max(C, F) > _MEDIUM else _CLOSE
-        layer = _Layer(weight, moments, scale, tolerance, search.clustering, close)
+        layer = _Layer(weight, moments, metric, tolerance, search.clustering, close)
         found = _extended(search, budgets, layer)
         widths = {*channels_per_group, *_suitable_widths(C, F, budgets)}
         found += _published(layer, sorted(widths), grouping, found)
@@ -113,16 +117,6 @@ def best_fitted(candidates: Sequence[FittedLayout], weights: int) -> FittedLayou
     """The candidate of least error with at most so many weights; ``None`` if all have more."""
     within = [each for each in candidates if each.layout.weights <= weights]
     return min(within, key=lambda each: each.error, default=None)
-
-
-def _positive_scale(filter_scale: np.ndarray | None, F: int) -> np.ndarray:
-    if filter_scale is None:
-        return np.ones(F)
-    if filter_scale.shape != (F,):
-        raise ValueError(f"filter_scale has shape {filter_scale.shape}, not (F,)")
-    scale = np.abs(np.asarray(filter_scale, dtype=np.float64))
-    # As in fitting: a filter that is switched off keeps a weight that can be divided by.
-    return np.maximum(scale / max(float(scale.max()), 1e-300), 1e-4)
 
 
 def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> list[FittedLayout]:
@@ -138,7 +132,7 @@ def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> 
             (search.polished(trial, layer.tolerance) for trial in leading),
             key=lambda trial: trial.error,
         )
-        layout, weights = search.layout(best, layer.scale)
+        layout, weights = search.layout(best, layer.metric)
         found.append(layer.candidate(layout, weights))
     return found
 
@@ -202,21 +196,21 @@ def _error_between(candidates: Sequence[FittedLayout], weights: int) -> float:
 
 @dataclass(frozen=True)
 class _Layer:
-    """What layouts are fitted to, and how well; ``scale`` is d."""
+    """What layouts are fitted to, and how well."""
 
     weight: np.ndarray
     moments: np.ndarray | None
-    scale: np.ndarray
+    metric: OutputMetric
     tolerance: float
     clustering: Clustering
     close: float
 
     def fitted(self, layout: GroupLayout, tolerance: float) -> FittedLayout:
-        given = (self.weight, self.moments, self.scale)
-        return self.candidate(layout, fit_layout(layout, *given, tolerance=tolerance))
+        given = (self.weight, self.moments, self.metric)
+        return self.candidate(layout, fit_in_metric(layout, *given, tolerance=tolerance))
 
     def candidate(self, layout: GroupLayout, weights: IgpcWeights) -> FittedLayout:
-        error = fit_error(layout, weights, self.weight, self.moments, self.scale)
+        error = self.metric.error(layout, weights, self.weight, self.moments)
         return FittedLayout(layout, weights, error)
 
     def promising(
@@ -229,7 +223,7 @@ class _Layer:
         """
         rough = [self.fitted(layout, _ROUGH_TOLERANCE)]
         if grouping == "learned" and rough[0].error <= worth_learning:
-            given = (self.weight, self.moments, self.scale)
+            given = (self.weight, self.moments, self.metric.scale)
             learned = learned_published(layout, *given, self.clustering)
             rough.append(self.fitted(learned, _ROUGH_TOLERANCE))
         least = min(each.error for each in rough)

@@ -14,6 +14,7 @@ from heapq import heapify, heapreplace
 import numpy as np
 
 from onnx_igpc.fitting.fit import layout_weights
+from onnx_igpc.fitting.output_metric import OutputMetric
 from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.layout.extended import extended_layout, k_row_positions
@@ -114,12 +115,12 @@ class ExtendedSearch:
         columns = trial.problem.columns
         return len(columns) - 1 if len(columns[-1]) == self.C else len(columns)
 
-    def layout(self, trial: Trial, scale: np.ndarray) -> tuple[GroupLayout, IgpcWeights]:
-        """The trial as a layout and its weights, for filters that were multiplied by ``scale``."""
+    def layout(self, trial: Trial, metric: OutputMetric) -> tuple[GroupLayout, IgpcWeights]:
+        """The trial as a layout and its weights, for a target that was made one of this metric."""
         parts = zip(trial.problem.columns, trial.ranks, strict=True)
         k_groups = [(columns.tolist(), rank) for columns, rank in parts]
         layout = extended_layout(self.C, self.F, k_groups)
-        L = trial.problem.best_l(self.target) / scale[:, None]
+        L = metric.unwhitened(trial.problem.best_l(self.target))
         positions = np.argsort(k_row_positions(self.C, k_groups))
         return layout, layout_weights(layout, trial.problem.k_matrix()[positions], L[:, positions])
 
