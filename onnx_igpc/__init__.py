@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnx_igpc.layout.schemes import plan_layout
     from onnx_igpc.lowering.lower import lower_model as lower
     from onnx_igpc.lowering.options import Lowering
-    from onnx_igpc.planning.options import Budget, Published
+    from onnx_igpc.planning.options import Budget, Keep, Published
     from onnx_igpc.report.benchmark import BenchmarkReport
     from onnx_igpc.report.digest import read_digest
     from onnx_igpc.report.html import render_html
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _HOME = {
     "BenchmarkReport": "report.benchmark",
     "Budget": "planning.options",
+    "Keep": "planning.options",
     "Calibration": "calibration.options",
     "CompressResult": "report.result",
     "Dataset": "data.dataset",
@@ -80,6 +81,7 @@ __all__ = [
     "CompressResult",
     "Dataset",
     "Inputs",
+    "Keep",
     "Lowering",
     "Preprocessing",
     "Published",

@@ -20,6 +20,7 @@ PUBLIC = [
     "CompressResult",
     "Dataset",
     "Inputs",
+    "Keep",
     "Lowering",
     "Preprocessing",
     "Published",

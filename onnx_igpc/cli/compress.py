@@ -25,7 +25,7 @@ from onnx_igpc.errors import UsageError
 
 if TYPE_CHECKING:
     from onnx_igpc.calibration.options import Calibration
-    from onnx_igpc.planning.options import Budget, Published
+    from onnx_igpc.planning.options import Budget, Keep, Published
     from onnx_igpc.sites.find import SiteFilter
 
 _MODEL = click.Path(path_type=Path)
@@ -152,6 +152,17 @@ def inspect(
     "latency (measured here), as pointwise-parameters=40%. Needs --calibration.",
 )
 @click.option(
+    "--keep",
+    metavar="PROMISE",
+    help="In the place of a budget: as little as keeps agreement=95%, output=0.05 (relative error) or, "
+    "with labels, accuracy=-1 (points) on held-out data.",
+)
+@click.option(
+    "--minimize",
+    type=click.Choice(["pointwise-parameters", "pointwise-macs", "parameters", "macs", "latency"]),
+    help="What --keep makes least [pointwise-parameters].",
+)
+@click.option(
     "--family",
     type=click.Choice(["extended", "published"]),
     help="What a budget chooses from [extended].",
@@ -196,7 +207,7 @@ def compress(
     """Rewrite the pointwise convolutions of MODEL into interleaved grouped ones."""
     from onnx_igpc.compression.pipeline import compress as run
     from onnx_igpc.data.file_guard import FileGuard
-    from onnx_igpc.planning.options import Budget
+    from onnx_igpc.planning.options import Published
     from onnx_igpc.report.console.lowering import show_lowering
     from onnx_igpc.report.console.rewrite import show_rewrite
 
@@ -216,7 +227,7 @@ def compress(
     speed, lowering = read_lowering(options), options.pop("lowering")
     fold, passes = options.pop("fold_batch_norm"), options.pop("passes")
     plan = _read_plan(options, calibrated=calibration is not None)
-    measured = lowering == "auto" or (isinstance(plan, Budget) and plan.quantity.is_latency)
+    measured = lowering == "auto" or (not isinstance(plan, Published) and plan.quantity.is_latency)
     with ProgressLine("compressing", quiet, undisturbed=True) as line:
         result = run(
             model,
@@ -276,28 +287,36 @@ def _read_published(values: dict[str, Any]) -> Published:
     return Published(**{name: value for name, value in values.items() if value is not None})
 
 
-def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget:
+def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget | Keep:
     """What is left in ``values`` as a plan.
 
     Raises:
         UsageError: options of a budget without one, or the other way round.
     """
-    from onnx_igpc.planning.options import Budget
+    from onnx_igpc.planning.options import Budget, Keep
 
-    target = values.pop("target")
+    target, keep, least = (values.pop(name) for name in ("target", "keep", "minimize"))
     budget = {name: values.pop(name) for name in ("family", "sensitivity", "save_sensitivity")}
-    if target is None:
+    if keep is None and least is not None:
+        raise UsageError("--minimize says what --keep makes least: give --keep")
+    if target is None and keep is None:
         if budget["family"] == "extended":
             raise UsageError("--family extended is chosen from by a budget: give --target")
         if budget["sensitivity"] or budget["save_sensitivity"]:
             raise UsageError("--sensitivity belongs to a budget: give --target")
         return _read_published(values)
+    if target is not None and keep is not None:
+        raise UsageError("--target and --keep both say how small: give one of them")
     if values["channels_per_group"] is not None:
-        raise UsageError("--ch and --target both say how small: give one of them")
+        raise UsageError(
+            f"--ch and {'--target' if keep is None else '--keep'} both say how small: give one of them"
+        )
     published = _read_published(values)
     if published.random and calibrated:
         raise UsageError("random weights are not fitted to data: leave out --calibration")
     given = {name: value for name, value in budget.items() if value is not None}
     if values["grouping"] is not None:
         given["grouping"] = values["grouping"]
-    return Budget(target, **given)
+    if keep is None:
+        return Budget(target, **given)
+    return Keep(keep, **({"minimize": least} if least else {}), **given)

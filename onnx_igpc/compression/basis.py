@@ -16,12 +16,14 @@ from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import Original, describe
 from onnx_igpc.data.batches import Data
 from onnx_igpc.data.progress import Progress
+from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.damage import joined_damage, measure_damage
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.planning.budget import Plan
+from onnx_igpc.planning.promise import Promise
+from onnx_igpc.planning.search import Plan
 from onnx_igpc.planning.trials import Trials
 from onnx_igpc.report.sections import CalibrationReport, DamageReport, OptionsReport
 from onnx_igpc.runtime.session_source import AnyModel
@@ -69,6 +71,26 @@ class Basis:
         """The Fisher information of the sites' outputs, as far as it is known."""
         return self.trials.fisher
 
+    @property
+    def held_out_size(self) -> int:
+        """Samples that are held out."""
+        return self.division.held_out.size if self.division.held_out is not None else 0
+
+    def check_promise(self, promise: Promise) -> None:
+        """Refuse a promise that so much data could not show to hold.
+
+        Raises:
+            UsageError: too few samples are held out, or the data is not labelled.
+        """
+        needed = promise.fewest_samples()
+        if self.held_out_size < needed:
+            raise UsageError(
+                f"to show that {promise} holds takes {needed} held-out samples or more, here are "
+                f"{self.held_out_size}: give more data, or a larger `holdout`"
+            )
+        if promise.labelled and not self.held.source.labelled:
+            raise UsageError(f"{promise} takes labelled data: images in a folder for each class")
+
     def close(self) -> None:
         """Let go of the samples."""
         self.held.__exit__(None, None, None)
@@ -94,7 +116,7 @@ class Basis:
 
     def complete(self, used: CalibrationReport) -> CalibrationReport:
         """The report of the final fit, with how the data was shared out and the fit was chosen."""
-        used.held_out = self.division.held_out.size if self.division.held_out else 0
+        used.held_out = self.held_out_size
         used.chosen_by = self.fits or None
         return used
 
@@ -108,6 +130,7 @@ class HeldOutMeasure:
         model: the model that is rewritten, as it is before that.
         site_filter: which sites may be rewritten.
         options: for the report of each rewrite.
+        labelled: measure the change of accuracy too.
     """
 
     original: AnyModel
@@ -115,6 +138,7 @@ class HeldOutMeasure:
     model: OpenModel
     site_filter: SiteFilter
     options: OptionsReport
+    labelled: bool = False
 
     def damage(self, basis: Basis, planned: Plan, progress: Progress | None = None) -> DamageReport:
         """The damage on held-out data; without a figure where nothing was held out.
@@ -140,5 +164,9 @@ class HeldOutMeasure:
                 rewriter.rewrite(sites, planned.layouts, calibrator)
             rewriter.settle(checked=False)
             report = describe(self.known, rewriter.changes, rewriter.model, self.options)
-            found.append(measure_damage(self.original, rewriter.model, part, report=report))
+            found.append(
+                measure_damage(
+                    self.original, rewriter.model, part, report=report, labelled=self.labelled
+                )
+            )
         return joined_damage(found)

@@ -9,7 +9,8 @@ from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import PathLike
 from onnx_igpc.layout.schemes import SCHEMES, Scheme
 from onnx_igpc.planning.grouping import Grouping
-from onnx_igpc.planning.knapsack import Target
+from onnx_igpc.planning.knapsack import TARGETS, Target
+from onnx_igpc.planning.promise import Promise
 from onnx_igpc.sites.rewrite import Form
 
 DEFAULT_CH = 16
@@ -95,6 +96,46 @@ class Budget:
     def quantity(self) -> Target:
         """The target, read."""
         return Target.parse(self.target)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The least that keeps a promise on held-out data.
+
+    Args:
+        promise: ``"agreement=95%"``: the share of samples with the same highest score, at the lower end
+            of its 95 % interval; ``"output=0.05"``: at most so much relative error of the outputs;
+            ``"accuracy=-1"``: with labelled data, so many points of top-1 accuracy at most are lost, at
+            the lower end as well.
+        minimize: what is made least, one of :data:`~onnx_igpc.planning.knapsack.TARGETS`.
+        family: as in :class:`Budget`, as for ``grouping``, ``sensitivity`` and ``save_sensitivity``.
+
+    Raises:
+        UsageError: a value that cannot be used.
+    """
+
+    promise: str
+    minimize: str = "pointwise-parameters"
+    family: Family = "extended"
+    grouping: Grouping = "learned"
+    sensitivity: PathLike | None = None
+    save_sensitivity: PathLike | None = None
+
+    def __post_init__(self) -> None:
+        Promise.parse(self.promise)
+        _one_of("`minimize`", self.minimize, TARGETS)
+        _one_of("`family`", self.family, ("published", "extended"))
+        _one_of("`grouping`", self.grouping, ("learned", "contiguous"))
+
+    @property
+    def kept(self) -> Promise:
+        """The promise, read."""
+        return Promise.parse(self.promise)
+
+    @property
+    def quantity(self) -> Target:
+        """What is made least, all of it."""
+        return Target(self.minimize, 1.0)
 
 
 def _one_of(option: str, value: object, known: tuple[object, ...]) -> None:

@@ -8,8 +8,10 @@ from onnx_igpc.data.progress import Progress
 from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.planning.budget import Plan, Pricing, learned_layouts, plan_budget
+from onnx_igpc.planning.budget import plan_budget
+from onnx_igpc.planning.learned import learned_layouts
 from onnx_igpc.planning.options import Budget, Published
+from onnx_igpc.planning.search import Plan, Pricing
 from onnx_igpc.planning.trials import Trials
 from onnx_igpc.sites.find import FoundSites
 

@@ -64,6 +64,8 @@ class OptionsReport:
     ch: IfKnown[int] = None
     scheme: IfKnown[str] = None
     target: IfKnown[str] = None
+    keep: IfKnown[str] = None
+    minimize: IfKnown[str] = None
     family: IfKnown[str] = None
     seed: IfKnown[int] = None
     lowering: IfKnown[str] = None
@@ -166,12 +168,14 @@ class DamageReport:
 
     ``interval``: the agreement's 95 % interval (Wilson). ``kl``: the mean Kullback-Leibler divergence of
     the class probabilities in nats. ``fitted``: the same measured on the data that the weights were fitted
-    to, which flatters. ``unknown``: why nothing was measured, in the place of a figure.
+    to, which flatters. ``accuracy_change``: of top-1 against labels, in [-1, 1], with its 95 % interval,
+    where it was asked for. ``unknown``: why nothing was measured, in the place of a figure.
     """
 
     agreement: IfKnown[float] = None
     interval: IfKnown[tuple[float, float]] = None
     kl: IfKnown[float] = None
+    accuracy_change: IfKnown[tuple[float, float, float]] = None
     relative_error: Annotated[float | None, LeftOut(beside="output")] = None
     output: IfKnown[str] = None
     not_finite: IfKnown[int] = None
