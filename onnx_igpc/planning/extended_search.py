@@ -34,7 +34,7 @@ _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
 _REFITS, _REFITS_AT, _LEAST_REFITS = 40, 128, 5
 # Layers with more channels than this are searched with less care.
-_SMALL, _LARGE = 64, 256
+_SMALL, _LARGE, _VERY_LARGE = 64, 256, 512
 
 
 @dataclass
@@ -70,13 +70,17 @@ class ExtendedSearch:
         self.moments = moments
         self.grouping = grouping
         self.k_counts = [g for g in k_counts if 1 < g <= self.C // _LEAST_GROUP]
+        if self.C > max(_LARGE, self.F):
+            # Few wide groups take longest, and are hardly ever best.
+            self.k_counts = self.k_counts[-2:]
         self.low_rank = ProjectionProblem(target, moments, [np.arange(self.C)])
         self._spectrum = self.low_rank.directions(0)
         self.clustering = Clustering(channel_affinity(target, moments))
         # More filters than channels cost nothing: see ProjectionProblem.
         refits = int(_REFITS * min(1.0, (_REFITS_AT / self.C) ** 1.5))
         self._refits = max(refits, _LEAST_REFITS)
-        self._rounds = 2 if self.C <= _LARGE else 1
+        self._start_tolerance = 1e-2 if self.C <= _LARGE else 3e-2
+        self._rounds = 2 if self.C <= _VERY_LARGE else 1
         self.polished_trials = 2 if self.C <= _LARGE else 1
         self._groupings_tried = 3 if self.C <= _SMALL else 2 if self.C <= _LARGE else 1
 
@@ -152,11 +156,16 @@ class ExtendedSearch:
         for g, each in sizes.items():
             rows = max(int(middle / (self.C / g + self.F)), g)
             ranks = [min(rank, size) for rank, size in zip(even_sizes(rows, g), each, strict=True)]
-            problem = clustered_groups(self.low_rank, each, ranks, self.clustering)
+            problem = clustered_groups(
+                self.low_rank, each, ranks, self.clustering, self._start_tolerance
+            )
             started.append((problem.objective(), g, ranks, problem))
         started.sort(key=lambda entry: entry[:2])
         return [
-            [np.sort(each) for each in search_groups(problem, ranks, self._refits).columns]
+            [
+                np.sort(each)
+                for each in search_groups(problem, ranks, self._refits, self._rounds).columns
+            ]
             for error, _, ranks, problem in started[: self._groupings_tried]
             if error <= _CLOSE_GROUPS * started[0][0] or self._groupings_tried > 2
         ]
