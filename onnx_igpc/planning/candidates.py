@@ -41,10 +41,12 @@ _SMALL_LIMITS = (2.0, 1.35, 1.1)
 # what the extended family would have at just their size.
 _MEDIUM = 64
 _MEDIUM_LIMITS = (1.5, 1.12, 1.0)
-# Still longer: fitted less closely, and from wide groups down to where two are far behind.
-_LARGE = 256
-_LARGE_LIMITS = (1.2, 1.05, 1.0)
+# Still longer: fitted less closely.
+_LARGE = 192
+_LARGE_LIMITS = (1.25, 1.08, 1.0)
 _TOLERANCE_LARGE = 4e-3
+# A layer that takes long has no more of them tried after so many that are behind.
+_MOST_BEHIND = 2
 # Groups of fewer channels than this part leave so much error that a rough fit says enough.
 _MOST_GROUPS = 32
 # Below this part of C F, no further sizes of V2 are tried than those asked for.
@@ -181,7 +183,8 @@ def _published(
     smallest = min((each.layout.weights for each in extended), default=0)
     found: list[FittedLayout] = []
     behind = 0
-    for ch in sorted(channels_per_group, reverse=True):
+    # The likeliest first: wide groups that need no copies of channels.
+    for ch in sorted(channels_per_group, key=lambda ch: (C % ch > 0, -ch)):
         layout = plan_layout(C, F, ch)
         if not layout.replaced or layout.weights >= layout.dense_weights:
             continue
@@ -189,7 +192,7 @@ def _published(
             rival = best_fitted(extended, layout.weights)
             error = np.inf if rival is None else rival.error
         elif 2 * layout.weights < smallest:
-            break
+            continue
         else:
             error = _error_between(extended, layout.weights)
         fitted = layer.promising(
@@ -197,7 +200,7 @@ def _published(
         )
         found += fitted
         behind = 0 if fitted else behind + 1
-        if larger > _LARGE and behind == 2 and layout.l is not None:
+        if larger > _MEDIUM and layout.l is not None and behind == _MOST_BEHIND:
             break
     return found
 

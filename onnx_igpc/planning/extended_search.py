@@ -29,10 +29,12 @@ _ANCHORS = (0.35, 0.12)
 _POLISH_ROUNDS = 60
 # Numbers of groups whose clusters leave no more than this times the least error are searched.
 _CLOSE_GROUPS = 1.1
+# Clusters that leave more than this times the error of low rank are taken as they are.
+_HOPELESS = 1.3
 # Fewer channels in a group than this make slow convolutions and gain little.
 _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
-_REFITS, _REFITS_AT, _LEAST_REFITS = 40, 128, 5
+_REFITS, _REFITS_AT, _LEAST_REFITS = 24, 128, 4
 # Layers with more channels than this are searched with less care.
 _SMALL, _LARGE, _VERY_LARGE = 64, 256, 512
 
@@ -110,7 +112,7 @@ class ExtendedSearch:
         widths = [len(columns) for columns in trial.problem.columns[:grouped]]
         levels = two_levels(trial.ranks[:grouped], [w + self.F for w in widths], min(widths))
         ranks = levels + trial.ranks[grouped:]
-        problem = trial.problem.with_columns(trial.problem.columns, trial.problem.K)
+        problem = trial.problem.copied()
         return Trial(problem, ranks, problem.solve(ranks, tolerance, _POLISH_ROUNDS))
 
     def _groups_of(self, trial: Trial) -> int:
@@ -161,6 +163,9 @@ class ExtendedSearch:
             )
             started.append((problem.objective(), g, ranks, problem))
         started.sort(key=lambda entry: entry[:2])
+        low_rank = min((trial.error for trial in self._low_rank_trial(middle)), default=np.inf)
+        if started and started[0][0] > _HOPELESS * low_rank:
+            return [started[0][3].columns]
         return [
             [
                 np.sort(each)
@@ -188,8 +193,7 @@ class ExtendedSearch:
                 continue
             ranks = grown
             error = problem.solve(ranks, 0.0, self._rounds)
-            kept = problem.with_columns(columns, problem.K)
-            found.append([Trial(kept, list(ranks), error)])
+            found.append([Trial(problem.copied(), list(ranks), error)])
         return found
 
     def _with_shared_rows(self, trial: Trial, budget: int) -> list[Trial]:
