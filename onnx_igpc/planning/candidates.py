@@ -7,7 +7,7 @@ published layout or low rank is best at its size, it is itself the candidate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,18 +32,21 @@ CHANNELS_PER_GROUP = (4, 8, 12, 16, 24, 32, 64, 128)
 K_GROUPS = (2, 4, 8)
 
 # A rough fit's error is up to 30 % above that of the full one. A published layout is fitted in full
-# where the rough fit of its better grouping is not further than this behind the extended family, and
-# groups are learned for it where contiguous ones are not further than that.
+# where the rough fit of its better grouping is not further than the second behind the extended
+# family, and groups are learned for it where contiguous ones are not further than the first. Both
+# groupings are fitted in full where they are as close as the third.
 _ROUGH_TOLERANCE = 3e-2
-_PROMISING, _WORTH_LEARNING = 1.35, 2.0
-# A layer with more channels or filters than the first takes longer: published layouts are held
-# against what the extended family would have at just their size. One with more than the second is
-# fitted less closely.
-# Both groupings are fitted in full where their rough fits are this close.
-_CLOSE = 1.1
-_MEDIUM, _LARGE = 64, 256
-_PROMISING_MEDIUM, _WORTH_LEARNING_MEDIUM = 1.12, 1.5
+_SMALL_LIMITS = (2.0, 1.35, 1.1)
+# A layer with more channels or filters than this takes longer: published layouts are held against
+# what the extended family would have at just their size.
+_MEDIUM = 64
+_MEDIUM_LIMITS = (1.5, 1.12, 1.0)
+# Still longer: fitted less closely.
+_LARGE = 192
+_LARGE_LIMITS = (1.25, 1.08, 1.0)
 _TOLERANCE_LARGE = 4e-3
+# A layer that takes long has no more of them tried after so many that are behind.
+_MOST_BEHIND = 2
 # Groups of fewer channels than this part leave so much error that a rough fit says enough.
 _MOST_GROUPS = 32
 # Below this part of C F, no further sizes of V2 are tried than those asked for.
@@ -105,11 +108,10 @@ def candidate_layouts(
         search = ExtendedSearch(metric.whitened(weight), moments, K_GROUPS, grouping)
         if max(C, F) > _LARGE:
             tolerance = max(tolerance, _TOLERANCE_LARGE)
-        close = 1.0 if max(C, F) > _MEDIUM else _CLOSE
-        layer = _Layer(weight, moments, metric, tolerance, search.clustering, close)
+        layer = _Layer(weight, moments, metric, tolerance, search.clustering)
         found = _extended(search, budgets, layer)
         widths = {*channels_per_group, *_suitable_widths(C, F, budgets)}
-        found += _published(layer, sorted(widths), grouping, found)
+        found += _published(layer, widths, grouping, found)
     return [*_front(each for each in found if each.layout.weights < C * F), dense]
 
 
@@ -133,7 +135,7 @@ def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> 
             key=lambda trial: trial.error,
         )
         layout, weights = search.layout(best, layer.metric)
-        found.append(layer.candidate(layout, weights))
+        found.append(FittedLayout(layout, weights, best.error / max(search.low_rank.total, 1e-300)))
     return found
 
 
@@ -159,7 +161,7 @@ def _suitable_widths(C: int, F: int, budgets: Sequence[int]) -> list[int]:
 
 def _published(
     layer: _Layer,
-    channels_per_group: Sequence[int],
+    channels_per_group: Collection[int],
     grouping: Grouping,
     extended: Sequence[FittedLayout],
 ) -> list[FittedLayout]:
@@ -168,21 +170,32 @@ def _published(
     In layers that take long, neither where V2 would be far smaller than its smallest member.
     """
     F, C = layer.weight.shape
-    medium = max(C, F) > _MEDIUM
+    larger = max(C, F)
+    limits = (
+        _LARGE_LIMITS if larger > _LARGE else _MEDIUM_LIMITS if larger > _MEDIUM else _SMALL_LIMITS
+    )
     smallest = min((each.layout.weights for each in extended), default=0)
     found: list[FittedLayout] = []
-    for ch in channels_per_group:
+    behind = 0
+    # The likeliest first: wide groups that need no copies of channels.
+    for ch in sorted(channels_per_group, key=lambda ch: (C % ch > 0, -ch)):
         layout = plan_layout(C, F, ch)
         if not layout.replaced or layout.weights >= layout.dense_weights:
             continue
-        if not medium:
+        if larger <= _MEDIUM:
             rival = best_fitted(extended, layout.weights)
             error = np.inf if rival is None else rival.error
-            found += layer.promising(layout, grouping, _WORTH_LEARNING * error, _PROMISING * error)
-        elif 2 * layout.weights >= smallest:
+        elif 2 * layout.weights < smallest:
+            continue
+        else:
             error = _error_between(extended, layout.weights)
-            limits = (_WORTH_LEARNING_MEDIUM * error, _PROMISING_MEDIUM * error)
-            found += layer.promising(layout, grouping, *limits)
+        fitted = layer.promising(
+            layout, grouping, *(limit * error for limit in limits[:2]), limits[2]
+        )
+        found += fitted
+        behind = 0 if fitted else behind + 1
+        if larger > _MEDIUM and layout.l is not None and behind == _MOST_BEHIND:
+            break
     return found
 
 
@@ -203,7 +216,6 @@ class _Layer:
     metric: OutputMetric
     tolerance: float
     clustering: Clustering
-    close: float
 
     def fitted(self, layout: GroupLayout, tolerance: float) -> FittedLayout:
         given = (self.weight, self.moments, self.metric)
@@ -214,7 +226,12 @@ class _Layer:
         return FittedLayout(layout, weights, error)
 
     def promising(
-        self, layout: GroupLayout, grouping: Grouping, worth_learning: float, most: float
+        self,
+        layout: GroupLayout,
+        grouping: Grouping,
+        worth_learning: float,
+        most: float,
+        close: float,
     ) -> list[FittedLayout]:
         """The better grouping of a published layout, fitted; both where it is not clear which it is.
 
@@ -227,7 +244,7 @@ class _Layer:
             learned = learned_published(layout, *given, self.clustering)
             rough.append(self.fitted(learned, _ROUGH_TOLERANCE))
         least = min(each.error for each in rough)
-        near = [each for each in rough if each.error <= min(self.close * least, most)]
+        near = [each for each in rough if each.error <= min(close * least, most)]
         if layout.l is None or layout.k.groups > _MOST_GROUPS:
             return near
         return [self.fitted(each.layout, self.tolerance) for each in near]

@@ -14,6 +14,8 @@ from functools import cached_property
 import numpy as np
 
 _MAX_ROUNDS = 30
+# Items up to which they are assigned exactly; the time grows with the cube.
+_MOST_EXACT = 512
 
 
 def channel_affinity(target: np.ndarray, moments: np.ndarray | None) -> np.ndarray:
@@ -41,6 +43,7 @@ class Clustering:
 
     def __init__(self, affinity: np.ndarray) -> None:
         self._affinity = affinity
+        self._found: dict[tuple[int, ...], list[np.ndarray]] = {}
 
     @cached_property
     def _vectors(self) -> np.ndarray:
@@ -55,6 +58,12 @@ class Clustering:
 
     def balanced(self, sizes: Sequence[int]) -> list[np.ndarray]:
         """Clusters of exactly the given sizes, each in ascending order; they add up to all items."""
+        key = tuple(sizes)
+        if key not in self._found:
+            self._found[key] = self._balanced(sizes)
+        return self._found[key]
+
+    def _balanced(self, sizes: Sequence[int]) -> list[np.ndarray]:
         count = len(self._affinity)
         if len(sizes) == 1:
             return [np.arange(count)]
@@ -82,11 +91,16 @@ def _squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _assigned(distance: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """The cluster of each item, shape (n,), near to the least sum of distances for these sizes.
+    """The cluster of each item, shape (n,), with the least sum of distances for these sizes.
 
-    Items go to the nearest cluster with room; where too many want the same, those stay that would
-    lose most by the next one.
+    Among many items only near to the least: they go to the nearest cluster with room, and where too
+    many want the same, those stay that would lose most by the next one.
     """
+    from scipy.optimize import linear_sum_assignment
+
+    if len(distance) <= _MOST_EXACT:
+        slots = np.repeat(np.arange(len(sizes)), sizes)
+        return np.asarray(slots[linear_sum_assignment(distance[:, slots])[1]])
     owner = np.full(len(distance), -1)
     room = np.asarray(sizes).copy()
     distance = np.where(room > 0, distance, np.inf)

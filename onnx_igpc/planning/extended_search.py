@@ -30,12 +30,14 @@ _ANCHORS = (0.35, 0.12)
 _POLISH_ROUNDS = 60
 # Numbers of groups whose clusters leave no more than this times the least error are searched.
 _CLOSE_GROUPS = 1.1
+# Clusters that leave more than this times the error of low rank are taken as they are.
+_HOPELESS = 1.3
 # Fewer channels in a group than this make slow convolutions and gain little.
 _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
-_REFITS, _REFITS_AT, _LEAST_REFITS = 40, 128, 5
+_REFITS, _REFITS_AT, _LEAST_REFITS = 24, 128, 4
 # Layers with more channels than this are searched with less care.
-_SMALL, _LARGE = 64, 256
+_SMALL, _LARGE, _VERY_LARGE = 64, 256, 512
 
 
 @dataclass
@@ -71,13 +73,17 @@ class ExtendedSearch:
         self.moments = moments
         self.grouping = grouping
         self.k_counts = [g for g in k_counts if 1 < g <= self.C // _LEAST_GROUP]
+        if self.C > max(_LARGE, self.F):
+            # Few wide groups take longest, and are hardly ever best.
+            self.k_counts = self.k_counts[-2:]
         self.low_rank = ProjectionProblem(target, moments, [np.arange(self.C)])
         self._spectrum = self.low_rank.directions(0)
         self.clustering = Clustering(channel_affinity(target, moments))
         # More filters than channels cost nothing: see ProjectionProblem.
         refits = int(_REFITS * min(1.0, (_REFITS_AT / self.C) ** 1.5))
         self._refits = max(refits, _LEAST_REFITS)
-        self._rounds = 2 if self.C <= _LARGE else 1
+        self._start_tolerance = 1e-2 if self.C <= _LARGE else 3e-2
+        self._rounds = 2 if self.C <= _VERY_LARGE else 1
         self.polished_trials = 2 if self.C <= _LARGE else 1
         self._groupings_tried = 3 if self.C <= _SMALL else 2 if self.C <= _LARGE else 1
 
@@ -107,7 +113,7 @@ class ExtendedSearch:
         widths = [len(columns) for columns in trial.problem.columns[:grouped]]
         levels = two_levels(trial.ranks[:grouped], [w + self.F for w in widths], min(widths))
         ranks = levels + trial.ranks[grouped:]
-        problem = trial.problem.with_columns(trial.problem.columns, trial.problem.K)
+        problem = trial.problem.copied()
         return Trial(problem, ranks, problem.solve(ranks, tolerance, _POLISH_ROUNDS))
 
     def _groups_of(self, trial: Trial) -> int:
@@ -153,11 +159,19 @@ class ExtendedSearch:
         for g, each in sizes.items():
             rows = max(int(middle / (self.C / g + self.F)), g)
             ranks = [min(rank, size) for rank, size in zip(even_sizes(rows, g), each, strict=True)]
-            problem = clustered_groups(self.low_rank, each, ranks, self.clustering)
+            problem = clustered_groups(
+                self.low_rank, each, ranks, self.clustering, self._start_tolerance
+            )
             started.append((problem.objective(), g, ranks, problem))
         started.sort(key=lambda entry: entry[:2])
+        low_rank = min((trial.error for trial in self._low_rank_trial(middle)), default=np.inf)
+        if started and started[0][0] > _HOPELESS * low_rank:
+            return [started[0][3].columns]
         return [
-            [np.sort(each) for each in search_groups(problem, ranks, self._refits).columns]
+            [
+                np.sort(each)
+                for each in search_groups(problem, ranks, self._refits, self._rounds).columns
+            ]
             for error, _, ranks, problem in started[: self._groupings_tried]
             if error <= _CLOSE_GROUPS * started[0][0] or self._groupings_tried > 2
         ]
@@ -180,8 +194,7 @@ class ExtendedSearch:
                 continue
             ranks = grown
             error = problem.solve(ranks, 0.0, self._rounds)
-            kept = problem.with_columns(columns, problem.K)
-            found.append([Trial(kept, list(ranks), error)])
+            found.append([Trial(problem.copied(), list(ranks), error)])
         return found
 
     def _with_shared_rows(self, trial: Trial, budget: int) -> list[Trial]:

@@ -73,6 +73,8 @@ def clustered_groups(
 ) -> ProjectionProblem:
     """The better of clusters and contiguous groups of these sizes, with rows of these ranks.
 
+    Which of them is better, a single round says.
+
     Args:
         problem: any of the layer.
         sizes: input channels of each group.
@@ -83,8 +85,10 @@ def clustered_groups(
     tried = []
     for columns in (clustering.balanced(sizes), contiguous_groups(sizes)):
         tried.append(problem.with_columns(columns, []))
-        tried[-1].solve(ranks, tolerance, _MAX_ROUNDS)
-    return min(tried, key=ProjectionProblem.objective)
+        tried[-1].solve(ranks, tolerance, 1)
+    best = min(tried, key=ProjectionProblem.objective)
+    best.solve(ranks, tolerance, _MAX_ROUNDS - 1)
+    return best
 
 
 def learned_published(
