@@ -20,7 +20,7 @@ def wilson_interval(share: float, samples: int) -> tuple[float, float]:
         return 0.0, 1.0
     squared = _QUANTILE**2 / samples
     centre = (share + squared / 2) / (1 + squared)
-    spread = math.sqrt(squared * (share * (1 - share) + squared / 4)) / (1 + squared)
+    spread = math.sqrt(squared * max(0.0, share * (1 - share) + squared / 4)) / (1 + squared)
     return max(0.0, centre - spread), min(1.0, centre + spread)
 
 
@@ -64,7 +64,7 @@ class QuantizationReport:
     weights: str = "int8"
     symmetric: bool
     reduce_range: bool
-    reason: str
+    reason: IfKnown[str] = None
     data: DataDescription
     samples: SampleCounts
     tried: list[TriedMethod] = field(default_factory=list)
@@ -89,6 +89,7 @@ class QuantizationReport:
     def portable(self) -> QuantizationReport:
         return replace(
             self,
+            reason=None,
             data=self.data.portable(),
             kernels=None,
             executed=None,
@@ -118,9 +119,10 @@ def types_text(said: QuantizationReport) -> str:
     """The types of integers, and why weights have as many bits as they do."""
     activations = f"{said.activations}{' without zero point' if said.symmetric else ''}"
     bits = "7 bits" if said.reduce_range else "8 bits"
+    why = f" ({said.reason})" if said.reason is not None else ""
     return (
         f"quantized for {said.provider}: activations {activations}, weights {said.weights} with a scale "
-        f"for each channel, {bits} ({said.reason})"
+        f"for each channel, {bits}{why}"
     )
 
 

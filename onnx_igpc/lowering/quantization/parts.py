@@ -42,7 +42,7 @@ class Part:
                 continue
             count = len(rows)
             if self._fixed is not None:
-                rows = np.append(rows, [rows[-1]] * (self._fixed - count))
+                rows = np.pad(rows, (0, self._fixed - count), mode="edge")
             feeds = {name: values[rows] for name, values in batch.feeds.items()}
             yield Batch(feeds, None, count)
         self.skipped = self._whole.skipped

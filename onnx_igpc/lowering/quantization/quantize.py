@@ -50,7 +50,7 @@ from onnx_igpc.runtime.session import import_onnxruntime, provider_label, provid
 from onnx_igpc.runtime.setting import Setting
 
 # What inner tensors hold for one batch is in memory while it is calibrated on.
-_BATCH = 8
+_BATCH = 4
 
 
 def quantize_model(

@@ -18,6 +18,7 @@ from onnx_igpc.lowering.quantization.target import Target
 from onnx_igpc.runtime.session import import_onnxruntime
 
 PERCENTILE = 99.99
+_WARNING, _FATAL = 2, 4  # of onnxruntime's log; the first is its default
 # Probabilities of many classes need more than 256 levels.
 _KEPT_IN_FLOAT = ("Softmax", "LogSoftmax")
 
@@ -55,16 +56,9 @@ def count_batches(data: Data) -> int:
     """How many batches data has, all of which are read once.
 
     Raises:
-        DataError: a value is not finite, or there is no sample.
+        DataError: there is no sample, or what the data raises.
     """
-    count = 0
-    for batch in data:
-        count += 1
-        for name, values in batch.feeds.items():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise DataError(
-                    f"{data.describe().source}: values of input {name!r} are NaN or infinite"
-                )
+    count = sum(1 for _ in data)
     if not count:
         raise DataError(f"{data.describe().source}: no sample could be read")
     return count
@@ -98,7 +92,6 @@ def quantize_file(
         ModelError: onnxruntime cannot quantize it; ``name`` is the model's.
         DataError: what the data raises.
     """
-    import_onnxruntime("quantizing a model")
     with _quiet(name):
         from onnxruntime.quantization import (
             CalibrationDataReader,
@@ -146,8 +139,11 @@ def _operators() -> Sequence[str]:
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
     """Nothing on stdout or in the log, and any error of the quantizer as one of ours."""
+    runtime = import_onnxruntime("quantizing a model")
     before: Any = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    # The sessions that it makes take what is set for all; it cannot be asked what that was.
+    runtime.set_default_logger_severity(_FATAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
@@ -156,4 +152,5 @@ def _quiet(name: str) -> Iterator[None]:
     except Exception as error:  # the quantizer raises whatever it meets
         raise ModelError(f"{name}: onnxruntime cannot quantize it: {first_line(error)}") from error
     finally:
+        runtime.set_default_logger_severity(_WARNING)
         logging.disable(before)
