@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from onnx_igpc.layout.schemes import plan_layout
     from onnx_igpc.lowering.lower import lower_model as lower
     from onnx_igpc.lowering.options import Lowering
+    from onnx_igpc.lowering.quantization.options import Quantization
+    from onnx_igpc.lowering.quantization.quantize import quantize_model as quantize
     from onnx_igpc.planning.options import Budget, Keep, Published
     from onnx_igpc.report.benchmark import BenchmarkReport
     from onnx_igpc.report.digest import read_digest
@@ -48,6 +50,7 @@ _HOME = {
     "Lowering": "lowering.options",
     "Preprocessing": "data.preprocessing",
     "Published": "planning.options",
+    "Quantization": "lowering.quantization.options",
     "Recipe": "torch_bridge.training.recipe",
     "RelativeAdamW": "torch_bridge.training.optimizers",
     "RewriteReport": "report.tree",
@@ -66,13 +69,14 @@ _HOME = {
     "model_inputs": "graph.inputs",
     "open_data": "data.sources",
     "plan_layout": "layout.schemes",
+    "quantize": "lowering.quantization.quantize",
     "read_digest": "report.digest",
     "register_operator": "torch_bridge",
     "render_html": "report.html",
     "to_torch": "torch_bridge",
     "verify": "evaluation.verify",
 }
-_NAMED_OTHERWISE = {"lower": "lower_model"}
+_NAMED_OTHERWISE = {"lower": "lower_model", "quantize": "quantize_model"}
 
 __all__ = [
     "BenchmarkReport",
@@ -85,6 +89,7 @@ __all__ = [
     "Lowering",
     "Preprocessing",
     "Published",
+    "Quantization",
     "Recipe",
     "RelativeAdamW",
     "RewriteReport",
@@ -104,6 +109,7 @@ __all__ = [
     "model_inputs",
     "open_data",
     "plan_layout",
+    "quantize",
     "read_digest",
     "register_operator",
     "render_html",

@@ -15,6 +15,7 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.schemes import plan_layout
 from onnx_igpc.planning.options import Published
 from onnx_igpc.report.benchmark import BenchmarkReport, ModelFacts, Race, SpeedLimit, Timing
+from onnx_igpc.report.quantization import QuantizationReport, SampleCounts, TriedMethod
 from onnx_igpc.report.sections import (
     CalibrationReport,
     DamageReport,
@@ -208,6 +209,30 @@ def lowering_report() -> LoweringReport:
             seconds=seconds, predicted=0.001, speedup={"dense": (3.0, 2.9, 3.1)}
         ),
         races=RacesReport(measured=2, reused=1),
+    )
+
+
+def quantization_report() -> QuantizationReport:
+    """As of a measured quantization, which has everything."""
+    return QuantizationReport(
+        provider="cpu",
+        method="minmax",
+        activations="uint8",
+        symmetric=False,
+        reduce_range=False,
+        reason="this processor has avx512_vnni",
+        data=DataDescription("images", 120, False, None),
+        samples=SampleCounts(calibrated=120, chosen_by=40, measured=40),
+        tried=[TriedMethod(method="minmax", relative_error=0.1, agreement=0.95)],
+        integer={"Conv": 28},
+        floating={"Gemm": 1},
+        excluded={"head": "makes the model's outputs"},
+        damage=DamageReport(agreement=0.975, samples=40),
+        opset=11,
+        kernels={"QLinearConv": 28, "Gemm": 1},
+        executed="cpu ran 30 of 30 nodes",
+        onnxruntime="1.32.0",
+        seconds=12.5,
     )
 
 

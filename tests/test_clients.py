@@ -23,7 +23,7 @@ from benchmarks.clients import (
     try_client,
     verdict,
 )
-from onnx_igpc import compress
+from onnx_igpc import Quantization, compress, quantize
 from onnx_igpc.graph.model import save_model
 from onnx_igpc.planning.options import Published
 from tests.helpers import GraphBuilder, pointwise_model
@@ -185,3 +185,14 @@ def test_a_client_that_fails_is_an_outcome(tmp_path: Path) -> None:
     outcome = try_client("onnxsim", Reference.make(DIGITS, tmp_path), tmp_path, "/bin/false")
     assert not outcome.loads
     assert outcome.message == "exit code 1"
+
+
+def test_a_quantized_model_in_openvino(tmp_path: Path) -> None:
+    """What ``quantize`` writes, of the original and on top of a rewrite."""
+    require("openvino")
+    compress(DIGITS, Published(16)).save(tmp_path / "small.onnx")
+    for model in (DIGITS, tmp_path / "small.onnx"):
+        quantize(model, DATA, quantization=Quantization(method="minmax")).save(tmp_path / "q.onnx")
+        reference = Reference.make(tmp_path / "q.onnx", tmp_path, DATA)
+        outcome = try_client("openvino", reference, tmp_path)
+        assert verdict(outcome, outcome, reference.tolerance) == "yes", outcome

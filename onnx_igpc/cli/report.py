@@ -94,6 +94,7 @@ def report(
     from onnx_igpc.evaluation.thumbnails import add_thumbnails
     from onnx_igpc.graph.model import file_bytes, open_model
     from onnx_igpc.report.console.lowering import show_lowering
+    from onnx_igpc.report.console.quantization import show_quantization
     from onnx_igpc.report.console.rewrite import show_rewrite
     from onnx_igpc.report.files import carried_report, read_report
 
@@ -119,3 +120,4 @@ def report(
     out = console(quiet or goes_to_stdout(html_file, json_file))
     show_rewrite(out, found, verbose=verbose)
     show_lowering(out, found, verbose=verbose)
+    show_quantization(out, found, verbose=verbose)

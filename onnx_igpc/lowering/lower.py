@@ -27,7 +27,7 @@ from onnx_igpc.lowering.catalogue import (
 from onnx_igpc.lowering.options import AUTO, Lowering
 from onnx_igpc.lowering.selection import describe_lowering, select
 from onnx_igpc.lowering.site_races import LITERAL, Choices
-from onnx_igpc.report.digest import read_digest, refuse_lowered, write_digest
+from onnx_igpc.report.digest import read_digest, refuse_lowered, refuse_quantized, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.sections import LoweringReport, SiteLowering
 from onnx_igpc.report.tree import RewriteReport
@@ -88,6 +88,7 @@ def lowerable_digest(opened: OpenModel) -> RewriteReport:
         ModelError: it cannot be read.
     """
     digest = read_digest(opened.proto)
+    refuse_quantized(digest, opened.name, "lower")
     if digest is None or not digest.rewritten:
         raise UsageError(
             f"{opened.name} holds no rewritten convolution: compress found none to rewrite, or has not "
@@ -164,7 +165,7 @@ def finish(
     sites = lower(opened, choices)
     _update_sites(report, sites)
     after = count(opened)
-    _count_sites(opened, after, report)
+    count_sites(opened, after, report)
     totals = report.totals
     totals.parameters.after, totals.macs.after = after.parameters, after.macs
     if totals.pointwise_parameters.after is not None:
@@ -212,7 +213,8 @@ def _parameters(opened: OpenModel, cost: ModelCost, report: RewriteReport) -> in
     return cost.parameters_of(made[name] for name in names if name in made)
 
 
-def _count_sites(opened: OpenModel, cost: ModelCost, report: RewriteReport) -> None:
+def count_sites(opened: OpenModel, cost: ModelCost, report: RewriteReport) -> None:
+    """Bring the counts of the sites in the report up to date with the model."""
     made = _made_by(opened)
     for site in report.rewritten:
         own = [made[name] for name in site.nodes if name in made]

@@ -31,7 +31,7 @@ def read_digest(model: onnx.ModelProto) -> RewriteReport | None:
 
 
 def refuse_lowered(digest: RewriteReport | None, name: str, step: str) -> None:
-    """Refuse a model that was lowered; ``step`` is what it cannot be used for, as in ``compress``.
+    """Refuse a model that was lowered or quantized; ``step`` is what it cannot be used for, as in ``compress``.
 
     Raises:
         UsageError: the digest says that it was.
@@ -40,6 +40,17 @@ def refuse_lowered(digest: RewriteReport | None, name: str, step: str) -> None:
         raise UsageError(
             f"{name} was lowered for a runtime, which is final: {step} the model before that"
         )
+    refuse_quantized(digest, name, step)
+
+
+def refuse_quantized(digest: RewriteReport | None, name: str, step: str) -> None:
+    """Refuse a model that quantize wrote; ``step`` as for :func:`refuse_lowered`.
+
+    Raises:
+        UsageError: the digest says that it was quantized.
+    """
+    if digest is not None and digest.quantization is not None:
+        raise UsageError(f"{name} was quantized, which is final: {step} the model before that")
 
 
 def _without_defaults(data: dict[str, Any]) -> dict[str, Any]:
@@ -70,6 +81,7 @@ def write_digest(model: onnx.ModelProto, report: RewriteReport) -> None:
         sites=[replace(site, thumbnails=None) for site in report.sites],
         calibration=report.calibration and report.calibration.portable(),
         lowering=report.lowering and report.lowering.portable(),
+        quantization=report.quantization and report.quantization.portable(),
         finetune=report.finetune and report.finetune.portable(),
         verify=None,
         benchmark=None,

@@ -24,6 +24,7 @@ from onnx_igpc.layout.serialization import (
     layout_to_dict,
 )
 from onnx_igpc.report.benchmark import BenchmarkReport
+from onnx_igpc.report.quantization import QuantizationReport
 from onnx_igpc.report.sections import (
     CalibrationReport,
     DamageReport,
@@ -146,7 +147,7 @@ class RewriteReport:
     ``folded``, ``merged``, ``removed``, ``inputs_removed`` and ``permuted`` list what was changed
     outside the sites themselves; ``permutations`` has the tensors whose channels lie in another order
     in ``permuted`` nodes. ``passes`` has what passes of other packages changed, by their names.
-    ``calibration``, ``preprocessing``, ``damage`` and ``lowering``
+    ``calibration``, ``preprocessing``, ``damage``, ``lowering`` and ``quantization``
     belong to steps that a plain compress does not take, and are ``None`` then. ``verify`` and
     ``benchmark`` are what those commands measured.
     """
@@ -170,6 +171,7 @@ class RewriteReport:
     passes: dict[str, list[str]] = field(default_factory=dict)
     damage: DamageReport | None = None
     lowering: LoweringReport | None = None
+    quantization: QuantizationReport | None = None
     finetune: FinetuneReport | None = None
     verify: VerifyReport | None = None
     benchmark: BenchmarkReport | None = None

@@ -2,7 +2,8 @@
 
 onnxruntime runs its own rewrite of the graph. As measured with onnxruntime 1.31: basic and extended
 optimization keep a node's name; the NCHWc layout names a convolution ``<last fused output>_nchwc``;
-float16 on the CPU prefixes names with ``InsertedPrecisionFreeCast_``; a nameless node appears as
+float16 on the CPU prefixes names with ``InsertedPrecisionFreeCast_``; a node that it makes of one between
+DequantizeLinear and QuantizeLinear has ``_token_<number>`` behind its name; a nameless node appears as
 ``<operator>_<index>``, Constant nodes not counted. What none of these explains is matched by operator
 and output shape where that is unique, and otherwise stays unmatched.
 """
@@ -68,7 +69,7 @@ _ELEMENT_BYTES = {
     "uint64": 8,
 }
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
-_FUSION_SUFFIX = re.compile(r"(_nchwc|/MatMulAddFusion|_prequant(_token_\d+)?)$")
+_FUSION_SUFFIX = re.compile(r"(_nchwc|/MatMulAddFusion|(_prequant)?_token_\d+|_prequant)$")
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,8 @@ def _label(node: onnx.NodeProto) -> str:
 
 def _family(op_type: str) -> str:
     """``Conv`` for FusedConv and its like, so that a fused node compares with the model's."""
-    return next((family for name, family in _FAMILIES.items() if name in op_type), op_type)
+    found = next((family for name, family in _FAMILIES.items() if name in op_type), op_type)
+    return found.removeprefix("QLinear")
 
 
 class _Matcher:

@@ -20,6 +20,7 @@ from onnx_igpc.cli import main
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import ModelError
 from onnx_igpc.report.console.lowering import show_lowering
+from onnx_igpc.report.console.quantization import show_quantization
 from onnx_igpc.report.console.rewrite import show_rewrite
 from onnx_igpc.report.digest import DIGEST_KEY, read_digest, write_digest
 from onnx_igpc.report.html import render_html
@@ -35,10 +36,16 @@ from onnx_igpc.report.sections import (
 )
 from onnx_igpc.report.tree import Change, Permutation, RewriteReport, SiteReport
 from tests.helpers import pointwise_model
-from tests.html_reports import finetune_report, lowering_report, network_report
+from tests.html_reports import (
+    finetune_report,
+    lowering_report,
+    network_report,
+    quantization_report,
+)
 
 SECTIONS = (
     *("options", "calibration", "preprocessing", "selection", "damage", "lowering", "finetune"),
+    "quantization",
     *("verify", "benchmark", "sites", "totals", "permutations"),
 )
 ODD: tuple[Any, ...] = (
@@ -60,6 +67,7 @@ def full_report() -> RewriteReport:
     report.damage = DamageReport(agreement=0.9, not_finite=1, samples=300)
     report.notes = [MeasuredOn.FITTED.note]
     report.lowering, report.finetune = lowering_report(), finetune_report(2)
+    report.quantization = quantization_report()
     run = report.finetune
     run.val, run.outputs = JudgedBy("train", 40, False, None, kind="held-out"), ["y"]
     run.val_before = JudgedMeans(**vars(run.val_before), judged=2.5)
@@ -87,6 +95,7 @@ def show(report: RewriteReport) -> str:
     console = Console(file=io.StringIO(), width=80)
     show_rewrite(console, report, verbose=True)
     show_lowering(console, report, verbose=True)
+    show_quantization(console, report, verbose=True)
     return render_html(report, "small.onnx")
 
 

@@ -61,6 +61,16 @@ def show_rewrite(
                 console.print(f"{label}: {escape(', '.join(names))}", style="dim")
 
 
+def show_summary(console: Console, report: RewriteReport) -> None:
+    """Warnings, totals, checks and notes without the sites, for a step that rewrites none."""
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+    console.print(_totals_table(report, planned=False))
+    show_checks(console, report)
+    for note in report.notes:
+        console.print(f"note: {escape(note)}", style="dim")
+
+
 def show_checks(console: Console, report: RewriteReport) -> None:
     """What was checked, and what came of it."""
     for name, result in report.checks.items():
@@ -161,7 +171,8 @@ def _totals_table(report: RewriteReport, planned: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     sites = report.sites
     verb = "to rewrite" if planned else "rewritten"
-    table.add_column(f"{len(report.rewritten)} of {len(sites)} pointwise {verb}", no_wrap=True)
+    done = f"{len(report.rewritten)} of {len(sites)} pointwise {verb}" if sites else "the model"
+    table.add_column(done, no_wrap=True)
     for title in ("before", "after", "left"):
         table.add_column(title, justify="right", no_wrap=True)
     totals = report.totals

@@ -9,6 +9,7 @@ from onnx_igpc.report.benchmark import BenchmarkReport
 from onnx_igpc.report.html.charts import opened_by, value_table
 from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.numbers import exact
+from onnx_igpc.report.quantization import QuantizationReport, counts
 from onnx_igpc.report.sections import FinetuneReport, LoweringReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
@@ -86,6 +87,7 @@ def making(report: RewriteReport) -> list[Child]:
         ("Preprocessing", to_values(report.preprocessing)),
         ("Fine-tuning", _training(report.finetune)),
         ("Lowering", _lowering(report.lowering)),
+        ("Quantization", _quantization(report.quantization)),
         ("Checks", report.checks),
     ):
         if facts:
@@ -130,6 +132,23 @@ def _lowering(lowering: LoweringReport | None) -> dict[str, Any]:
         times = lowering.model.seconds.items()
         facts["whole model, ms"] = ", ".join(f"{name} {1000 * each:.4g}" for name, each in times)
     return facts
+
+
+def _quantization(said: QuantizationReport | None) -> dict[str, Any]:
+    """What was chosen and by what; the damage is told where the page says what all of it brought."""
+    if said is None:
+        return {}
+    told = {"tried", "damage", "excluded", "integer", "floating", "kernels", "seconds"}
+    facts = {key: value for key, value in to_values(said).items() if key not in told}
+    tried = [
+        f"{each.method} {_number(each.relative_error, '.3g')}"
+        + (f" (agreement {each.agreement:.1%})" if each.agreement is not None else "")
+        for each in said.tried
+    ]
+    counted = (("quantized", said.integer), ("in float", said.floating), ("ran as", said.kernels))
+    facts |= {title: counts(numbers) for title, numbers in counted if numbers}
+    reasons = [f"{name}: {reason}" for name, reason in said.excluded.items()]
+    return {**facts, "relative error of each method": tried, "excluded": reasons}
 
 
 def _sites_lowered(lowering: LoweringReport) -> Element:

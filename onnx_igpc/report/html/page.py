@@ -22,6 +22,7 @@ from onnx_igpc.report.html.sites_table import sites_section
 from onnx_igpc.report.html.texts import short_names
 from onnx_igpc.report.html.training_charts import training_charts
 from onnx_igpc.report.numbers import exact
+from onnx_igpc.report.quantization import damage_text, types_text
 from onnx_igpc.report.tree import RewriteReport
 
 
@@ -119,6 +120,10 @@ def _sentences(report: RewriteReport) -> list[str]:
     elif report.calibration is not None:
         samples = exact(report.calibration.samples)
         said.append(f"The weights were fitted on {samples} samples and not trained.")
+    if report.quantization is not None:
+        said.append(f"It was {types_text(report.quantization)}.")
+        if (damage := damage_text(report.quantization)) is not None:
+            said.append(f"{damage[:1].upper()}{damage[1:]}.")
     return said
 
 

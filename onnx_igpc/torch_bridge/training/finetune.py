@@ -14,7 +14,7 @@ from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.checks import check_original
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
-from onnx_igpc.report.digest import read_digest
+from onnx_igpc.report.digest import read_digest, refuse_quantized
 from onnx_igpc.report.sections import JudgedReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
@@ -107,6 +107,7 @@ def finetune(
             "the model was lowered for a runtime, which is final: fine-tune what compress wrote, "
             "and lower the result"
         )
+    refuse_quantized(digest, "the model", "fine-tune")
     refuse_training_mode(model, "the model")
     if taught is not None:
         refuse_training_mode(taught, "the teacher")
