@@ -11,6 +11,7 @@ import onnx
 from onnx_igpc.errors import UsageError
 from onnx_igpc.lowering.quantization.float_model import FloatModel, labels
 from onnx_igpc.lowering.quantization.options import Quantization
+from onnx_igpc.option_names import with_flags
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What onnxruntime adds to the name of a node that it puts in the place of others.
@@ -35,7 +36,7 @@ def excluded_nodes(
         found = {name for name, label in called.items() if _matches(label, glob)}
         if not found:
             _require_match(glob, labels(source.model.proto.graph.node, source.named).values())
-        reasons |= dict.fromkeys(found, f"excluded by --exclude {glob}")
+        reasons |= dict.fromkeys(found, with_flags(f"excluded by `exclude` {glob}"))
     if options.exclude_first:
         reasons |= dict.fromkeys(_first_layers(optimized.graph), "reads the model's inputs")
     if options.exclude_heads:
@@ -53,7 +54,7 @@ def _require_match(glob: str, known: Iterable[str]) -> None:
     names = list(known)
     if not any(_matches(name, glob) for name in names):
         near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4) or names[:3]
-        raise UsageError(f"--exclude {glob!r} matches no node; near matches: {', '.join(near)}")
+        raise UsageError(f"`exclude` {glob!r} matches no node; near matches: {', '.join(near)}")
 
 
 def _first_layers(graph: onnx.GraphProto) -> list[str]:

@@ -23,7 +23,7 @@ from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.sources import Arrays, ImageSource, as_data, find_source
 from onnx_igpc.errors import ModelError
 from onnx_igpc.evaluation.damage import measure_damage
-from onnx_igpc.evaluation.verify import verify
+from onnx_igpc.evaluation.verify import DEFAULT_SETTING, verify
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
@@ -214,7 +214,8 @@ class _Run:
         return tried
 
     def _damage(self, method: str, data: Part) -> TriedMethod:
-        found = verify(self.original, self._path(method), data=data, threads=self.setting.threads)
+        setting = replace(DEFAULT_SETTING, threads=self.setting.threads)
+        found = verify(self.original, self._path(method), data, setting=setting)
         worst = found.worst_output
         numbers = [each.agreement for each in found.outputs if each.agreement is not None]
         agreement = min(numbers, default=None)

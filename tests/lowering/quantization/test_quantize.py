@@ -125,7 +125,7 @@ def test_nameless_nodes_are_excluded_by_their_outputs_and_stay_nameless() -> Non
 
 
 def test_a_glob_that_matches_nothing() -> None:
-    with pytest.raises(UsageError, match=r"--exclude 'midle_node' matches no node; .*middle_node"):
+    with pytest.raises(UsageError, match=r"`exclude` 'midle_node' matches no node; .*middle_node"):
         quantized(layers(), Quantization(method="minmax", exclude="midle_node"))
 
 
