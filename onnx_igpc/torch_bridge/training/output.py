@@ -18,6 +18,7 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
 from onnx_igpc.option_names import with_flags
 from onnx_igpc.passes import FoldBatchNorm
+from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.sections import DamageReport, FinetuneReport, MeasuredOn, WrittenCheck
 from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, RewriteReport
@@ -156,7 +157,11 @@ def update_report(
     before: what :func:`measure` found before the first step.
     """
     gained = run.judged is None or run.judged.gained
-    stale = {worse_than_before(report), report.finetune and no_gain(report.finetune)}
+    stale = {
+        worse_than_before(report),
+        report.finetune and no_gain(report.finetune),
+        large_damage_warning(report.damage),
+    }
     if gained:
         stale |= {NO_DATA_WARNING, RANDOM_WARNING}
     report.warnings = [text for text in report.warnings if text not in stale]
@@ -169,8 +174,8 @@ def update_report(
     if before is not None:
         report.damage = measure(job, teacher, model) if gained else before
         report.notes.append(MeasuredOn.after_training(job.val.kind).note)
-        if worse := worse_than_before(report):
-            report.warnings.append(worse)
+        found = (large_damage_warning(report.damage), worse_than_before(report))
+        report.warnings += [text for text in found if text]
     if useless := no_gain(run):
         report.warnings.append(useless)
 

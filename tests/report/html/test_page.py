@@ -107,7 +107,7 @@ def test_what_calibration_measured_stands_in_where_nothing_was_verified() -> Non
     assert on in Page(render_html(report, "a")).text
     report.damage = DamageReport(relative_error=0.0375, output="boxes", samples=300)
     page = Page(render_html(report, "a"))
-    assert "of output boxes, 300 samples" in page.text
+    assert "of output boxes, on 300 samples of the data" in page.text
     assert "3.75\xa0%" in page.text
 
 
