@@ -73,8 +73,8 @@ def _figures(damage: DamageReport, detail: str) -> list[Entry]:
             entry = replace(entry, detail=text, between=damage.interval)
         if damage.kl is None:
             return [entry]
-        text = f"Kullback-Leibler, nats, {detail}"
-        return [entry, Entry("Divergence of the classes", text, after=f"{damage.kl:.3g}")]
+        text = f"Kullback-Leibler of class probabilities, nats, {detail}"
+        return [entry, Entry("Divergence from the original", text, after=f"{damage.kl:.3g}")]
     if damage.relative_error is not None:
         return [_relative(damage.relative_error, f"of output {damage.output or ''}, {detail}")]
     return []

@@ -138,7 +138,7 @@ def test_damage_stands_before_the_savings_with_its_interval_and_the_fitted_figur
     for said in (
         "75.0\xa0% of 100 samples that were left out of the fit. The model has 35.0\xa0% of its",
         f"{on}; 95\xa0% interval 65.7\xa0% to 82.5\xa0%–75.0\xa0%needs training",
-        f"Kullback-Leibler, nats, {on}–0.42",
+        f"Kullback-Leibler of class probabilities, nats, {on}–0.42",
         "on 300 samples that it was fitted to, which flatters–95.5\xa0%",
     ):
         assert said in page.text, said
