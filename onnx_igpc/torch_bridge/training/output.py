@@ -157,13 +157,11 @@ def update_report(
     before: what :func:`measure` found before the first step.
     """
     gained = run.judged is None or run.judged.gained
-    stale = {
-        worse_than_before(report),
-        report.finetune and no_gain(report.finetune),
-        large_damage_warning(report.damage),
-    }
+    stale = {worse_than_before(report), report.finetune and no_gain(report.finetune)}
     if gained:
         stale |= {NO_DATA_WARNING, RANDOM_WARNING}
+    if gained or before is not None:
+        stale.add(large_damage_warning(report.damage))
     report.warnings = [text for text in report.warnings if text not in stale]
     measured = {each.note for each in MeasuredOn}
     report.notes = [text for text in report.notes if text not in measured]
