@@ -81,6 +81,17 @@ def hostile_report() -> RewriteReport:
     report.tool = HOSTILE
     report.input_shapes = {HOSTILE: [1, 2]}
     report.finetune = finetune_report()
+    report.calibration = CalibrationReport(
+        source=HOSTILE,
+        samples=3,
+        skipped=[HOSTILE],
+        sequential=True,
+        fit=HOSTILE,
+        chosen_by={HOSTILE: 1.0},
+        without_data={HOSTILE: HOSTILE},
+    )
+    fitted = DamageReport(relative_error=0.5, output=HOSTILE, samples=3)
+    report.damage = DamageReport(samples=0, unknown=HOSTILE, fitted=fitted)
     damage = {HOSTILE: 1.0}
     report.selection = replace(
         selection_report(), target=HOSTILE, measure=HOSTILE, damage_by_site=damage

@@ -7,6 +7,7 @@ sample is decoded once and kept, in memory up to a limit and in temporary files 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -48,7 +49,9 @@ class HeldSamples:
         for batch in data:
             self._add(batch)
         if not self._counts:
+            self._store.close()
             raise no_samples(data)
+        self.skipped = list(data.skipped)
         self.order = np.random.default_rng(_SEED).permutation(len(self._counts)).tolist()
 
     def __enter__(self) -> HeldSamples:
@@ -60,6 +63,10 @@ class HeldSamples:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all samples."""
         self._store.close()
 
     def __len__(self) -> int:
@@ -130,7 +137,7 @@ class Part:
         self.labelled = held.source.labelled
         self.classes = held.source.classes
         self.preprocessing: Preprocessing | None = held.source.preprocessing
-        self.skipped: list[str] = []
+        self.skipped = held.skipped
 
     def __iter__(self) -> Iterator[Batch]:
         most = (self.held.fixed or _BATCH) if self.held.divisible else 1
@@ -148,9 +155,10 @@ class Part:
             yield self.held.batch(pending)
 
     def describe(self) -> SourceDescription:
-        """As the data it is a part of, but for the number of samples."""
-        whole = self.held.source.describe()
-        return SourceDescription(whole.source, self.size, whole.labelled, whole.preprocessing, [])
+        """As the data it is a part of, with its own number of samples beside those that were skipped."""
+        whole, skipped = self.held.source.describe(), self.skipped
+        samples = self.size + len(skipped)
+        return replace(whole, samples=samples, skipped=list(skipped))
 
     def take(self, most: int) -> Part:
         """At most so many of the samples, from all over the part."""

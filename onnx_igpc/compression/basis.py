@@ -33,6 +33,7 @@ TOO_FEW = (
     "{samples} samples are too few to hold some of them out: "
     "give 20 or more, or measure with onnx-igpc verify on other data"
 )
+NONE_HELD_OUT = "no data was held out: measure with onnx-igpc verify on other data"
 
 
 @dataclass
@@ -40,12 +41,14 @@ class Basis:
     """Calibration data, shared out, for one model; :meth:`close` lets go of it.
 
     ``fit`` is how the sites are fitted, once that is chosen, ``fits`` the damages that it was chosen by.
+    ``too_few``: where nothing is held out, that was not asked for.
     """
 
     division: Division
     trials: Trials
     held: HeldSamples
     allowed: tuple[bool, ...]
+    too_few: bool = False
     fit: Fit = field(default_factory=Fit)
     fits: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -59,12 +62,15 @@ class Basis:
             ModelError: the model cannot run on the data.
         """
         held = HeldSamples(data, model_inputs(model.proto))
-        division = divide(held, calibration.holdout)
-        fisher, notes = known_fisher(model, found, division.chosen_by)
+        try:
+            division = divide(held, calibration.holdout)
+            fisher, notes = known_fisher(model, found, division.chosen_by)
+        except BaseException:
+            held.close()
+            raise
         allowed = (True, False) if calibration.sequential is None else (calibration.sequential,)
-        return cls(
-            division, Trials(model, found, division.chosen_by, fisher), held, allowed, notes=notes
-        )
+        trials = Trials(model, found, division.chosen_by, fisher)
+        return cls(division, trials, held, allowed, calibration.holdout is None, notes=notes)
 
     @property
     def fisher(self) -> Mapping[str, np.ndarray]:
@@ -93,7 +99,7 @@ class Basis:
 
     def close(self) -> None:
         """Let go of the samples."""
-        self.held.__exit__(None, None, None)
+        self.held.close()
 
     def choose_fit(self, planned: Plan, progress: Progress | None = None) -> None:
         """Choose how the sites of a plan are fitted, by what holds on data that was left out."""
@@ -149,7 +155,8 @@ class HeldOutMeasure:
         """
         division = basis.division
         if division.held_out is None:
-            return DamageReport(samples=0, unknown=TOO_FEW.format(samples=len(basis.held)))
+            few = TOO_FEW.format(samples=division.everything.size)
+            return DamageReport(samples=0, unknown=few if basis.too_few else NONE_HELD_OUT)
         parts = division.held_out.folds(FOLDS)
         found = []
         for number, part in enumerate(parts):

@@ -12,6 +12,7 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.graph.checks import shape_doubt
 from onnx_igpc.graph.cost import ModelCost, NodeCost, count
 from onnx_igpc.graph.model import OpenModel, file_bytes
+from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.digest import read_digest, refuse_lowered
 from onnx_igpc.report.sections import CalibrationReport, DamageReport, MeasuredOn, OptionsReport
 from onnx_igpc.report.tree import (
@@ -91,6 +92,8 @@ class Measured:
         report.notes += (measured.left_out if measured else None) or []
         if self.damage.unknown is None:
             report.notes.append(MeasuredOn.LEFT_OUT.note)
+        if large := large_damage_warning(report.damage):
+            report.warnings.insert(0, large)
         if without := self.calibration.without_data:
             names = ", ".join(without)
             report.warnings.append(f"{len(without)} sites were fitted without data: {names}")

@@ -80,6 +80,7 @@ def write_digest(model: onnx.ModelProto, report: RewriteReport) -> None:
         totals=replace(report.totals, file_bytes=Change()),
         sites=[replace(site, thumbnails=None) for site in report.sites],
         calibration=report.calibration and report.calibration.portable(),
+        selection=report.selection and report.selection.portable(),
         lowering=report.lowering and report.lowering.portable(),
         quantization=report.quantization and report.quantization.portable(),
         finetune=report.finetune and report.finetune.portable(),

@@ -154,6 +154,9 @@ class SelectionReport:
     tried: IfKnown[list[TriedPlan]] = None
     latency: IfKnown[LatencyReport] = None
 
+    def portable(self) -> SelectionReport:
+        return replace(self, latency=None)
+
 
 @dataclass(kw_only=True)
 class DamageReport:

@@ -53,8 +53,10 @@ def to_values(value: Any) -> Any:
     return [to_values(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def from_values(kind: type[T], data: Any, where: str = "") -> T:
+def from_values(kind: type[T], data: Any, where: str = "", depth: int = 0) -> T:
     """The dataclass that :func:`to_values` made ``data`` from; ``where`` is the path to it.
+
+    ``depth``: how many values it lies in.
 
     Raises:
         ValueError: a field is missing, unknown, of another kind, or nested more than 50 levels deep;
@@ -69,7 +71,7 @@ def from_values(kind: type[T], data: Any, where: str = "") -> T:
     values = {}
     for name, (part, hint, _) in hints.items():
         if name in data:
-            values[name] = _field(part, hint, data[name], inside + name)
+            values[name] = _field(part, hint, data[name], inside + name, depth)
         elif part.init and _is_required(part):
             raise ValueError(f"{_shown(inside + name)} is missing")
     try:
@@ -89,9 +91,9 @@ def _unmarked(hint: Any) -> tuple[Any, LeftOut | None]:
     return get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, None)
 
 
-def _field(part: Field[Any], hint: Any, value: Any, where: str) -> Any:
+def _field(part: Field[Any], hint: Any, value: Any, where: str, depth: int) -> Any:
     if "read" not in part.metadata:
-        return _value(value, hint, where, 0)
+        return _value(value, hint, where, depth)
     try:
         return None if value is None else part.metadata["read"](value)
     except ValueError as error:
@@ -124,7 +126,7 @@ def _value(value: Any, hint: Any, where: str, depth: int) -> Any:
         }
     elif is_dataclass(hint):
         kind: Any = hint
-        return from_values(kind, value, where)
+        return from_values(kind, value, where, depth + 1)
     elif hint in (int, float):
         kinds, name = ((int,), "a whole number") if hint is int else ((int, float), "a number")
         _require(isinstance(value, kinds) and not isinstance(value, bool), where, name)

@@ -7,7 +7,7 @@ import io
 import json
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from onnx_igpc.report.sections import (
     LatencyReport,
     MeasuredOn,
     Thumbnail,
+    TriedPlan,
     TriedShare,
 )
 from onnx_igpc.report.tree import Change, Permutation, RewriteReport, SiteReport
@@ -64,8 +65,18 @@ def full_report() -> RewriteReport:
     }
     report.permutations = [Permutation({"conv/permuted": "conv"}, [1, 0])]
     report.preprocessing = Preprocessing(resize=(8, 8), mean=(0.5,), std=(0.25,))
-    report.damage = DamageReport(agreement=0.9, not_finite=1, samples=300)
-    report.notes = [MeasuredOn.FITTED.note]
+    fitted = DamageReport(agreement=0.95, kl=0.1, samples=300)
+    report.damage = DamageReport(
+        agreement=0.75, interval=(0.66, 0.82), kl=0.42, not_finite=1, samples=100, fitted=fitted
+    )
+    report.notes = [MeasuredOn.LEFT_OUT.note]
+    assert report.calibration is not None
+    report.calibration.fit, report.calibration.held_out = "in sequence", 100
+    report.calibration.chosen_by = {"in sequence": 0.4, "each by itself": 0.5}
+    assert report.verify is not None
+    assert report.verify.classifier is not None
+    classifier = replace(report.verify.classifier, kl=0.3)
+    report.verify = replace(report.verify, classifier=classifier)
     report.lowering, report.finetune = lowering_report(), finetune_report(2)
     report.quantization = quantization_report()
     run = report.finetune
@@ -83,6 +94,8 @@ def full_report() -> RewriteReport:
     )
     assert report.selection is not None
     report.selection.curve = [(0.1, 0.5), (0.4, 0.014), (1.0, 0.0)]
+    plan = TriedPlan(share=0.4, predicted=0.014, measured=0.02, agreement=0.9)
+    report.selection.tried, report.selection.measured_damage = [plan], 0.02
     tried = TriedShare(predicted=0.5, measured=0.6, damage=0.1)
     report.selection.latency = LatencyReport(
         predicted=0.5, measured=0.6, damage=0.1, dense_seconds=0.01, tried=[tried]
@@ -118,6 +131,42 @@ def test_what_is_not_known_is_not_in_the_json() -> None:
     assert RewriteReport().to_dict()["options"] == {}
 
 
+NEWER: dict[str, tuple[str, ...]] = {
+    "calibration": ("fit", "chosen_by", "held_out"),
+    "damage": ("interval", "kl", "unknown", "fitted"),
+    "selection": ("measured_damage", "tried"),
+}
+"""Fields that reports had not before damage was measured on held-out data."""
+
+
+def test_reports_from_before_damage_was_held_out_are_read_and_shown() -> None:
+    data = json.loads(full_report().to_json())
+    for section, names in NEWER.items():
+        for name in names:
+            data[section].pop(name, None)
+    del data["verify"]["classifier"]["kl"]
+    data["notes"] = [MeasuredOn.FITTED.note]
+    report = RewriteReport.from_dict(data)
+    assert json.loads(report.to_json()) == data
+    data["verify"] = None
+    console = Console(file=io.StringIO(), width=200)
+    report = RewriteReport.from_dict(data)
+    show_rewrite(console, report)
+    assert "saw" not in console.file.getvalue()  # type: ignore[attr-defined]
+    page = render_html(report, "small.onnx")
+    assert "on 100 samples of the data that the weights were fitted to" in page
+    assert "left out of the fit" not in page
+
+
+def test_damage_in_damage_without_end_is_refused() -> None:
+    data = json.loads(RewriteReport().to_json())
+    inner: dict[str, Any] = {"samples": 1}
+    for _ in range(400):
+        inner = {"samples": 1, "fitted": inner}
+    with pytest.raises(ModelError, match="nested more than 50 levels deep"):
+        RewriteReport.from_dict(data | {"damage": inner})
+
+
 def test_the_digest_tells_nothing_of_the_machine() -> None:
     report, model = full_report(), pointwise_model()
     assert report.calibration is not None
@@ -134,6 +183,11 @@ def test_the_digest_tells_nothing_of_the_machine() -> None:
     data = json.loads(entry.value)
     assert set(data["lowering"]) == {"mode", "provider", "threads", "batch", "shapes", "sites"}
     assert "seconds" not in data["calibration"]
+    assert data["calibration"]["chosen_by"] == {"in sequence": 0.4, "each by itself": 0.5}
+    assert "latency" not in data["selection"]
+    assert "seconds" not in json.dumps(data["selection"])
+    assert data["selection"]["tried"][0]["measured"] == 0.02
+    assert data["damage"] == report.to_dict()["damage"]
     digest = read_digest(model)
     assert digest is not None
     write_digest(model, digest)
@@ -204,6 +258,9 @@ WITHOUT: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "preprocessing": (("preprocessing", "std"), [0.0], "preprocessing: std must not be 0"),
     "selection": (("selection", "chosen"), ..., "selection.chosen is missing"),
     "damage": (("damage", "agreement"), "all", "damage.agreement is not a number"),
+    "interval": (("damage", "interval"), [0.5], "damage.interval is not a list of 2"),
+    "fits": (("calibration", "chosen_by"), {"a": "b"}, "calibration.chosen_by.a is not a number"),
+    "tried": (("selection", "tried", 0, "share"), ..., "selection.tried[0].share is missing"),
     "lowering": (("lowering", "sites"), [1], "lowering.sites is not an object"),
     "finetune": (("finetune", "epochs", 0, "loss"), ..., "finetune.epochs[0].loss is missing"),
     "verify": (("verify", "outputs", 0, "name"), ..., "verify.outputs[0].name is missing"),

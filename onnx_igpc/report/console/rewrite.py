@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from onnx_igpc.report.damage import held_out_text, ordered_warnings
+from onnx_igpc.report.sections import DamageReport
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
 
 if TYPE_CHECKING:
@@ -26,9 +28,10 @@ def show_rewrite(
     console: Console, report: RewriteReport, *, planned: bool = False, verbose: bool = False
 ) -> None:
     """Warnings first, then the sites with the longest gains on top, what was kept, and totals."""
-    for warning in report.warnings:
+    for warning in ordered_warnings(report):
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     show_damage(console, report)
+    show_fit(console, report)
     show_training(console, report)
     if report.rewritten:
         console.print(_sites_table(report.rewritten, verbose, console.width))
@@ -78,18 +81,54 @@ def show_checks(console: Console, report: RewriteReport) -> None:
 
 
 def show_damage(console: Console, report: RewriteReport) -> None:
-    """What the rewrite did to the outputs on calibration data, where that was measured."""
+    """What the rewrite did to the outputs on calibration data, or why that is not known."""
     damage = report.damage
     if damage is None:
         return
+    fitted = _figures(damage.fitted) if damage.fitted is not None else ""
+    if damage.unknown is not None:
+        flatters = f"; on the fitted data, which flatters, {fitted}" if fitted else ""
+        console.print(f"damage: {escape(damage.unknown)}{flatters}")
+        return
     on = f"on {damage.samples} samples"
-    if damage.agreement is not None:
-        console.print(f"damage: top-1 agreement with the original {damage.agreement:.1%} {on}")
-    if damage.relative_error is not None:
-        output = escape(damage.output or "")
-        console.print(f"damage: relative error {damage.relative_error:.3g} of output {output} {on}")
+    if damage.fitted is not None:
+        on += " that no fit or choice saw"
+    if figures := _figures(damage, whole=True):
+        also = f"; on the fitted data {fitted}" if fitted else ""
+        console.print(f"damage: {figures} {on}{also}")
     if damage.not_finite:
         console.print(f"damage: {damage.not_finite} values that are not finite {on}")
+
+
+def _figures(damage: DamageReport, whole: bool = False) -> str:
+    """The figures of a damage; ``whole``: with what they are, and how sure."""
+    if damage.agreement is not None:
+        if not whole:
+            return f"{damage.agreement:.1%}"
+        text = f"top-1 agreement with the original {damage.agreement:.1%}"
+        if damage.interval is not None:
+            low, high = damage.interval
+            text += f" (95% interval {low:.1%} to {high:.1%})"
+        return text if damage.kl is None else f"{text}, KL {damage.kl:.3g},"
+    if damage.relative_error is None:
+        return ""
+    error = f"{damage.relative_error:.3g}"
+    return f"relative error {error} of output {escape(damage.output or '')}" if whole else error
+
+
+def show_fit(console: Console, report: RewriteReport) -> None:
+    """How the weights were fitted, and how much of the data was held out."""
+    said = report.calibration
+    if said is None:
+        return
+    parts = []
+    if said.fit is not None:
+        tried = f" (best of {len(said.chosen_by)} that were tried)" if said.chosen_by else ""
+        parts.append(f"{escape(said.fit)}{tried}")
+    if held_out := held_out_text(said):
+        parts.append(held_out)
+    if parts:
+        console.print(f"fit: {'; '.join(parts)}", style="dim")
 
 
 def show_training(console: Console, report: RewriteReport) -> None:
@@ -214,6 +253,7 @@ def show_verify(console: Console, report: VerifyReport) -> None:
         console.print(
             f"top-1 agreement {result.agreement:.1%} on {result.samples} samples "
             f"({result.classes} classes in {escape(result.scores)})"
+            + ("" if result.kl is None else f", KL {result.kl:.3g}")
         )
         if result.original is not None and result.candidate is not None:
             before, after = result.original, result.candidate

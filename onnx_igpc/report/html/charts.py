@@ -65,6 +65,7 @@ def swatch(style: str) -> Element:
     """A sample of a style for a legend."""
     shapes = {
         "line": element("line", {"x1": 0, "x2": 18, "y1": 5, "y2": 5, "class": style}),
+        "measured": element("circle", {"cx": 9, "cy": 5, "r": 4, "class": style}),
         "chosen": element("circle", {"cx": 9, "cy": 5, "r": 4.5, "class": style}),
         "bar": element("rect", {"x": 2, "y": 0, "width": 10, "height": 10, "class": style}),
     }

@@ -15,7 +15,7 @@ from onnx_igpc.report.html.charts import (
     stretched,
     value_table,
 )
-from onnx_igpc.report.html.elements import Element, element
+from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.html.scales import Scale, decades, line_path
 from onnx_igpc.report.html.texts import command, percent
 from onnx_igpc.report.sections import SelectionReport
@@ -31,24 +31,27 @@ def choice_chart(selection: SelectionReport | None) -> Element | None:
     if selection is None or len(drawn) < 2:
         return None
     share, damage = selection.chosen
-    shown = [*drawn, (share, damage)] if 0 < damage < math.inf else drawn
+    tried = selection.tried or []
+    measured = [(each.share, each.measured) for each in tried if 0 < each.measured < math.inf]
+    shown = [*drawn, *measured, *([(share, damage)] if 0 < damage < math.inf else [])]
     across = Scale(0.0, 1.0, 100.0)
     up = Scale(min(y for _, y in shown), max(y for _, y in shown) * 1.15, _HEIGHT, logarithmic=True)
     chosen = f"{percent(share)} left, damage {damage:.3g}"
-    target = selection.target
-    quantity = target.partition("=")[0].replace("-", " ") or "cost"
+    if selection.measured_damage is not None:
+        chosen += f" predicted, {selection.measured_damage:.3g} measured"
+    legend = [Legend("chosen", f"chosen: {chosen}")]
+    if measured:
+        legend.append(Legend("measured", "whole plans, fitted and measured on data left out"))
+
+    def point(style: str, at: tuple[float, float], radius: float) -> Element:
+        x, y = across.place(at[0]), TOP + _HEIGHT - up.place(max(at[1], up.low))
+        return element("circle", {"class": style, "cx": f"{x:.2f}%", "cy": f"{y:.1f}", "r": radius})
+
     x, y = across.place(share), TOP + _HEIGHT - up.place(max(damage, up.low))
     return figure(
         "chart-choice",
         "What the budget was chosen from",
-        [
-            (
-                f"The least predicted damage ({selection.measure}) with each share that is left of the {quantity} of "
-                "the sites that may be rewritten, from left to right. The mark is what "
-            ),
-            element("code", None, command(f"--target {target}")),
-            " chose.",
-        ],
+        _explanation(selection),
         frame(
             "chart-choice",
             "Predicted damage against what is left",
@@ -73,7 +76,8 @@ def choice_chart(selection: SelectionReport | None) -> Element | None:
                     line_path([(10 * across.place(a), _HEIGHT - up.place(b)) for a, b in drawn]),
                 ),
             ),
-            element("circle", {"class": "chosen", "cx": f"{x:.2f}%", "cy": f"{y:.1f}", "r": 5.5}),
+            point("chosen", (share, damage), 5.5),
+            [point("measured", each, 4) for each in measured],
             lines=[(up.place(tick), f"{tick:g}") for tick in decades(up.low, up.high)],
             places=[
                 Place(0.0, percent(0, 0), "start"),
@@ -81,13 +85,40 @@ def choice_chart(selection: SelectionReport | None) -> Element | None:
                 Place(100.0, percent(1, 0), "end"),
             ],
         ),
-        legend=[Legend("chosen", f"chosen: {chosen}")],
-        table=opened_by(
-            "The values as a table",
-            value_table(
-                "Least predicted damage with each share left",
-                ("left", "damage"),
-                [(percent(a), f"{b:.3g}") for a, b in curve],
-            ),
-        ),
+        legend=legend,
+        table=opened_by("The values as a table", _tables(selection)),
     )
+
+
+def _explanation(selection: SelectionReport) -> list[Child]:
+    quantity = selection.target.partition("=")[0].replace("-", " ") or "cost"
+    return [
+        (
+            f"The least predicted damage ({selection.measure}) with each share that is left of the {quantity} of "
+            "the sites that may be rewritten, from left to right. The mark is what "
+        ),
+        element("code", None, command(f"--target {selection.target}")),
+        " chose.",
+    ]
+
+
+def _tables(selection: SelectionReport) -> list[Element]:
+    """The curve, and the plans that were measured as a whole."""
+    made = value_table(
+        "Least predicted damage with each share left",
+        ("left", "damage"),
+        [(percent(a), f"{b:.3g}") for a, b in selection.curve],
+    )
+    if not selection.tried:
+        return made
+    rows = [
+        (
+            percent(each.share),
+            f"{each.predicted:.3g}",
+            f"{each.measured:.3g}",
+            "–" if each.agreement is None else percent(each.agreement),
+        )
+        for each in selection.tried
+    ]
+    head = ("left", "predicted damage", "measured damage", "same top-1 answer")
+    return [*made, *value_table("Whole plans that were measured, the last was taken", head, rows)]

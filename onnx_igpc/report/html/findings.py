@@ -10,7 +10,7 @@ from onnx_igpc.report.html.charts import opened_by, value_table
 from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.numbers import exact
 from onnx_igpc.report.quantization import QuantizationReport, counts
-from onnx_igpc.report.sections import FinetuneReport, LoweringReport
+from onnx_igpc.report.sections import CalibrationReport, FinetuneReport, LoweringReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.report.verification import VerifyReport
@@ -83,7 +83,7 @@ def making(report: RewriteReport) -> list[Child]:
     parts: list[Child] = []
     for title, facts in (
         ("Options", to_values(report.options)),
-        ("Calibration", to_values(report.calibration)),
+        ("Calibration", _calibration(report.calibration)),
         ("Preprocessing", to_values(report.preprocessing)),
         ("Fine-tuning", _training(report.finetune)),
         ("Lowering", _lowering(report.lowering)),
@@ -92,6 +92,8 @@ def making(report: RewriteReport) -> list[Child]:
     ):
         if facts:
             parts += [element("h3", None, title), _definitions(facts)]
+        if title == "Calibration" and report.calibration is not None:
+            parts += _fits(report.calibration)
         if title == "Lowering" and report.lowering is not None:
             parts.append(_sites_lowered(report.lowering))
     if report.notes:
@@ -110,6 +112,23 @@ def making(report: RewriteReport) -> list[Child]:
     if changed:
         parts += [element("h3", None, "Changed beside the sites"), *changed]
     return parts
+
+
+def _calibration(calibration: CalibrationReport | None) -> dict[str, Any]:
+    """The facts without the fits that were tried, which have a table."""
+    facts = {} if calibration is None else to_values(calibration)
+    return {key: value for key, value in facts.items() if key != "chosen_by"}
+
+
+def _fits(calibration: CalibrationReport) -> list[Element]:
+    """The fits that were tried, the best first."""
+    tried = sorted((calibration.chosen_by or {}).items(), key=lambda each: each[1])
+    rows = [
+        (label, f"{damage:.3g}", "chosen" if label == calibration.fit else "")
+        for label, damage in tried
+    ]
+    said = "Fits that were tried: damage to samples that each left out"
+    return value_table(said, ("fit", "damage", ""), rows) if rows else []
 
 
 def _training(finetune: FinetuneReport | None) -> dict[str, Any]:

@@ -23,8 +23,12 @@ def latency_charts(benchmark: BenchmarkReport | None) -> list[Element]:
 
 def race_title(race: Race) -> str:
     """Batch size and threads of a race, in words."""
-    threads = "all threads" if race.threads is None else _threads(race.threads)
-    return f"batch {race.batch}, {threads}"
+    return f"batch {race.batch}, {threads_text(race.threads)}"
+
+
+def threads_text(count: int | None) -> str:
+    """A number of threads, in words."""
+    return "all threads" if count is None else f"{count} thread" + ("s" if count != 1 else "")
 
 
 def speed_text(timing: Timing) -> str | None:
@@ -33,10 +37,6 @@ def speed_text(timing: Timing) -> str | None:
     if speed is None:
         return None
     return f"{speed.value:.2f} × as fast (95{GAP}%: {speed.low:.2f} to {speed.high:.2f})"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" + ("s" if count != 1 else "")
 
 
 def _race(index: int, race: Race) -> Element:

@@ -1,40 +1,21 @@
-"""The top of the page: what the rewrite brought and what it cost, each before and after."""
+"""The top of the page: what the rewrite cost and what it brought, each before and after."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import PurePath
 
 from onnx_igpc.report.benchmark import Race, Timing
+from onnx_igpc.report.html.answers import Entry, answers
 from onnx_igpc.report.html.elements import Element, element
-from onnx_igpc.report.html.latency_charts import race_title
+from onnx_igpc.report.html.latency_charts import race_title, threads_text
 from onnx_igpc.report.html.texts import GAP, command, milliseconds, percent, short_names
-from onnx_igpc.report.numbers import count_text, exact
-from onnx_igpc.report.sections import MeasuredOn
+from onnx_igpc.report.numbers import count_text
 from onnx_igpc.report.tree import Change, RewriteReport
-from onnx_igpc.report.verification import ClassifierResult, VerifyReport
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the ledger: texts, and both bars as parts of the whole width, ``None`` for no bar.
-
-    ``missing`` says how to get what is not known, in the place of everything else.
-    """
-
-    label: str
-    detail: str = ""
-    before: str = "–"
-    after: str = "–"
-    change: str = ""
-    bars: tuple[float | None, float | None] = (None, None)
-    missing: tuple[str, str] | None = None
-    worse: bool = False
 
 
 def ledger(report: RewriteReport, title: str) -> Element:
-    """The table of all entries."""
-    entries = [*_counts(report), _latency(report, title), *_accuracy(report, title)]
+    """The table of all entries: what was lost before what was saved."""
+    entries = [*answers(report, title), *_counts(report), _latency(report, title)]
     return element(
         "table",
         {"class": "ledger", "role": "table"},
@@ -112,99 +93,48 @@ def _latency(report: RewriteReport, title: str) -> Entry:
     races = report.benchmark.races if report.benchmark is not None else ()
     if not races:
         line = f"onnx-igpc benchmark ORIGINAL.onnx {title} --report FILE.html"
-        return Entry("Latency", missing=("not measured:", line))
+        return _raced_before(report) or Entry("Latency", missing=("not measured:", line))
     first, ours = candidate_timing(races[0], title)
-    before, after = first.median_ms, ours.median_ms
-    highest = max(before, after) or 1.0
     names = short_names([each.path for each in races[0].timings])
     detail = f"{race_title(races[0])}, before: {names[first.path]}"
     if first is ours:
-        return Entry("Latency", race_title(races[0]), after=milliseconds(after), bars=(None, 1.0))
+        after = milliseconds(ours.median_ms)
+        return Entry("Latency", race_title(races[0]), after=after, bars=(None, 1.0))
+    speed = ours.speedup.value if ours.speedup is not None else None
+    return _times(detail, first.median_ms, ours.median_ms, speed)
+
+
+def _raced_before(report: RewriteReport) -> Entry | None:
+    """The times that a lowering or a budget of time was chosen by."""
+    lowered = report.lowering
+    times = lowered.model.seconds if lowered is not None and lowered.model is not None else {}
+    if lowered is not None and lowered.model is not None and {"dense", "chosen"} <= set(times):
+        where = f"batch {lowered.batch}, {threads_text(lowered.threads)}, {lowered.provider}"
+        detail = f"{where}; raced when it was lowered, before: all sites dense"
+        speed, low, high = lowered.model.speedup.get("dense", (None, 0.0, 0.0))
+        if speed is not None:
+            detail += f"; 95{GAP}% interval {low:.2f} to {high:.2f} × as fast"
+        return _times(detail, 1e3 * times["dense"], 1e3 * times["chosen"], speed)
+    budget = report.selection.latency if report.selection is not None else None
+    if budget is None:
+        return None
+    dense, taken = 1e3 * budget.dense_seconds, 1e3 * budget.dense_seconds * budget.measured
+    detail = "raced when the budget was spent, with random weights; before: the dense model"
+    return _times(detail, dense, taken, dense / taken if taken else None)
+
+
+def _times(detail: str, before: float, after: float, speed: float | None) -> Entry:
+    """Milliseconds of both models."""
+    highest = max(before, after) or 1.0
     return Entry(
         "Latency",
         detail,
         milliseconds(before),
         milliseconds(after),
-        f"{ours.speedup.value:.2f} × as fast" if ours.speedup is not None else "",
+        f"{speed:.2f} × as fast" if speed is not None else "",
         (before / highest, after / highest),
         worse=after > before,
     )
-
-
-def _accuracy(report: RewriteReport, title: str) -> list[Entry]:
-    verified, damage = report.verify, report.damage
-    if verified is not None:
-        return _verified(verified)
-    entries = []
-    if damage is not None and damage.agreement is not None:
-        on = MeasuredOn.said_in(report.notes)
-        detail = f"on {exact(damage.samples)} samples" + (f" of {on}" if on else "")
-        entries.append(_agreement(damage.agreement, detail))
-    elif damage is not None and damage.relative_error is not None:
-        text = f"of output {damage.output or ''}, {exact(damage.samples)} samples"
-        entries.append(_relative(damage.relative_error, text))
-    line = f"onnx-igpc verify ORIGINAL.onnx {title} --data DATA --report FILE.html"
-    return [*entries, Entry("Accuracy", missing=("not measured:", line))]
-
-
-def _verified(verified: VerifyReport) -> list[Entry]:
-    entries = []
-    if (classifier := verified.classifier) is not None:
-        entries += _labelled(classifier)
-        on = f"on {exact(classifier.samples)} samples"
-        entries.append(_agreement(classifier.agreement, on))
-    elif (worst := verified.worst_output) is not None:
-        on = " on random inputs" if verified.random else f", {exact(verified.samples)} samples"
-        entries.append(_relative(worst.relative_norm or 0.0, f"of output {worst.name}{on}"))
-    for name, value in (verified.metric or {}).items():
-        entries.append(Entry(name, "your metric", after=f"{value:.6g}"))
-    return entries
-
-
-def _labelled(classifier: ClassifierResult) -> list[Entry]:
-    if classifier.original is None or classifier.candidate is None:
-        return []
-    entries = []
-    for label, before, after in (
-        ("Top-1 accuracy", classifier.original.top1, classifier.candidate.top1),
-        ("Top-5 accuracy", classifier.original.top5, classifier.candidate.top5),
-    ):
-        if before is None or after is None:
-            continue
-        entries.append(
-            Entry(
-                label,
-                f"on {exact(classifier.samples)} samples",
-                percent(before),
-                percent(after),
-                f"{_signed(100 * (after - before))} points",
-                (before, after),
-                worse=after < before,
-            )
-        )
-    return entries
-
-
-def _agreement(value: float, detail: str) -> Entry:
-    return Entry(
-        "Same top-1 answer as the original",
-        detail,
-        after=percent(value),
-        bars=(None, value),
-    )
-
-
-def _relative(error: float, detail: str) -> Entry:
-    return Entry(
-        "Relative difference from the original",
-        detail,
-        after=f"{100 * error:.3g}{GAP}%",
-        bars=(None, min(error, 1.0)),
-    )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−") if round(value, 1) else "0.0"
 
 
 def _row(entry: Entry) -> Element:
@@ -220,8 +150,8 @@ def _row(entry: Entry) -> Element:
         cell = element(
             "td",
             {"colspan": 3, "role": "cell", "class": "missing"},
-            f"{text} ",
-            element("code", None, command(line)),
+            text,
+            [" ", element("code", None, command(line))] if line else None,
         )
         return element("tr", {"role": "row"}, name, cell)
     return element(
@@ -238,7 +168,7 @@ def _bars(entry: Entry) -> Element | None:
     before, after = entry.bars
     if before is None and after is None:
         return None
-    parts = (("track", 1.0, 0, 12), ("before", before, 0, 5), ("after", after, 7, 5))
+    parts = (("track", 1.0, 0, 12), ("before", before, 0, 5), (entry.style, after, 7, 5))
     return element(
         "svg",
         {"class": "bars", "width": "100%", "height": 12, "aria-hidden": "true"},
@@ -250,4 +180,11 @@ def _bars(entry: Entry) -> Element | None:
             for style, share, y, height in parts
             if share is not None
         ],
+        _whisker(*entry.between) if entry.between is not None else None,
     )
+
+
+def _whisker(low: float, high: float) -> Element:
+    """An interval around the end of the bar after."""
+    ends = {"x": f"{100 * low:.2f}%", "width": f"{100 * (high - low):.2f}%"}
+    return element("rect", {"class": "bar-interval", "y": 8.5, "height": 2, **ends})

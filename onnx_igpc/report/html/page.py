@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 
 from onnx_igpc.report.benchmark import BenchmarkReport
+from onnx_igpc.report.damage import ordered_warnings
 from onnx_igpc.report.html.choice_chart import choice_chart
 from onnx_igpc.report.html.depth_charts import depth_charts
 from onnx_igpc.report.html.elements import Child, Element, element, to_html, verbatim
@@ -19,10 +20,11 @@ from onnx_igpc.report.html.layout_drawing import Drawings
 from onnx_igpc.report.html.ledger import ledger, percent_left
 from onnx_igpc.report.html.site_detail import SiteDetails
 from onnx_igpc.report.html.sites_table import sites_section
-from onnx_igpc.report.html.texts import short_names
+from onnx_igpc.report.html.texts import percent, short_names
 from onnx_igpc.report.html.training_charts import training_charts
 from onnx_igpc.report.numbers import exact
 from onnx_igpc.report.quantization import damage_text, types_text
+from onnx_igpc.report.sections import DamageReport
 from onnx_igpc.report.tree import RewriteReport
 
 
@@ -41,7 +43,7 @@ def render_html(report: RewriteReport, title: str) -> str:
     sites = sites_section(report, SiteDetails(drawings))
     style, script = _resource("report.css"), _resource("report.js")
     sections = [
-        _section("brought", "What it brought", [ledger(report, title)]),
+        _section("brought", "What it cost and brought", [ledger(report, title)]),
         _section("depth", "Along the network", depth_charts(report)),
         _section("choice", "The budget", [choice_chart(report.selection)]),
         _section("training", "Fine-tuning", training_charts(report.finetune)),
@@ -84,14 +86,13 @@ def render_html(report: RewriteReport, title: str) -> str:
 
 
 def _header(report: RewriteReport, title: str) -> list[Child]:
+    warnings = ordered_warnings(report)
     return [
         element("p", {"class": "kicker"}, "onnx-igpc report"),
         element("h1", None, element("bdi", None, title)),
         element("p", {"class": "lede"}, " ".join(_sentences(report))),
-        element(
-            "ul", {"class": "warnings"}, [element("li", None, each) for each in report.warnings]
-        )
-        if report.warnings
+        element("ul", {"class": "warnings"}, [element("li", None, each) for each in warnings])
+        if warnings
         else None,
     ]
 
@@ -112,6 +113,8 @@ def _sentences(report: RewriteReport) -> list[str]:
         )
         if (share := percent_left(change)) is not None
     ]
+    if (kept := _answers(report.damage)) is not None:
+        said.append(kept)
     if left:
         said.append(f"The model has {' and '.join(left)} left.")
     if report.finetune is not None:
@@ -125,6 +128,15 @@ def _sentences(report: RewriteReport) -> list[str]:
         if (damage := damage_text(report.quantization)) is not None:
             said.append(f"{damage[:1].upper()}{damage[1:]}.")
     return said
+
+
+def _answers(damage: DamageReport | None) -> str | None:
+    """What is left of the original's answers; ``None`` where that is not known."""
+    if damage is None or damage.unknown is not None or damage.agreement is None:
+        return None
+    on = f"on {percent(damage.agreement)} of {exact(damage.samples)} samples"
+    left_out = " that were left out of the fit" if damage.fitted is not None else ""
+    return f"It gives the original's answer {on}{left_out}."
 
 
 def _section(name: str, title: str, contents: Sequence[Child]) -> Element | None:

@@ -18,6 +18,7 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
 from onnx_igpc.option_names import with_flags
 from onnx_igpc.passes import FoldBatchNorm
+from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.sections import DamageReport, FinetuneReport, MeasuredOn, WrittenCheck
 from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, RewriteReport
@@ -159,6 +160,8 @@ def update_report(
     stale = {worse_than_before(report), report.finetune and no_gain(report.finetune)}
     if gained:
         stale |= {NO_DATA_WARNING, RANDOM_WARNING}
+    if gained or before is not None:
+        stale.add(large_damage_warning(report.damage))
     report.warnings = [text for text in report.warnings if text not in stale]
     measured = {each.note for each in MeasuredOn}
     report.notes = [text for text in report.notes if text not in measured]
@@ -169,8 +172,8 @@ def update_report(
     if before is not None:
         report.damage = measure(job, teacher, model) if gained else before
         report.notes.append(MeasuredOn.after_training(job.val.kind).note)
-        if worse := worse_than_before(report):
-            report.warnings.append(worse)
+        found = (large_damage_warning(report.damage), worse_than_before(report))
+        report.warnings += [text for text in found if text]
     if useless := no_gain(run):
         report.warnings.append(useless)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from onnx_igpc.report.console.rewrite import show_rewrite, sparkline
+from onnx_igpc.report.console.rewrite import show_rewrite, show_verify, sparkline
 from onnx_igpc.report.numbers import count_text, percent, shorten
-from onnx_igpc.report.sections import DamageReport
+from onnx_igpc.report.sections import CalibrationReport, DamageReport
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
-from tests.html_reports import finetune_report
+from tests.html_reports import finetune_report, verify_report
 
 
 def shown(report: RewriteReport, width: int = 80, verbose: bool = False) -> str:
@@ -56,6 +57,77 @@ def test_warnings_and_damage_come_before_the_savings() -> None:
     savings = text.index("6.14k")
     assert text.index("be careful") < savings
     assert text.index("agreement with the original 90.7% on 300 samples") < savings
+
+
+def held_out(agreement: float = 0.75) -> DamageReport:
+    fitted = DamageReport(agreement=0.955, kl=0.1, samples=300)
+    return DamageReport(
+        agreement=agreement, interval=(0.657, 0.825), kl=0.42, samples=100, fitted=fitted
+    )
+
+
+def test_held_out_damage_has_its_interval_and_the_fitted_figure_beside_it() -> None:
+    assert shown(RewriteReport(damage=held_out(0.9)), width=200).splitlines()[0] == (
+        "damage: top-1 agreement with the original 90.0% (95% interval 65.7% to 82.5%), KL 0.42, "
+        "on 100 samples that no fit or choice saw; on the fitted data 95.5%"
+    )
+    damage = DamageReport(
+        relative_error=0.12,
+        output="[b]",
+        samples=40,
+        fitted=DamageReport(relative_error=0.05, samples=100),
+    )
+    assert shown(RewriteReport(damage=damage), width=200).splitlines()[0] == (
+        "damage: relative error 0.12 of output [b] on 40 samples that no fit or choice saw; on the "
+        "fitted data 0.05"
+    )
+
+
+def test_unknown_damage_says_why_in_the_place_of_a_figure() -> None:
+    damage = DamageReport(
+        samples=0, unknown="12 are too few", fitted=DamageReport(agreement=0.99, samples=12)
+    )
+    first = shown(RewriteReport(damage=damage), width=200).splitlines()[0]
+    assert first == "damage: 12 are too few; on the fitted data, which flatters, 99.0%"
+
+
+def test_large_damage_is_the_first_line_and_said_once() -> None:
+    report = RewriteReport(damage=held_out(0.03), warnings=["be careful"])
+    said = (
+        "warning: agreement 3.0% on 100 samples not used for the fit: this model needs training "
+        "(onnx-igpc finetune), or more data"
+    )
+    assert shown(report, width=200).splitlines()[:2] == [said, "warning: be careful"]
+    report.warnings.append(said.removeprefix("warning: "))
+    text = shown(report, width=200)
+    assert text.startswith(said)
+    assert text.count(said) == 1
+
+
+def test_the_fit_that_was_chosen_and_how_much_was_held_out() -> None:
+    calibration = CalibrationReport(
+        source="a", samples=300, skipped=[], sequential=True, without_data={}
+    )
+    report = RewriteReport(calibration=calibration)
+    assert "fit:" not in shown(report)
+    calibration.fit, calibration.held_out = "in sequence [x]", 100
+    calibration.chosen_by = {"in sequence [x]": 0.1, "each by itself": 0.2}
+    text = shown(report, width=200)
+    assert "fit: in sequence [x] (best of 2 that were tried); 100 of 300 samples held out" in text
+    calibration.chosen_by, calibration.held_out = None, 0
+    assert "fit: in sequence [x]; none of 300 samples held out" in shown(report, width=200)
+
+
+def test_verify_tells_the_divergence_where_it_is_known() -> None:
+    def verified(kl: float | None) -> str:
+        report, stream = verify_report(), io.StringIO()
+        assert report.classifier is not None
+        report = replace(report, classifier=replace(report.classifier, kl=kl))
+        show_verify(Console(file=stream, width=200, highlight=False), report)
+        return stream.getvalue()
+
+    assert "on 360 samples (10 classes in logits), KL 0.0123\n" in verified(0.01234)
+    assert "KL" not in verified(None)
 
 
 def test_the_longest_gain_comes_first() -> None:

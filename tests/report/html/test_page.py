@@ -12,14 +12,23 @@ import pytest
 
 from onnx_igpc.report.html import render_html
 from onnx_igpc.report.html.elements import element, to_html, verbatim, visible
-from onnx_igpc.report.sections import DamageReport, MeasuredOn, Thumbnail
+from onnx_igpc.report.sections import (
+    DamageReport,
+    LatencyReport,
+    MeasuredOn,
+    Thumbnail,
+    TriedPlan,
+)
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, Totals
 from tests.html_reports import (
     HOSTILE,
+    benchmark_report,
     finetune_report,
     hostile_report,
+    lowering_report,
     network_report,
     selection_report,
+    verify_report,
 )
 
 
@@ -107,8 +116,107 @@ def test_what_calibration_measured_stands_in_where_nothing_was_verified() -> Non
     assert on in Page(render_html(report, "a")).text
     report.damage = DamageReport(relative_error=0.0375, output="boxes", samples=300)
     page = Page(render_html(report, "a"))
-    assert "of output boxes, 300 samples" in page.text
+    assert "of output boxes, on 300 samples of the data" in page.text
     assert "3.75\xa0%" in page.text
+
+
+def held_out(agreement: float = 0.75) -> RewriteReport:
+    """A report with nothing measured but damage on held-out data."""
+    report = network_report()
+    report.verify = report.benchmark = None
+    report.notes = [MeasuredOn.LEFT_OUT.note]
+    fitted = DamageReport(agreement=0.955, interval=(0.9, 1.0), kl=0.1, samples=300)
+    report.damage = DamageReport(
+        agreement=agreement, interval=(0.657, 0.825), kl=0.42, samples=100, fitted=fitted
+    )
+    return report
+
+
+def test_damage_stands_before_the_savings_with_its_interval_and_the_fitted_figure() -> None:
+    page = Page(render_html(held_out(), "small.onnx"))
+    on = "on 100 samples of data that was neither fitted to nor chosen by"
+    for said in (
+        "75.0\xa0% of 100 samples that were left out of the fit. The model has 35.0\xa0% of its",
+        f"{on}; 95\xa0% interval 65.7\xa0% to 82.5\xa0%–75.0\xa0%needs training",
+        f"Kullback-Leibler of class probabilities, nats, {on}–0.42",
+        "on 300 samples that it was fitted to, which flatters–95.5\xa0%",
+    ):
+        assert said in page.text, said
+    assert page.text.index(on) < page.text.index("2.00M700k")
+    assert "0.1Accuracy" not in page.text  # the fit's own divergence says nothing
+    (interval,) = (each for each in page.all("rect") if each.get("class") == "bar-interval")
+    assert interval["x"] == "65.70%"
+    assert interval["width"] == "16.80%"
+
+
+def test_large_damage_stands_above_all_other_warnings() -> None:
+    large = "agreement 3.0% on 100 samples not used for the fit: this model needs training"
+    text = Page(render_html(held_out(0.03), "small.onnx")).text
+    assert text.index(large) < text.index("expect to fine-tune before use")
+    assert "needs training" not in Page(render_html(held_out(0.9), "small.onnx")).text
+
+
+def test_unknown_damage_is_told_and_the_fitted_figure_named_as_flattering() -> None:
+    report = held_out()
+    fitted = DamageReport(agreement=0.955, samples=12)
+    report.damage = DamageReport(samples=0, unknown="12 samples are too few", fitted=fitted)
+    text = Page(render_html(report, "small.onnx")).text
+    assert "Damage12 samples are too few" in text
+    assert "on 12 samples that it was fitted to, which flatters–95.5\xa0%" in text
+    assert "left out of the fit" not in text
+
+
+def test_damage_stands_beside_a_verification_on_random_inputs_only() -> None:
+    report = held_out()
+    report.verify = verify_report()
+    assert "75.0\xa0%needs" not in Page(render_html(report, "small.onnx")).text
+    report.verify = replace(report.verify, random=True)
+    assert "75.0\xa0%needs" in Page(render_html(report, "small.onnx")).text
+
+
+def test_latency_is_what_compress_raced_where_no_benchmark_did() -> None:
+    report = held_out()
+    assert "onnx-igpc benchmark" in Page(render_html(report, "small.onnx")).text
+    assert report.selection is not None
+    report.selection.latency = LatencyReport(
+        predicted=0.45, measured=0.5, damage=0.1, dense_seconds=0.004, tried=[]
+    )
+    text = Page(render_html(report, "small.onnx")).text
+    assert "with random weights; before: the dense model4\xa0ms2\xa0ms2.00 × as fast" in text
+    report.lowering = lowering_report()
+    text = Page(render_html(report, "small.onnx")).text
+    assert "batch 1, 1 thread, cpu; raced when it was lowered, before: all sites dense" in text
+    assert "2.90 to 3.10 × as fast3\xa0ms1\xa0ms3.00 × as fast" in text
+    assert "onnx-igpc benchmark" not in text
+    report.benchmark = benchmark_report()
+    text = Page(render_html(report, "small.onnx")).text
+    assert "2.5\xa0ms2\xa0ms1.25 × as fast" in text
+    assert "raced when" not in text
+
+
+def test_measured_plans_stand_beside_the_predicted_curve() -> None:
+    report = held_out()
+    assert report.selection is not None
+    report.selection.measured_damage = 0.02
+    report.selection.tried = [
+        TriedPlan(share=0.41, predicted=0.01, measured=0.05, agreement=0.8),
+        TriedPlan(share=0.398, predicted=0.014, measured=0.02),
+        TriedPlan(share=0.5, predicted=0.014, measured=float("inf")),
+    ]
+    page = Page(render_html(report, "small.onnx"))
+    assert "damage 0.014 predicted, 0.02 measured" in page.text
+    assert "41.0\xa0%0.010.0580.0\xa0%39.8\xa0%0.0140.02–" in page.text
+    points = [each for each in page.all("circle") if each.get("class") == "measured"]
+    assert [each["cx"] for each in points if "%" in str(each["cx"])] == ["41.00%", "39.80%"]
+
+
+def test_the_fits_that_were_tried_the_best_first() -> None:
+    report = held_out()
+    assert report.calibration is not None
+    report.calibration.fit = "b"
+    report.calibration.chosen_by = {"a": 0.5, "b": 0.25}
+    text = Page(render_html(report, "small.onnx")).text
+    assert "each left outfitdamageb0.25chosena0.5" in text
 
 
 @pytest.mark.parametrize("title", ["small.onnx", HOSTILE])

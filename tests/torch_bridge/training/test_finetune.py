@@ -17,6 +17,7 @@ import torch
 from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.errors import CheckFailedError, DataError, ModelError, UsageError
 from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.digest import read_digest, write_digest
 from onnx_igpc.report.sections import DamageReport, JudgedReport, LoweringReport, MeasuredOn
 from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, Permutation, RewriteReport
@@ -503,9 +504,11 @@ def test_the_summary_ends_with_what_is_to_be_known() -> None:
 def test_another_run_takes_back_what_the_one_before_warned_of() -> None:
     report = trained({"agreement": 0.75}, {"agreement": 0.5})
     worse, damage = worse_than_before(report), report.damage
+    large = large_damage_warning(damage)
     assert worse is not None
+    assert large is not None
     other = f"not ours, but in the same words: {worse}"
-    report.warnings = [NO_DATA_WARNING, RANDOM_WARNING, worse, other]
+    report.warnings = [large, NO_DATA_WARNING, RANDOM_WARNING, worse, other]
     report.notes = [*(each.note for each in MeasuredOn), "the damage was measured elsewhere"]
     val = SimpleNamespace(data=SimpleNamespace(preprocessing=None))
     run, job = finetune_report(1), SimpleNamespace(val=val)
@@ -518,7 +521,10 @@ def test_another_run_takes_back_what_the_one_before_warned_of() -> None:
 
 
 def test_a_run_without_gain_leaves_the_advice_to_train() -> None:
-    report = RewriteReport(finetune=finetune_report(1), warnings=[NO_DATA_WARNING])
+    damage = DamageReport(agreement=0.1, samples=3)
+    large = str(large_damage_warning(damage))
+    warnings = [large, NO_DATA_WARNING]
+    report = RewriteReport(finetune=finetune_report(1), damage=damage, warnings=warnings)
     val = SimpleNamespace(data=SimpleNamespace(preprocessing=None))
     judged = JudgedReport(
         on="held-out",
@@ -535,4 +541,4 @@ def test_a_run_without_gain_leaves_the_advice_to_train() -> None:
         told = no_gain(run)
         assert told is not None
         assert f"was {before:.3g} before and at best 2 after" in told
-        assert report.warnings == [NO_DATA_WARNING, told]
+        assert report.warnings == [large, NO_DATA_WARNING, told]

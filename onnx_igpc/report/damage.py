@@ -1,0 +1,47 @@
+"""How damage reads, and from where on it is so large that the reader must be told before all else."""
+
+from __future__ import annotations
+
+from onnx_igpc.report.sections import CalibrationReport, DamageReport
+from onnx_igpc.report.tree import RewriteReport
+
+LEAST_AGREEMENT = 0.8
+"""Below this share of equal answers a model is not one to use as it is."""
+MOST_ERROR = 0.3
+"""Beyond this relative error of its outputs it is not, either."""
+
+
+def large_damage_warning(damage: DamageReport | None) -> str | None:
+    """What the reader must do about large damage; ``None`` where it is small or not known.
+
+    Where nothing was held out, the figure that flatters speaks: the true one is no better.
+    """
+    judged = damage if damage is None or damage.unknown is None else damage.fitted
+    if damage is None or judged is None:
+        return None
+    agreement, error = judged.agreement, judged.relative_error
+    if agreement is not None and agreement < LEAST_AGREEMENT:
+        figure = f"agreement {agreement:.1%}"
+    elif error is not None and error > MOST_ERROR:
+        figure = f"relative error {error:.3g} of output {judged.output or ''}"
+    else:
+        return None
+    on = f"on {judged.samples} samples"
+    if judged is not damage:
+        on += " that it was fitted to"
+    elif damage.fitted is not None:
+        on += " not used for the fit"
+    return f"{figure} {on}: this model needs training (onnx-igpc finetune), or more data"
+
+
+def ordered_warnings(report: RewriteReport) -> list[str]:
+    """The warnings of a report, that of large damage first."""
+    large = large_damage_warning(report.damage)
+    return list(dict.fromkeys([*([large] if large else []), *report.warnings]))
+
+
+def held_out_text(calibration: CalibrationReport) -> str | None:
+    """How many samples were held out, in words; ``None`` in reports that do not say."""
+    if calibration.held_out is None:
+        return None
+    return f"{calibration.held_out or 'none'} of {calibration.samples} samples held out"
