@@ -18,6 +18,9 @@ _LEAST_GAIN = 1e-5
 # Candidates of each pair of groups, and how many exchanges are tried one by one at the end.
 _CANDIDATES = 12
 _SINGLE_TRIES = 6
+# Among up to so many channels, exchanges that are estimated to lose are tried, too: it takes little, and
+# several together may gain.
+_FEW_CHANNELS = 64
 # A channel that its group predicts almost entirely is worth little, and its estimate is not exact.
 _LEAST_NEW_VARIANCE = 1e-3
 
@@ -102,22 +105,22 @@ def _owners(problem: ProjectionProblem) -> np.ndarray:
 
 def _promising(gains: np.ndarray, owners: np.ndarray) -> list[Exchange]:
     """Exchanges of which no two touch the same channel, the best first."""
-    found = []
+    parts: list[list[np.ndarray]] = [[], [], []]
     for a in range(gains.shape[1]):
         for b in range(a + 1, gains.shape[1]):
             first, second = np.flatnonzero(owners == a), np.flatnonzero(owners == b)
             first = first[np.argsort(-gains[first, b], kind="stable")[:_CANDIDATES]]
             second = second[np.argsort(-gains[second, a], kind="stable")[:_CANDIDATES]]
             both = gains[first, b][:, None] + gains[second, a][None]
-            found += [
-                (float(both[i, j]), int(x), int(y))
-                for i, x in enumerate(first)
-                for j, y in enumerate(second)
-            ]
-    found.sort(key=lambda entry: -entry[0])
+            for part, values in zip(parts, (both, first[:, None], second[None]), strict=True):
+                part.append(np.broadcast_to(values, both.shape).ravel())
+    values, first, second = (np.concatenate(part) for part in parts)
+    order = np.argsort(-values, kind="stable")
+    if len(owners) > _FEW_CHANNELS:
+        order = order[values[order] > 0.0]
     used: set[int] = set()
     chosen = []
-    for _, x, y in found:
+    for x, y in zip(first[order].tolist(), second[order].tolist(), strict=True):
         if x not in used and y not in used:
             used |= {x, y}
             chosen.append((x, y))

@@ -35,7 +35,7 @@ _HOPELESS = 1.3
 # Fewer channels in a group than this make slow convolutions and gain little.
 _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
-_REFITS, _REFITS_AT, _LEAST_REFITS = 24, 128, 4
+_REFITS, _REFITS_AT, _LEAST_REFITS = 40, 80, 4
 # Layers with more channels than this are searched with less care.
 _SMALL, _LARGE, _VERY_LARGE = 64, 256, 512
 
