@@ -99,6 +99,7 @@ class Basis:
 
     def close(self) -> None:
         """Let go of the samples."""
+        self.trials.close()
         self.held.close()
 
     def choose_fit(self, planned: Plan, progress: Progress | None = None) -> None:

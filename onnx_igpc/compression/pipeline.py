@@ -275,9 +275,7 @@ def _rewrite(
         rewriter.settle()
         return None
     everything = basis.division.everything
-    with basis.calibrator(
-        rewriter.model, found, layouts, everything, planned.starts
-    ) as calibrator:
+    with basis.calibrator(rewriter.model, found, layouts, everything, planned.starts) as calibrator:
         rewriter.rewrite(found, layouts, calibrator, published.form, progress)
         used = basis.complete(calibrator.summary())
     rewriter.settle()

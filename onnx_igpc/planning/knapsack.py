@@ -190,8 +190,8 @@ def interpolate_damage(
 ) -> list[float]:
     """Damages for ``errors`` from (error, damage) pairs measured at some of them.
 
-    Linear between logarithms, never falling as the error grows; below the least measured error the
-    damage falls in proportion to it.
+    Linear between logarithms, never falling as the error grows; below the least and above the largest
+    measured error the damage is in proportion to it.
     """
     known = sorted((max(e, 1e-12), max(d, 1e-15)) for e, d in measured)
     log_e = np.log([e for e, _ in known])
@@ -202,8 +202,9 @@ def interpolate_damage(
             damages.append(0.0)
             continue
         at = float(np.log(max(error, 1e-12)))
-        if at < log_e[0]:
-            damages.append(float(np.exp(log_d[0] + at - log_e[0])))
+        if not log_e[0] <= at <= log_e[-1]:
+            end = 0 if at < log_e[0] else -1
+            damages.append(float(np.exp(log_d[end] + at - log_e[end])))
         else:
             damages.append(float(np.exp(np.interp(at, log_e, log_d))))
     return damages

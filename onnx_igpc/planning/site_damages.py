@@ -30,7 +30,7 @@ from onnx_igpc.sites.find import Rewritable
 from onnx_igpc.sites.rewrite import kept_layout
 
 # Parts of the dense weights near which a candidate of each site is measured at first.
-_FIRST = (0.5, 0.2)
+_FIRST = (0.6, 0.2)
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,13 @@ class SiteDamages:
         """
         if index in each.measured:
             return
-        candidate, trials = each.fitted[index], self._trials
+        candidate = each.fitted[index]
+        place = self._trials.behind({site.name for site in each.sharing})
         damages = []
-        for number in range(len(trials.folds)):
-            left_out = number if trials.possible else None
+        for number in range(len(place.folds)):
+            left_out = number if place.possible else None
             changes = self._changes(each, candidate, left_out)
-            damages.append(trials.probe.damage(changes, number))
+            damages.append(place.probe.damage(changes, number))
         value = Damage.joined(damages).value
         if not np.isfinite(value):
             raise DataError(f"the output is not finite when {each.name!r} is rewritten")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +12,12 @@ from onnx_igpc.calibration.graph_cuts import DenseWeight
 from onnx_igpc.calibration.held_samples import Part
 from onnx_igpc.calibration.options import Fit
 from onnx_igpc.calibration.plan_fits import FittedSites, fit_sites
+from onnx_igpc.calibration.tails import Tail, tail_from
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.planning.sensitivity import Damage, DamageProbe
-from onnx_igpc.sites.find import FoundSites
+from onnx_igpc.sites.find import FoundSites, Rewritable
 
 Layouts = Mapping[str, GroupLayout]
 
@@ -24,19 +26,25 @@ FOLDS = 4
 
 # Shares of the original's activations in a sequential fit that are tried.
 _BLENDS = (0.25, 0.75)
+# Places, evenly over the sites, from which trials can begin.
+_CUTS = 6
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan fitted once for each part of the data, without it, and measured on the parts."""
+    """A plan fitted once for each part of the data, without it, and measured on the parts.
+
+    ``place`` is where in the model the trial began.
+    """
 
     damage: Damage
     fitted: list[FittedSites]
+    place: Trials
 
 
-@dataclass
+@dataclass(eq=False)
 class Trials:
-    """Tries plans out on the parts of some data.
+    """Tries plans out on the parts of some data; :meth:`close` lets go of what is kept.
 
     Args:
         model: the model, which is not changed.
@@ -51,6 +59,15 @@ class Trials:
     fisher: Mapping[str, np.ndarray] = field(default_factory=dict)
     _probe: DamageProbe | None = None
     _folds: list[Part] = field(default_factory=list)
+    _tails: dict[int, tuple[Trials, Tail] | None] = field(default_factory=dict)
+    _known: dict[object, Damage] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Let go of the data behind all cuts."""
+        for kept in self._tails.values():
+            if kept is not None:
+                kept[1].held.close()
+        self._tails.clear()
 
     @property
     def folds(self) -> list[Part]:
@@ -68,9 +85,39 @@ class Trials:
     def probe(self) -> DamageProbe:
         """Measures the sites of the main graph on each of the parts."""
         if self._probe is None:
-            sites = [site for site in self.found.rewritable if site.ref.scope.is_main]
-            self._probe = DamageProbe(self.model, sites, self.folds)
+            self._probe = DamageProbe(self.model, self._main, self.folds)
         return self._probe
+
+    @property
+    def _main(self) -> list[Rewritable]:
+        return [site for site in self.found.rewritable if site.ref.scope.is_main]
+
+    def behind(self, names: AbstractSet[str]) -> Trials:
+        """The same in the part of the model where the sites of these names lie, if it can stand alone.
+
+        There are few cuts, so that what arrives at each is kept.
+        """
+        main = self._main
+        places = [number for number, site in enumerate(main) if site.name in names]
+        known = {site.name for site in main}
+        if not places or not names <= known:
+            return self
+        step = -(-len(main) // _CUTS)
+        number = min(places) // step * step
+        if not number:
+            return self
+        if number not in self._tails:
+            self._tails[number] = self._behind(main[number].ref.index)
+        kept = self._tails[number]
+        return self if kept is None else kept[0]
+
+    def _behind(self, position: int) -> tuple[Trials, Tail] | None:
+        tail = tail_from(self.model, self.found, self.part, position)
+        if tail is None:
+            return None
+        folds = [tail.part(self.part, fold) for fold in self.folds]
+        part = Part(tail.held, range(len(tail.held)))
+        return Trials(tail.model, tail.found, part, self.fisher, _folds=folds), tail
 
     def run(
         self, layouts: Layouts, fit: Fit, starts: Mapping[str, IgpcWeights] | None = None
@@ -81,23 +128,27 @@ class Trials:
             DataError: activations that are not finite.
             ModelError: the model cannot run on the data.
         """
+        replaced = {name for name, layout in layouts.items() if layout.replaced}
+        place = self.behind(replaced)
         fitted, damages = [], []
-        for number, fold in enumerate(self.folds):
-            rest = self.part.without(fold)
+        for number, fold in enumerate(place.folds):
+            rest = place.part.without(fold)
             done = fit_sites(
-                self.model, self.found, layouts, rest, fit, fisher=self.fisher, starts=starts
+                place.model, place.found, layouts, rest, fit, fisher=self.fisher, starts=starts
             )
             fitted.append(done)
-            damages.append(self.probe.damage(_measurable(self.found, done), number))
-        return Trial(Damage.joined(damages), fitted)
+            damages.append(place.probe.damage(_measurable(place.found, done), number))
+        trial = Trial(Damage.joined(damages), fitted, place)
+        self._known[_key(layouts, fit)] = trial.damage
+        return trial
 
     def without(self, trial: Trial, name: str) -> Damage:
         """The damage of a trial but for one site, which is as in the original."""
         damages = []
         for number, done in enumerate(trial.fitted):
-            changes = _measurable(self.found, done)
+            changes = _measurable(trial.place.found, done)
             changes.pop(name, None)
-            damages.append(self.probe.damage(changes, number))
+            damages.append(trial.place.probe.damage(changes, number))
         return Damage.joined(damages)
 
     def choose_fit(
@@ -126,7 +177,8 @@ class Trials:
 
         def attempt(fit: Fit) -> None:
             if fit not in tried:
-                tried[fit] = self.run(layouts, fit, starts).damage
+                known = self._known.get(_key(layouts, fit))
+                tried[fit] = known or self.run(layouts, fit, starts).damage
 
         attempt(first)
         if self.fisher:
@@ -138,6 +190,11 @@ class Trials:
         if False in allowed:
             attempt(Fit(sequential=False, metric=metric))
         return best(), {fit.label: damage for fit, damage in tried.items()}
+
+
+def _key(layouts: Layouts, fit: Fit) -> object:
+    replaced = {name: layout for name, layout in layouts.items() if layout.replaced}
+    return fit, frozenset(replaced.items())
 
 
 def _measurable(found: FoundSites, done: FittedSites) -> dict[str, DenseWeight]:
