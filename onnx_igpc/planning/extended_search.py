@@ -36,7 +36,7 @@ _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
 _REFITS, _REFITS_AT, _LEAST_REFITS = 24, 96, 4
 # Layers with more channels than this are searched with less care.
-_SMALL, _LARGE, _VERY_LARGE = 64, 256, 512
+_SMALL, _MEDIUM, _LARGE, _VERY_LARGE = 64, 128, 256, 512
 
 
 @dataclass
@@ -84,7 +84,7 @@ class ExtendedSearch:
         self._start_tolerance = 1e-2 if self.C <= _LARGE else 1e-1
         self._rounds = 2 if self.C <= _VERY_LARGE else 1
         self.polished_trials = 2 if self.C <= _LARGE else 1
-        self._groupings_tried = 3 if self.C <= _SMALL else 2 if self.C <= _LARGE else 1
+        self._groupings_tried = 3 if self.C <= _SMALL else 2 if self.C <= _MEDIUM else 1
 
     def trials(self, budgets: Sequence[int]) -> list[list[Trial]]:
         """For each budget of weights, in ascending order, the trials that keep to it."""
