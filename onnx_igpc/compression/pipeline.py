@@ -202,6 +202,7 @@ class _Planning:
             samples = self.basis.held_out_size
             plans = plans_that_keep(trials, cost, self.job.plan, samples, self.progress, pricing)
         else:
+            assert not isinstance(self.job.plan, Keep), "a promise is checked to have data before"
             plans = iter(
                 [plan_sites(self.found, self.job.plan, trials, cost, pricing, self.progress)]
             )

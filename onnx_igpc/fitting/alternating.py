@@ -2,7 +2,8 @@
 
 Closed-form sweeps, accelerated (:mod:`onnx_igpc.fitting.anderson`). Kept apart from
 :mod:`onnx_igpc.fitting.fit` because it holds the state of an iteration: K, L and, with the second moment
-of the input, the residual W - A K, which every step updates only where the step can change it.
+of the input S, the residual W - A K and what S makes of it and of K, which every step updates only
+where the step can change them.
 Without calibration data :mod:`onnx_igpc.fitting.alternating_plain` does the same in less memory.
 """
 
@@ -179,8 +180,8 @@ class FittingProblem(AlternatingProblem):
 
     def _refresh(self) -> None:
         """What follows from the current K and L."""
-        for step in self._k_steps:
-            self.KS[step.rows] = self.K[step.block] @ step.spread
+        for k_step in self._k_steps:
+            self.KS[k_step.rows] = self.K[k_step.block] @ k_step.spread
         for step in self._l_steps:
             block = self.L[step.block]
             residual = self.W[step.filters] - block @ self.K[step.rows]

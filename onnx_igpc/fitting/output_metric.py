@@ -97,7 +97,7 @@ class OutputMetric:
     def whitened(self, weight: np.ndarray) -> np.ndarray:
         """R W with R = U D, so that errors of R W count alike; shape (F, C), float64."""
         scaled = np.asarray(weight, dtype=np.float64) * self.scale[:, None]
-        return scaled if self.root is None else self.root @ scaled
+        return scaled if self.root is None else np.asarray(self.root @ scaled)
 
     def unwhitened(self, weight: np.ndarray) -> np.ndarray:
         """R^-1 times a matrix with F rows, such as L of a fit to R W."""

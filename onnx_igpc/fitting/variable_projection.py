@@ -21,22 +21,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_igpc.fitting.alternating import Groups
+from onnx_igpc.fitting.semidefinite import leading, lower_root, ridge, solve_lower
 
 # Added to the variances of a group's inputs, relative to the largest: directions that vary less are
 # as good as constant.
 _VARIANCE_RIDGE = 1e-10
 # A row that reduces the error by less than this part of the total is zero.
 _LEAST_GAIN = 1e-14
-# Relative to the mean of the diagonal: lets rows be zero or alike.
-_RIDGE = 1e-12
 
 
 @dataclass(frozen=True)
 class GroupDirections:
     """The best rows for one group, given the other groups' rows.
 
-    ``rows`` has shape (r, channels of the group), the best first; ``gains``, shape (r,), by how much
-    each of them reduces the squared error; ``without`` is the squared error with none of them.
+    ``rows`` has shape (r, channels of the group), the best first; ``gains``, of r entries or more, by
+    how much each of them and of those that were not asked for reduces the squared error; ``without``
+    is the squared error with none of them.
     """
 
     rows: np.ndarray
@@ -126,18 +126,18 @@ class ProjectionProblem:
         ridges = np.full(
             len(gram), _VARIANCE_RIDGE * max(float(self._variances[own].max()), 1e-100)
         )
-        ridges[:first] = _ridge(gram[:first, :first])
-        lower = _lower_root(gram, ridges)
+        ridges[:first] = ridge(gram[:first, :first])
+        lower = lower_root(gram, ridges)
         right = np.concatenate([*(self._outer[index] for index in others), cross], axis=1)
-        solved = _solve_lower(lower, right.T)
+        solved = solve_lower(lower, right.T)
         without = self.total - float(np.sum(solved[:first] ** 2))
         image = solved[first:]
         if len(image) <= len(self.T):
-            gains, basis = _leading(image @ image.T, count)
+            gains, basis = leading(image @ image.T, count)
         else:
-            gains, vectors = _leading(image.T @ image, count)
+            gains, vectors = leading(image.T @ image, count)
             basis = image @ vectors / np.sqrt(np.maximum(gains[: vectors.shape[1]], 1e-300))
-        rows = _solve_lower(lower[first:, first:], basis, transposed=True).T
+        rows = solve_lower(lower[first:, first:], basis, transposed=True).T
         return self._found(rows, gains, without)
 
     def _directions_of_everything(
@@ -147,19 +147,19 @@ class ProjectionProblem:
         power, remaining, without = self._power, self.T, self.total
         if others:
             first, gram = self._inner_products(others, 0)
-            lower = _lower_root(gram, np.full(first, _ridge(gram)))
+            lower = lower_root(gram, np.full(first, ridge(gram)))
             outer = np.concatenate([self._outer[index] for index in others], axis=1)
-            solved = _solve_lower(lower, outer.T)
+            solved = solve_lower(lower, outer.T)
             without -= float(np.sum(solved**2))
             power = power - solved.T @ solved
-            back = _solve_lower(lower, solved, transposed=True).T
+            back = solve_lower(lower, solved, transposed=True).T
             remaining = self.T.copy()
             start = 0
             for index in others:
                 end = start + len(self.K[index])
                 remaining[:, self.columns[index]] -= back[:, start:end] @ self.K[index]
                 start = end
-        gains, basis = _leading(power, count)
+        gains, basis = leading(power, count)
         scale = np.sqrt(np.maximum(gains[: basis.shape[1]], 1e-300))
         rows = (basis / scale).T @ remaining[:, self.columns[group]]
         return self._found(rows, gains, without)
@@ -200,9 +200,9 @@ class ProjectionProblem:
         if not used:
             return self.total
         first, gram = self._inner_products(used, 0)
-        lower = _lower_root(gram, np.full(first, _ridge(gram)))
+        lower = lower_root(gram, np.full(first, ridge(gram)))
         outer = np.concatenate([self._outer[index] for index in used], axis=1)
-        return max(self.total - float(np.sum(_solve_lower(lower, outer.T) ** 2)), 0.0)
+        return max(self.total - float(np.sum(solve_lower(lower, outer.T) ** 2)), 0.0)
 
     def solve(self, ranks: Sequence[int], tolerance: float, max_rounds: int) -> float:
         """Rounds over the groups, each to its optimum given the others, until a round improves by
@@ -236,10 +236,10 @@ class ProjectionProblem:
         """L for the current rows, group after group, shape (rows of ``target``, D)."""
         used = [index for index, rows in enumerate(self.K) if len(rows)]
         first, gram = self._inner_products(used, 0)
-        lower = _lower_root(gram, np.full(first, _ridge(gram)))
+        lower = lower_root(gram, np.full(first, ridge(gram)))
         seen = np.concatenate([self._seen[index] for index in used])
-        half = _solve_lower(lower, seen @ target.T)
-        return _solve_lower(lower, half, transposed=True).T
+        half = solve_lower(lower, seen @ target.T)
+        return solve_lower(lower, half, transposed=True).T
 
     def _inner_products(self, groups: Sequence[int], further: int) -> tuple[int, np.ndarray]:
         """The number of rows of some groups, in ascending order, and a matrix with that many rows and
@@ -291,38 +291,3 @@ def fit_without_sum(
         every = np.concatenate([rows for rows, _ in parts])
         L[np.ix_(filters, every)] = problem.best_l(target[filters])
     return K, L
-
-
-def _ridge(gram: np.ndarray) -> float:
-    """What lets rows be zero or alike."""
-    return _RIDGE * max(float(np.trace(gram)) / max(len(gram), 1), 1e-100)
-
-
-def _lower_root(gram: np.ndarray, ridges: np.ndarray) -> np.ndarray:
-    """The Cholesky factor of a positive semi-definite matrix, given in its lower triangle, with
-    ``ridges`` added to the diagonal, as large as they must be. ``gram`` is overwritten.
-    """
-    diagonal = np.diagonal(gram).copy()
-    while True:
-        np.fill_diagonal(gram, diagonal + ridges)
-        try:
-            return np.linalg.cholesky(gram)
-        except np.linalg.LinAlgError:
-            ridges = ridges * 100.0
-
-
-def _solve_lower(lower: np.ndarray, right: np.ndarray, transposed: bool = False) -> np.ndarray:
-    """X with ``lower X = right`` for a lower triangular matrix, or with its transpose."""
-    from scipy.linalg.lapack import dtrtrs
-
-    if not right.size:
-        return np.zeros(right.shape)
-    # LAPACK reads columns: what lies there is the transpose.
-    solved, _ = dtrtrs(lower.T, right, lower=0, trans=0 if transposed else 1)
-    return np.asarray(solved)
-
-
-def _leading(gram: np.ndarray, count: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """All eigenvalues of a positive semi-definite matrix, the largest first, and the first vectors."""
-    values, vectors = np.linalg.eigh(gram)
-    return np.maximum(values[::-1], 0.0), vectors[:, ::-1][:, :count]

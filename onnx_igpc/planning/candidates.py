@@ -31,22 +31,36 @@ CHANNELS_PER_GROUP = (4, 8, 12, 16, 24, 32, 64, 128)
 
 K_GROUPS = (2, 4, 8)
 
-# A rough fit's error is up to 30 % above that of the full one. A published layout is fitted in full
-# where the rough fit of its better grouping is not further than the second behind the extended
-# family, and groups are learned for it where contiguous ones are not further than the first. Both
-# groupings are fitted in full where they are as close as the third.
 _ROUGH_TOLERANCE = 3e-2
-_SMALL_LIMITS = (2.0, 1.35, 1.1)
+
+
+class _Limits(NamedTuple):
+    """How far behind the extended family rough fits of a published layout may be.
+
+    A rough fit's error is up to 30 % above that of the full one. Groups are learned where contiguous
+    ones are not further behind than ``worth_learning``, and the better grouping is fitted in full
+    where it is not further than ``promising``; both of them where they are as near to one another as
+    ``close``.
+    """
+
+    worth_learning: float
+    promising: float
+    close: float
+
+
+_SMALL_LIMITS = _Limits(2.0, 1.35, 1.1)
 # A layer with more channels or filters than this takes longer: published layouts are held against
 # what the extended family would have at just their size.
 _MEDIUM = 64
-_MEDIUM_LIMITS = (1.5, 1.12, 1.0)
+_MEDIUM_LIMITS = _Limits(1.5, 1.12, 1.0)
 # Still longer: fitted less closely.
 _LARGE = 192
-_LARGE_LIMITS = (1.25, 1.08, 1.0)
+_LARGE_LIMITS = _Limits(1.25, 1.08, 1.0)
 _TOLERANCE_LARGE = 4e-3
 # A layer that takes long has no more of them tried after so many that are behind.
 _MOST_BEHIND = 2
+# A trial that leaves more than this times the error of the best one is not polished.
+_WORTH_POLISHING = 1.1
 # Groups of fewer channels than this part leave so much error that a rough fit says enough.
 _MOST_GROUPS = 32
 # Below this part of C F, no further sizes of V2 are tried than those asked for.
@@ -125,7 +139,13 @@ def _extended(search: ExtendedSearch, budgets: Sequence[int], layer: _Layer) -> 
     """The best trial of each budget."""
     found = []
     for trials in search.trials(budgets):
-        leading = sorted(trials, key=lambda trial: trial.error)[: search.polished_trials]
+        ordered = sorted(trials, key=lambda trial: trial.error)
+        least = ordered[0].error if ordered else 0.0
+        leading = [
+            trial
+            for trial in ordered[: search.polished_trials]
+            if trial.error <= _WORTH_POLISHING * least
+        ]
         # Low rank is exact: it stays in, whatever a rough trial says.
         leading += [trial for trial in trials if _is_low_rank(trial)]
         if not leading:
@@ -189,9 +209,7 @@ def _published(
             continue
         else:
             error = _error_between(extended, layout.weights)
-        fitted = layer.promising(
-            layout, grouping, *(limit * error for limit in limits[:2]), limits[2]
-        )
+        fitted = layer.promising(layout, grouping, limits, error)
         found += fitted
         behind = 0 if fitted else behind + 1
         if larger > _MEDIUM and layout.l is not None and behind == _MOST_BEHIND:
@@ -226,25 +244,20 @@ class _Layer:
         return FittedLayout(layout, weights, error)
 
     def promising(
-        self,
-        layout: GroupLayout,
-        grouping: Grouping,
-        worth_learning: float,
-        most: float,
-        close: float,
+        self, layout: GroupLayout, grouping: Grouping, limits: _Limits, rival: float
     ) -> list[FittedLayout]:
         """The better grouping of a published layout, fitted; both where it is not clear which it is.
 
-        None if a rough fit leaves more error than ``most``; only the contiguous one is looked at
-        if it leaves more than ``worth_learning``.
+        None where rough fits are too far behind an error of ``rival``.
         """
         rough = [self.fitted(layout, _ROUGH_TOLERANCE)]
-        if grouping == "learned" and rough[0].error <= worth_learning:
+        if grouping == "learned" and rough[0].error <= limits.worth_learning * rival:
             given = (self.weight, self.moments, self.metric.scale)
             learned = learned_published(layout, *given, self.clustering)
             rough.append(self.fitted(learned, _ROUGH_TOLERANCE))
         least = min(each.error for each in rough)
-        near = [each for each in rough if each.error <= min(close * least, most)]
+        most = min(limits.close * least, limits.promising * rival)
+        near = [each for each in rough if each.error <= most]
         if layout.l is None or layout.k.groups > _MOST_GROUPS:
             return near
         return [self.fitted(each.layout, self.tolerance) for each in near]

@@ -37,7 +37,8 @@ def squared_cosines(gram: np.ndarray) -> np.ndarray:
 class Clustering:
     """Clusters of the items of one affinity, shape (n, n), in any numbers and sizes.
 
-    Spectral clustering (Ng, Jordan and Weiss, NIPS 2001) with clusters of given sizes. Deterministic:
+    Spectral clustering (Ng, Jordan and Weiss, NIPS 2001), the nearest centre being replaced by an
+    assignment that keeps to the sizes. The eigenvectors are computed once. Deterministic:
     centres start at items that are farthest from each other.
     """
 
@@ -79,13 +80,8 @@ class Clustering:
         return [np.flatnonzero(owner == index) for index in range(len(sizes))]
 
 
-def balanced_clusters(affinity: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-    """See :meth:`Clustering.balanced`."""
-    return Clustering(affinity).balanced(sizes)
-
-
 def _squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Shape (points, centres); rounded, so that ties do not depend on the last bits."""
+    """Shape (points, centres); rounded, so that the last bits decide nothing."""
     found = (points**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1) - 2 * points @ centres.T
     return np.asarray(np.round(found, 12))
 

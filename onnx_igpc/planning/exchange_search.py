@@ -20,7 +20,7 @@ _CANDIDATES = 12
 _SINGLE_TRIES = 6
 # Among up to so many channels, exchanges that are estimated to lose are tried, too: it takes little, and
 # several together may gain.
-_FEW_CHANNELS = 64
+_FEW_CHANNELS = 256
 # A channel that its group predicts almost entirely is worth little, and its estimate is not exact.
 _LEAST_NEW_VARIANCE = 1e-3
 

@@ -35,9 +35,9 @@ _HOPELESS = 1.3
 # Fewer channels in a group than this make slow convolutions and gain little.
 _LEAST_GROUP = 4
 # Refits of a search for groups: fewer for larger layers.
-_REFITS, _REFITS_AT, _LEAST_REFITS = 40, 80, 4
+_REFITS, _REFITS_AT, _LEAST_REFITS = 24, 96, 4
 # Layers with more channels than this are searched with less care.
-_SMALL, _LARGE, _VERY_LARGE = 64, 256, 512
+_SMALL, _MEDIUM, _LARGE, _VERY_LARGE = 64, 128, 256, 512
 
 
 @dataclass
@@ -82,10 +82,10 @@ class ExtendedSearch:
         # More filters than channels cost nothing: see ProjectionProblem.
         refits = int(_REFITS * min(1.0, (_REFITS_AT / self.C) ** 1.5))
         self._refits = max(refits, _LEAST_REFITS)
-        self._start_tolerance = 1e-2 if self.C <= _LARGE else 3e-2
+        self._start_tolerance = 1e-2 if self.C <= _LARGE else 1e-1
         self._rounds = 2 if self.C <= _VERY_LARGE else 1
         self.polished_trials = 2 if self.C <= _LARGE else 1
-        self._groupings_tried = 3 if self.C <= _SMALL else 2 if self.C <= _LARGE else 1
+        self._groupings_tried = 3 if self.C <= _SMALL else 2 if self.C <= _MEDIUM else 1
 
     def trials(self, budgets: Sequence[int]) -> list[list[Trial]]:
         """For each budget of weights, in ascending order, the trials that keep to it."""

@@ -1,7 +1,7 @@
 """Learned grouping: which input channels share a group.
 
-Groups start as clusters of channels with a high affinity (:mod:`onnx_igpc.planning.clustering`). Those of
-layouts without the sum are then improved by exchanges that are measured by a refit
+Groups are clusters of channels with a high affinity (:mod:`onnx_igpc.planning.clustering`). Those of
+layouts without the sum are improved further by exchanges that are measured by a refit
 (:mod:`onnx_igpc.planning.exchange_search`). Everything here is deterministic.
 """
 
@@ -18,7 +18,6 @@ from onnx_igpc.fitting.weights import IgpcWeights, fit_error
 from onnx_igpc.layout.extended import with_input_order
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.planning.clustering import Clustering, channel_affinity
-from onnx_igpc.planning.exchange_search import search_groups
 
 Grouping = Literal["learned", "contiguous"]
 GROUPINGS: tuple[Grouping, ...] = ("learned", "contiguous")
@@ -35,33 +34,6 @@ def contiguous_groups(sizes: Sequence[int]) -> list[np.ndarray]:
     """Consecutive items in groups of these sizes."""
     ends = np.cumsum(sizes)
     return [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
-def learned_columns(
-    target: np.ndarray,
-    moments: np.ndarray | None,
-    sizes: Sequence[int],
-    ranks: Sequence[int],
-    refits: int,
-    clustering: Clustering | None = None,
-) -> list[np.ndarray]:
-    """Input channels of each group of K, for ``y = L P K x`` with dense L.
-
-    Contiguous channels where nothing better is found.
-
-    Args:
-        target: T = diag(d) W, shape (F, C).
-        moments: S, shape (C, C), or ``None`` for the identity.
-        sizes: input channels of each group.
-        ranks: rows of each group.
-        refits: how many refits the search may make; none leaves the clusters as they are.
-        clustering: that of the channels, if it is known already.
-    """
-    problem = ProjectionProblem(target, moments, contiguous_groups(sizes))
-    if clustering is None:
-        clustering = Clustering(channel_affinity(target, moments))
-    start = clustered_groups(problem, sizes, ranks, clustering)
-    return [np.sort(each) for each in search_groups(start, ranks, refits).columns]
 
 
 def clustered_groups(

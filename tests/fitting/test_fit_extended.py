@@ -102,6 +102,16 @@ def test_rounds_never_raise_the_error_and_say_what_it_is(
         previous = told
 
 
+def test_a_copy_is_changed_apart() -> None:
+    W, S, _ = layer(8, 6, 0)
+    problem = ProjectionProblem(W, S, [np.arange(4), np.arange(4, 8)])
+    before = problem.solve([1, 1], 1e-6, 50)
+    other = problem.copied()
+    assert other.solve([2, 2], 1e-6, 50) < before
+    assert problem.objective() == pytest.approx(before)
+    assert problem.ranks == [1, 1]
+
+
 @settings(max_examples=20)
 @given(st.integers(4, 14), st.integers(4, 14), seeds)
 def test_ends_where_no_block_can_be_improved(C: int, F: int, seed: int) -> None:

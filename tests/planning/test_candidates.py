@@ -61,6 +61,20 @@ def test_never_behind_its_corners(C: int, F: int, grouping: str) -> None:
             assert best.error <= error * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(("C", "F"), [(96, 80), (264, 20), (20, 264), (260, 256)])
+def test_larger_layers(C: int, F: int) -> None:
+    """They are searched with less care, but no less correctly, and never behind low rank."""
+    W, S, d = layer(C, F)
+    candidates = candidate_layouts(W, S, d, [0.1, 0.4])
+    check(candidates, W, S, d)
+    for size in (0.1, 0.4):
+        low_rank = low_rank_layout(C, F, int(size * C * F) // (C + F))
+        error = fit_error(low_rank, fit_layout(low_rank, W, S, d), W, S, d)
+        best = best_fitted(candidates, int(size * C * F))
+        assert best is not None
+        assert best.error <= error * (1 + 1e-9)
+
+
 def test_without_data() -> None:
     W, _, d = layer(32, 24)
     check(candidate_layouts(W, None, d, [0.2, 0.5]), W, None, d)

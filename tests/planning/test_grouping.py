@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from onnx_igpc.fitting.variable_projection import ProjectionProblem
 from onnx_igpc.layout.schemes import plan_layout
-from onnx_igpc.planning.clustering import balanced_clusters, channel_affinity
+from onnx_igpc.planning import clustering
+from onnx_igpc.planning.clustering import Clustering, channel_affinity
 from onnx_igpc.planning.exchange_search import exchange_gains, search_groups
 from onnx_igpc.planning.grouping import (
     better_grouping,
+    clustered_groups,
     contiguous_groups,
     even_sizes,
-    learned_columns,
     learned_published,
 )
 
@@ -36,6 +37,15 @@ def planted(C: int, F: int, groups: int, seed: int) -> tuple[np.ndarray, np.ndar
     return W, np.eye(C), owner
 
 
+def learned_columns(
+    W: np.ndarray, S: np.ndarray, sizes: list[int], ranks: list[int], refits: int
+) -> list[np.ndarray]:
+    """Clusters, improved by exchanges."""
+    problem = ProjectionProblem(W, S, contiguous_groups(sizes))
+    start = clustered_groups(problem, sizes, ranks, Clustering(channel_affinity(W, S)))
+    return [np.sort(each) for each in search_groups(start, ranks, refits).columns]
+
+
 def error(W: np.ndarray, S: np.ndarray, columns: list[np.ndarray], ranks: list[int]) -> float:
     return ProjectionProblem(W, S, columns).solve(ranks, 1e-6, 200)
 
@@ -54,9 +64,26 @@ def test_planted_groups_are_found(groups: int) -> None:
 def test_clusters_have_the_sizes_asked_for(C: int, F: int, groups: int, seed: int) -> None:
     W, S = layer(C, F, seed)
     sizes = even_sizes(C, groups)
-    clusters = balanced_clusters(channel_affinity(W, S), sizes)
+    clusters = Clustering(channel_affinity(W, S)).balanced(sizes)
     assert [len(each) for each in clusters] == sizes
     assert sorted(np.concatenate(clusters).tolist()) == list(range(C))
+
+
+def test_clusters_of_many_items_are_nearly_as_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the assignment problem: the sizes asked for, and little of the distance that chance would add."""
+    generator = np.random.default_rng(0)
+    for sizes in ([20, 20, 20], [5, 30, 25], even_sizes(60, 12), [0, 59, 1]):
+        distance = generator.uniform(0.5, 1.5, (60, len(sizes))) ** 2
+        exact = clustering._assigned(distance, sizes)
+        with monkeypatch.context() as patch:
+            patch.setattr(clustering, "_MOST_EXACT", 0)
+            near = clustering._assigned(distance, sizes)
+        assert np.bincount(near, minlength=len(sizes)).tolist() == sizes
+        any_owner = np.repeat(np.arange(len(sizes)), sizes)
+        least, found, chance = (
+            float(distance[np.arange(60), owner].sum()) for owner in (exact, near, any_owner)
+        )
+        assert 0.0 <= found - least <= 0.15 * (chance - least)
 
 
 def test_affinity_is_one_where_channels_can_share_a_row() -> None:
