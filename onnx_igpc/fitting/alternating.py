@@ -182,14 +182,14 @@ class FittingProblem(AlternatingProblem):
         """What follows from the current K and L."""
         for k_step in self._k_steps:
             self.KS[k_step.rows] = self.K[k_step.block] @ k_step.spread
-        for step in self._l_steps:
-            block = self.L[step.block]
-            residual = self.W[step.filters] - block @ self.K[step.rows]
-            times_s = self.WS[step.filters] - block @ self.KS[step.rows]
+        for l_step in self._l_steps:
+            block = self.L[l_step.block]
+            residual = self.W[l_step.filters] - block @ self.K[l_step.rows]
+            times_s = self.WS[l_step.filters] - block @ self.KS[l_step.rows]
             if self.has_sum:
-                residual -= self.K[step.filters]
-                times_s -= self.KS[step.filters]
-            self.R[step.filters], self.RS[step.filters] = residual, times_s
+                residual -= self.K[l_step.filters]
+                times_s -= self.KS[l_step.filters]
+            self.R[l_step.filters], self.RS[l_step.filters] = residual, times_s
 
     def start(self) -> None:
         super().start()

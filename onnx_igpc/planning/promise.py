@@ -32,7 +32,7 @@ class Promise:
         Raises:
             UsageError: it is none of these, or out of range.
         """
-        found = re.fullmatch(r"\s*([a-z]+)\s*=\s*([-+]?[0-9.]+)\s*(%?)\s*", text)
+        found = re.fullmatch(r"\s*([a-z]+)\s*=\s*([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*(%?)\s*", text)
         kind = text.partition("=")[0].strip()
         try:
             number = float(found[2]) if found else math.nan

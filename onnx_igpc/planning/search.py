@@ -146,7 +146,7 @@ class Search:
 
     def try_out(self, choice: Choice) -> tuple[Trial, TriedPlan]:
         """Fit a choice as a whole and measure it on data left out of the fits."""
-        fit = Fit(metric="fisher" if self.trials.fisher else "batch-norm")
+        fit = Fit(sequential=False, metric=self.trials.metric)
         trial = self.trials.run(self.layouts(choice), fit, self.starts(choice))
         agreeing = trial.damage.agreeing
         tried = TriedPlan(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnx_igpc.calibration.graph_cuts import DenseWeight
 from onnx_igpc.calibration.held_samples import Part
-from onnx_igpc.calibration.options import Fit
+from onnx_igpc.calibration.options import Fit, Metric
 from onnx_igpc.calibration.plan_fits import FittedSites, fit_sites
 from onnx_igpc.calibration.tails import Tail, tail_from
 from onnx_igpc.fitting.weights import IgpcWeights
@@ -159,17 +159,18 @@ class Trials:
     ) -> tuple[Fit, dict[str, Damage]]:
         """The fit that does least damage to what it was not fitted to, and the damage of all tried.
 
-        First the metric, then how far a fit relies on what the sites before make of the data.
+        First the metric, then whether sites are fitted in sequence, then how far such a fit relies on what
+        the sites before make of the data.
 
         Args:
             layouts: the plan.
             allowed: whether sites may be fitted in sequence (``True``) or each by itself (``False``).
             starts: weights by site that are near already.
         """
-        first = Fit(sequential=allowed[0], metric="fisher" if self.fisher else "batch-norm")
+        first = Fit(sequential=False not in allowed, metric=self.metric)
         replaced = [each for each in layouts.values() if each.kept_reason is None]
         if not self.possible or not replaced:
-            return first, {}
+            return Fit(sequential=allowed[0], metric=self.metric), {}
         tried: dict[Fit, Damage] = {}
 
         def best() -> Fit:
@@ -182,14 +183,17 @@ class Trials:
 
         attempt(first)
         if self.fisher:
-            attempt(Fit(sequential=first.sequential))
-        metric = best().metric
+            attempt(replace(first, metric="batch-norm"))
         if True in allowed:
-            for blend in _BLENDS:
-                attempt(Fit(blend=blend, metric=metric))
-        if False in allowed:
-            attempt(Fit(sequential=False, metric=metric))
+            attempt(replace(best(), sequential=True))
+            for blend in _BLENDS if best().sequential else ():
+                attempt(replace(best(), blend=blend))
         return best(), {fit.label: damage for fit, damage in tried.items()}
+
+    @property
+    def metric(self) -> Metric:
+        """The best metric that is known."""
+        return "fisher" if self.fisher else "batch-norm"
 
 
 def _key(layouts: Layouts, fit: Fit) -> object:
