@@ -221,15 +221,16 @@ class Trainer:
 
     def validate(self) -> JudgedMeans:
         """Means over the validation data as it is, and what the model is judged by."""
+        judge = self.networks.judge
         found = evaluate(
             self.networks.student,
             self.networks.forward_plain,
-            self.networks.objective,
+            judge,
             self.val.loader.plain(self.plan.in_order(self.val.data.size)),
             self.world,
             self.val.labelled,
         )
-        return JudgedMeans(**vars(found), judged=self.networks.objective.judged(found))
+        return JudgedMeans(**vars(found), judged=judge.judged(found))
 
     def _save(self) -> None:
         self.state.seconds = time.monotonic() - self._started

@@ -24,10 +24,11 @@ from onnx_igpc.torch_bridge.training.held_out import Part, hold_out
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.networks import Networks, build_networks, label_problem
 from onnx_igpc.torch_bridge.training.optimizers import build_optimizer
-from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.recipe import MOST_FEW, Recipe
 from onnx_igpc.torch_bridge.training.sampling import BatchPlan
 
 _MOST_WORKERS = 8
+_AS_IT_IS = Augmentation()
 # Samples that show shapes, scales and which weights the loss reaches.
 _PROBE = 16
 _NO_REPORT = (
@@ -123,15 +124,13 @@ def prepare(
         judged = part or judged
     sources_read = [whole] if val_whole is None else [whole, val_whole]
     notes = [f"{each.source}: {note}" for each in sources_read for note in each.notes]
-    left_open = recipe.batch_norm is None
-    recipe = recipe.resolved(fixed, data.size, world.size)
-    if left_open and recipe.batch_norm == "frozen":
-        notes.append("BatchNormalization keeps its statistics: the batch is too small for new ones")
+    given, recipe = recipe, recipe.resolved(fixed, data.size, world.size)
     assert recipe.batch_size is not None
     plan = BatchPlan(data.size, recipe.batch_size, recipe.seed, world.rank, world.size)
-    augmentation = parse_augmentation(recipe.augment, images=data.preprocessing is not None)
 
-    def loader(source: TrainingData, part_of: int) -> BatchLoader:
+    def loader(
+        source: TrainingData, part_of: int, augmentation: Augmentation = _AS_IT_IS
+    ) -> BatchLoader:
         return BatchLoader(
             source,
             [spec.name for spec in inputs],
@@ -142,10 +141,15 @@ def prepare(
             part_of=part_of,
         )
 
-    train = loader(data, whole.size)
-    networks = build_networks(
-        model, teacher, digest, recipe, whole, _probe(train, data, recipe.seed), world
-    )
+    probe = _probe(loader(data, whole.size), data, recipe.seed)
+    networks = build_networks(model, teacher, digest, recipe, whole, probe, world)
+    recipe = networks.recipe
+    augmentation = parse_augmentation(recipe.augment, images=data.preprocessing is not None)
+    train = loader(data, whole.size, augmentation)
+    if given.base is None:
+        notes.append(_why(recipe, data.size))
+    if given.batch_norm is None and recipe.batch_norm == "frozen" and recipe.base == "many":
+        notes.append("BatchNormalization keeps its statistics: the batch is too small for new ones")
     kind: JudgedOn = (
         "validation" if val_whole else "training" if judged.size == whole.size else "held-out"
     )
@@ -176,6 +180,20 @@ def _workers(source: TrainingData, asked: int | None, processes: int) -> int:
     if source.preprocessing is None:
         return 0  # arrays are taken from memory: handing them over would cost more
     return min((os.cpu_count() or 1) // processes, _MOST_WORKERS)
+
+
+def _why(recipe: Recipe, samples: int) -> str:
+    """Which recipe was chosen, and for what reason."""
+    what = f"recipe {recipe.base} was chosen for {samples} training samples"
+    if recipe.base == "many":
+        return f"{what}: more than {MOST_FEW}"
+    matched = (
+        "the penultimate feature is matched, and what lies behind it stays"
+        if recipe.features == "penultimate"
+        else "no penultimate feature is matched, since no last layer that makes class scores was found in a "
+        "teacher"
+    )
+    return f"{what}: up to {MOST_FEW}; {matched}"
 
 
 def _probe(loader: BatchLoader, data: TrainingData, seed: int) -> TensorBatch:
