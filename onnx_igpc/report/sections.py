@@ -335,7 +335,8 @@ class FinetuneReport:
     """A run of fine-tuning.
 
     ``val_before``: means over the validation data at the start; ``damage_before``: of the model that
-    was trained. ``recipe`` has the options by name; ``outputs`` are those that are compared.
+    was trained. ``recipe`` has the options by name; ``outputs`` are those that are compared, ``penultimate``
+    is the tensor that is matched in the place of the sites.
     """
 
     recipe: dict[str, Value]
@@ -346,6 +347,7 @@ class FinetuneReport:
     processes: int
     matched_sites: list[str]
     unmatched_sites: dict[str, str]
+    penultimate: IfKnown[str] = None
     outputs: IfKnown[list[str]] = None
     notes: list[str]
     val_before: MeansReport | JudgedMeans | None = None

@@ -24,6 +24,7 @@ from onnx_igpc.torch_bridge.training.held_out import Part, hold_out
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.networks import Networks, build_networks, label_problem
 from onnx_igpc.torch_bridge.training.optimizers import build_optimizer
+from onnx_igpc.torch_bridge.training.pairing import FEATURE
 from onnx_igpc.torch_bridge.training.recipe import MOST_FEW, Recipe
 from onnx_igpc.torch_bridge.training.sampling import BatchPlan
 
@@ -73,6 +74,7 @@ class Job:
     def describe(self) -> FinetuneReport:
         """What the log and the report say about the run before it has begun."""
         pairing = self.networks.pairing
+        features = [pair.tensor for pair in pairing.pairs if pair.site == FEATURE]
         return FinetuneReport(
             recipe=self.recipe.to_dict()
             | {"augment": self.augmentation.describe(), "loss": self.networks.objective.loss},
@@ -81,8 +83,9 @@ class Job:
             val=JudgedBy(**vars(_describe(self.val.data)), kind=self.val.kind),
             device=str(self.networks.world.device),
             processes=self.networks.world.size,
-            matched_sites=[pair.site for pair in pairing.pairs],
+            matched_sites=[pair.site for pair in pairing.pairs if pair.site != FEATURE],
             unmatched_sites=dict(pairing.unpaired),
+            penultimate=features[0] if features else None,
             outputs=list(self.networks.outputs),
             notes=list(self.notes),
         )
