@@ -6,6 +6,7 @@ many processes and workers load the data, and after a resume.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,8 +17,8 @@ from onnx_igpc.errors import UsageError
 # Distinguishes the draws from those of the order of the data, which has the same seed and epoch.
 _STREAM = 1
 _SHIFT_SHARE = 16
-# Of a resized crop, as the training of classifiers has them: part of the image's area, width by height.
-_AREAS, _SHAPES = (0.3, 1.0), (3 / 4, 4 / 3)
+# Of a resized crop: part of the image's area, logarithm of its width by its height.
+_AREAS, _SHAPES = (0.3, 1.0), (-math.log(4 / 3), math.log(4 / 3))
 _MIXED_SHARE = 1 / 3
 
 
@@ -118,7 +119,7 @@ class EpochDraws:
         self._moves = generator.uniform(-1, 1, (size, 2))
         self._places = generator.random((size, 2))
         self._areas = generator.uniform(*_AREAS, size)
-        self._shapes = np.exp(generator.uniform(*np.log(_SHAPES), size))
+        self._shapes = np.exp(generator.uniform(*_SHAPES, size))
         self._mixed = generator.random(size) < _MIXED_SHARE
         self._others = generator.integers(size, size=size)
         self._weights = generator.uniform(0, 0.5, size)

@@ -122,20 +122,24 @@ class TestFiles:
             read_recipe("som")
 
 
+@pytest.fixture(scope="module")
+def teacher() -> onnx.ModelProto:
+    return classifier()
+
+
+@pytest.fixture(scope="module")
+def compressed(teacher: onnx.ModelProto) -> onnx.ModelProto:
+    return smaller(teacher)
+
+
+def told_of(model: onnx.ModelProto, data: Any, **options: Any) -> FinetuneReport:
+    """What the report says of a run."""
+    result = finetune(model, data, run=Run(device="cpu", workers=0), **options)
+    assert result.report.finetune is not None
+    return result.report.finetune
+
+
 class TestRuns:
-    @pytest.fixture(scope="class")
-    def teacher(self) -> onnx.ModelProto:
-        return classifier()
-
-    @pytest.fixture(scope="class")
-    def compressed(self, teacher: onnx.ModelProto) -> onnx.ModelProto:
-        return smaller(teacher)
-
-    def told(self, model: onnx.ModelProto, data: Any, **options: Any) -> FinetuneReport:
-        result = finetune(model, data, run=Run(device="cpu", workers=0), **options)
-        assert result.report.finetune is not None
-        return result.report.finetune
-
     def test_a_classifier(
         self, tmp_path: Path, teacher: onnx.ModelProto, compressed: onnx.ModelProto
     ) -> None:
@@ -162,8 +166,8 @@ class TestRuns:
     ) -> None:
         data = write_data(tmp_path / "d.npz", teacher, labels=False)
         recipe = Recipe(epochs=1)
-        cold = self.told(compressed, data, teacher=teacher, recipe=replace(recipe, temperature=1))
-        warm = self.told(compressed, data, teacher=teacher, recipe=recipe)
+        cold = told_of(compressed, data, teacher=teacher, recipe=replace(recipe, temperature=1))
+        warm = told_of(compressed, data, teacher=teacher, recipe=recipe)
         assert cold.judged is not None
         assert warm.judged is not None
         assert warm.judged.before == pytest.approx(cold.judged.before)
@@ -172,7 +176,7 @@ class TestRuns:
         self, tmp_path: Path, teacher: onnx.ModelProto, compressed: onnx.ModelProto
     ) -> None:
         data = write_data(tmp_path / "d.npz", teacher, labels=False)
-        told = self.told(compressed, data, teacher=teacher, recipe=Recipe(base="many", epochs=1))
+        told = told_of(compressed, data, teacher=teacher, recipe=Recipe(base="many", epochs=1))
         assert told.matched_sites == ["wide_node", "deep_node"]
         assert told.penultimate is None
         assert not any("was chosen" in note for note in told.notes)
@@ -181,7 +185,7 @@ class TestRuns:
         self, tmp_path: Path, teacher: onnx.ModelProto, compressed: onnx.ModelProto
     ) -> None:
         data = write_data(tmp_path / "d.npz", teacher)
-        told = self.told(compressed, data, recipe=Recipe(epochs=1))
+        told = told_of(compressed, data, recipe=Recipe(epochs=1))
         assert (told.recipe["base"], told.recipe["freeze"]) == ("few", [])
         assert told.penultimate is None
 
@@ -192,7 +196,7 @@ class TestRuns:
         images = np.random.default_rng(0).standard_normal((16, 1, 5, 5)).astype(np.float32)
         np.savez(tmp_path / "d.npz", x=images)
         recipe = Recipe(epochs=1)
-        told = self.told(model, tmp_path / "d.npz", teacher=model, recipe=recipe)
+        told = told_of(model, tmp_path / "d.npz", teacher=model, recipe=recipe)
         assert told.recipe["features"] == "sites"
         assert any("no penultimate feature is matched" in note for note in told.notes)
 
@@ -205,7 +209,7 @@ class TestRuns:
             pixels = np.random.default_rng(index).integers(0, 256, (9, 7), np.uint8)
             Image.fromarray(pixels).save(folder / f"{index}.png")
         data = Dataset(folder, Preprocessing(resize=5, crop=5))
-        told = self.told(compressed, data, teacher=teacher, recipe=Recipe(epochs=2))
+        told = told_of(compressed, data, teacher=teacher, recipe=Recipe(epochs=2))
         assert told.recipe["augment"] == ["flip", "resized-crop", "mixup"]
 
 
