@@ -318,7 +318,8 @@ class JudgedReport:
     """By what the weights that were written were chosen: the loss on data that is not trained on.
 
     ``before`` the first epoch, and ``after`` the ``epoch`` that was taken, 0 for the weights as they were
-    given; ``after`` is of the weights as they are written where the model holds half precision.
+    given; ``after`` is of the weights as they are written where the model holds half precision. ``counted``: what
+    ``before`` counts as where the model that was given had been fitted to these samples, which flatters it.
     """
 
     on: JudgedOn
@@ -328,6 +329,7 @@ class JudgedReport:
     least_after_training: float
     epoch: int
     gained: bool
+    counted: IfKnown[float] = None
 
 
 @dataclass(kw_only=True)

@@ -77,6 +77,13 @@ class Networks:
             return self.objective
         return replace(self.objective, temperature=1.0)
 
+    @property
+    def judges_by_divergence(self) -> bool:
+        """Whether a model is judged by the divergence of its class scores, at temperature 1, and nothing else."""
+        judge = self.judge
+        by = (judge.scores is not None, judge.loss, judge.values, judge.temperature)
+        return by == (True, "kd", (), 1.0)
+
     def set_training(self, batch_norm: bool) -> None:
         """Training mode, in which BatchNormalization normalises by the batch; or eval mode."""
         self.student.train(batch_norm)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -32,6 +34,11 @@ _MOST_WORKERS = 8
 _AS_IT_IS = Augmentation()
 # Samples that show shapes, scales and which weights the loss reaches.
 _PROBE = 16
+_FITTED = (
+    "compress fitted the model to the samples that are held out, too, which flatters it there: it counts as half "
+    "way to what compress measured on samples not used for a fit, and the last epoch is compared with that; "
+    "images that compress has not seen, as `val`, would tell for sure"
+)
 _NO_REPORT = (
     "the model carries no report, so that only its outputs are matched: compress found nothing to rewrite "
     "in it, or has not seen it"
@@ -42,12 +49,13 @@ _NO_REPORT = (
 class Validation:
     """What the model is judged by. ``labelled``: its labels are those of the model. ``kind``: "validation"
     for data of its own, "held-out" for a part of the training data, "training" where that is too small
-    for having parts."""
+    for having parts. ``allowance``: what the loss of the model as given counts times; None: as it is."""
 
     data: Part
     loader: BatchLoader
     labelled: bool
     kind: JudgedOn
+    allowance: float | None = None
 
 
 @dataclass
@@ -157,9 +165,13 @@ def prepare(
         "validation" if val_whole else "training" if judged.size == whole.size else "held-out"
     )
     val_loader = loader(judged, (val_whole or whole).size)
-    val = Validation(judged, val_loader, _labels_of(judged, networks, val_whole is not None), kind)
+    labelled = _labels_of(judged, networks, val_whole is not None)
+    allowance = _allowance(networks, digest, whole) if kind == "held-out" else None
+    val = Validation(judged, val_loader, labelled, kind, allowance)
     if kind == "training":
         notes.append("too few samples to hold any out: the model is judged by those that it learns")
+    if allowance is not None:
+        notes.append(with_flags(_FITTED))
     notes += networks.notes
     if teacher is not None and digest is None:
         notes.append(_NO_REPORT)
@@ -183,6 +195,25 @@ def _workers(source: TrainingData, asked: int | None, processes: int) -> int:
     if source.preprocessing is None:
         return 0  # arrays are taken from memory: handing them over would cost more
     return min((os.cpu_count() or 1) // processes, _MOST_WORKERS)
+
+
+def _allowance(
+    networks: Networks, digest: RewriteReport | None, whole: TrainingData
+) -> float | None:
+    """What the loss of a model counts times on samples that compress fitted it to; None where that is not known.
+
+    There the model as given looks better than it is: by how much, compress measured on samples that it left out
+    of a fit. Training wears that off without anything becoming worse; as half of it may be left in the
+    end, the other half is allowed for.
+    """
+    fit, damage = (digest.calibration, digest.damage) if digest is not None else (None, None)
+    if fit is None or damage is None or damage.fitted is None or not networks.judges_by_divergence:
+        return None
+    if (fit.source, fit.samples) != (Path(whole.source).name, whole.size):
+        return None
+    if not (damage.kl and damage.fitted.kl and damage.kl > damage.fitted.kl):
+        return None
+    return math.sqrt(damage.kl / damage.fitted.kl)
 
 
 def _why(recipe: Recipe, samples: int) -> str:

@@ -28,11 +28,13 @@ MOST_FEW = 1200
 class Defaults:
     """What a recipe takes where it is left open, besides what follows from the form of the model.
 
-    steps: about so many in a run, within the bounds of ``epochs``; rate: part of ``LEARNING_RATES``; feature_loss:
+    steps: about so many in a run, within the bounds of ``epochs``: one for each ``1 / per_sample`` samples, between
+    these two; rate: part of ``LEARNING_RATES``; feature_loss:
     by what is matched.
     """
 
-    steps: int
+    steps: tuple[int, int]
+    per_sample: float
     epochs: tuple[int, int]
     batch_size: int
     rate: float
@@ -45,7 +47,8 @@ class Defaults:
 # Everything that could learn the samples by heart stays: statistics, and the layer that makes the scores.
 DEFAULTS = {
     "few": Defaults(
-        steps=700,
+        steps=(700, 1400),
+        per_sample=1.3,
         epochs=(1, 1000),
         batch_size=32,
         rate=0.2,
@@ -54,7 +57,8 @@ DEFAULTS = {
         feature_loss={"sites": 1.0, "penultimate": 3.0},
     ),
     "many": Defaults(
-        steps=500,
+        steps=(500, 500),
+        per_sample=0.0,
         epochs=(5, 100),
         batch_size=64,
         rate=1.0,
@@ -198,7 +202,8 @@ class Recipe:
         defaults = DEFAULTS[base]
         batch = min(fixed or self.batch_size or defaults.batch_size, samples)
         small = batch // processes < _FEWEST_FOR_STATISTICS
-        epochs = math.ceil(defaults.steps / max(samples // batch, 1))
+        steps = min(max(defaults.per_sample * samples, defaults.steps[0]), defaults.steps[1])
+        epochs = math.ceil(steps / max(samples // batch, 1))
         fewest, most = defaults.epochs
         return replace(
             self,
@@ -236,8 +241,10 @@ class Recipe:
     def _augmented(self, form: Form, matched: bool) -> Sequence[str]:
         """Words for the augmentation; matched: few samples, whose penultimate feature is."""
         words = self.augment
-        if words is None and matched and form.sized:
-            return ("flip", "resized-crop", *(() if form.labels else ("mixup",)))
+        if words is None and matched and (form.sized or not form.images):
+            # What is done to a sample cannot be wrong where the teacher sees it, too.
+            moved = ("flip", "resized-crop") if form.sized else ("shift",)
+            return moved if form.labels else (*moved, "mixup")
         if words is None:
             return ("shift",) if form.images else ("none",)
         if "mixup" in words and form.labels:

@@ -13,10 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from onnx_igpc.calibration.options import Calibration
+from onnx_igpc.compression.pipeline import compress
 from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import UsageError
-from onnx_igpc.report.sections import FinetuneReport
+from onnx_igpc.planning.options import Published
+from onnx_igpc.report.digest import write_digest
+from onnx_igpc.report.sections import DamageReport, FinetuneReport
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.losses import comparable
 from onnx_igpc.torch_bridge.training.options import Run
@@ -68,7 +72,7 @@ class TestChoice:
 
     def test_data_that_cannot_be_cut_or_mixed(self) -> None:
         arrays = replace(CLASSIFIER, images=False, sized=False)
-        assert decided(arrays).augment == ("none",)
+        assert decided(arrays).augment == ("shift", "mixup")
         assert decided(replace(CLASSIFIER, sized=False)).augment == ("shift",)
         assert decided(replace(CLASSIFIER, labels=True)).augment == ("flip", "resized-crop")
 
@@ -218,3 +222,57 @@ def test_a_pooled_pair_is_compared_by_its_mean_over_the_image() -> None:
     pair = Pair("s", "a", "a", pooled=True)
     assert comparable(pair, values).tolist() == [[5.5, 17.5]]
     assert comparable(replace(pair, pooled=False), values) is values
+
+
+class TestFittedToWhatJudges:
+    """compress fitted the model to the samples that are held out of the training."""
+
+    @pytest.fixture
+    def data(self, tmp_path: Path, teacher: onnx.ModelProto) -> Path:
+        return write_data(tmp_path / "d.npz", teacher, labels=False)
+
+    def fitted(self, teacher: onnx.ModelProto, data: Path, honest: float) -> onnx.ModelProto:
+        """A model whose report says that it is ``honest`` times as far away where it was not fitted."""
+        result = compress(teacher, Published(4), calibration=Calibration(data))
+        result.report.damage = DamageReport(
+            samples=32, kl=honest, fitted=DamageReport(samples=64, kl=1.0)
+        )
+        write_digest(result.model, result.report)
+        return result.model
+
+    def test_it_counts_as_half_way_to_what_it_is_elsewhere(
+        self, teacher: onnx.ModelProto, data: Path
+    ) -> None:
+        model = self.fitted(teacher, data, 1e6)
+        result = finetune(model, data, teacher=teacher, recipe=Recipe(epochs=2, lr=0.05))
+        assert result.report.finetune is not None
+        judged = result.report.finetune.judged
+        assert judged is not None
+        assert judged.counted == pytest.approx(judged.before * 1e3)
+        assert (judged.epoch, judged.gained) == (2, True)
+        assert judged.after == result.history[-1].val_judged
+        assert any("fitted to them: counts as" in line for line in result.summary())
+        assert any("as --val" in note for note in result.report.finetune.notes)
+
+    def test_a_last_epoch_that_is_worse_is_not_taken(
+        self, teacher: onnx.ModelProto, data: Path
+    ) -> None:
+        model = self.fitted(teacher, data, 1.0001)
+        told = told_of(model, data, teacher=teacher, recipe=Recipe(epochs=1, lr=3.0, warmup=0))
+        assert told.judged is not None
+        assert told.judged.counted is not None
+        assert told.judged.least_after_training > told.judged.counted
+        assert (told.judged.epoch, told.judged.gained) == (0, False)
+        assert told.judged.after == told.judged.before
+
+    def test_other_data_counts_as_it_is(
+        self, tmp_path: Path, teacher: onnx.ModelProto, data: Path
+    ) -> None:
+        model = self.fitted(teacher, data, 4.0)
+        other = write_data(tmp_path / "other.npz", teacher, labels=False, seed=1)
+        (tmp_path / "more").mkdir()
+        more = write_data(tmp_path / "more" / data.name, teacher, 65, labels=False)
+        for source, val in ((other, None), (more, None), (data, other)):
+            told = told_of(model, source, teacher=teacher, val=val, recipe=Recipe(epochs=1))
+            assert told.judged is not None
+            assert told.judged.counted is None
