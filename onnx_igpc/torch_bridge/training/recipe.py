@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,9 +28,8 @@ MOST_FEW = 1200
 class Defaults:
     """What a recipe takes where it is left open, besides what follows from the form of the model.
 
-    steps: about so many in a run, within the bounds of ``epochs``: one for each ``1 / per_sample`` samples, between
-    these two; rate: part of ``LEARNING_RATES``; feature_loss:
-    by what is matched.
+    steps: of a run, between these two, and so many as ``per_sample`` says between them; the bounds of ``epochs``
+    count before that. rate: part of ``LEARNING_RATES``.
     """
 
     steps: tuple[int, int]
@@ -40,7 +39,6 @@ class Defaults:
     rate: float
     batch_norm: str
     features: str
-    feature_loss: Mapping[str, float]
 
 
 # Few samples: the end of a long run at a small rate counts, on the way there it is worse than its start.
@@ -49,12 +47,11 @@ DEFAULTS = {
     "few": Defaults(
         steps=(700, 1400),
         per_sample=1.3,
-        epochs=(1, 1000),
+        epochs=(1, 200),
         batch_size=32,
         rate=0.2,
         batch_norm="frozen",
         features="penultimate",
-        feature_loss={"sites": 1.0, "penultimate": 3.0},
     ),
     "many": Defaults(
         steps=(500, 500),
@@ -64,10 +61,10 @@ DEFAULTS = {
         rate=1.0,
         batch_norm="train",
         features="sites",
-        feature_loss={"sites": 1.0, "penultimate": 3.0},
     ),
 }
 
+_FEATURE_LOSS = {"sites": 1.0, "penultimate": 3.0}
 # The variance over fewer samples is too uncertain to normalise by.
 _FEWEST_FOR_STATISTICS = 8
 
@@ -97,8 +94,8 @@ class Recipe:
     Attributes:
         base: The recipe that fills in what is None: ``few`` or ``many``. None takes ``few`` up to 1,200 training
             samples.
-        epochs: Passes over the data; None takes as many as make about 700 steps with ``few``; with ``many``
-            500 steps, 5 to 100 epochs.
+        epochs: Passes over the data; None takes as many as make 700 to 1,400 steps with ``few``, by the number of
+            samples, but at most 200; with ``many`` 500 steps, 5 to 100 epochs.
         lr: Highest learning rate; None takes that of the optimizer (``LEARNING_RATES``), with ``few`` a fifth
             of it. With ``adamw`` it is the part of its filter's root mean square by which a weight moves in
             a step.
@@ -229,11 +226,12 @@ class Recipe:
         penultimate = form.penultimate and self.looks_for_penultimate
         features = "penultimate" if penultimate else "sites"
         matched = self.base == "few" and features == "penultimate"
-        weights = DEFAULTS[self.base].feature_loss
         return replace(
             self,
             features=features,
-            feature_loss=weights[features] if self.feature_loss is None else self.feature_loss,
+            feature_loss=_FEATURE_LOSS[features]
+            if self.feature_loss is None
+            else self.feature_loss,
             freeze=(form.head if matched else ()) if self.freeze is None else self.freeze,
             augment=self._augmented(form, matched),
         )

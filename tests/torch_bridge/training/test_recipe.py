@@ -58,7 +58,8 @@ def test_few_samples() -> None:
     assert (decided.base, decided.batch_size, decided.epochs) == ("few", 32, 140)
     assert (decided.batch_norm, decided.lr) == ("frozen", 2e-3)
     assert Recipe(optimizer="sgd").resolved(None, 160, 1).lr == pytest.approx(0.01)
-    assert Recipe().resolved(None, 10, 1).epochs == 700
+    assert Recipe().resolved(None, 1080, 1).epochs == 43, "1,404 steps"
+    assert Recipe().resolved(None, 10, 1).epochs == 200
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
