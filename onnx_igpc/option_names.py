@@ -47,6 +47,7 @@ _AS_THEY_ARE = [
     "batch_norm",
     "batch_size",
     "epochs",
+    "features",
     "feature_loss",
     "hold_out",
     "label_offset",
@@ -57,6 +58,7 @@ _AS_THEY_ARE = [
 ]
 FLAGS = {
     **{name: f"--{name.replace('_', '-')}" for name in _AS_THEY_ARE},
+    "base": "--recipe",
     "channels_per_group": "--ch",
     "output": "-o",
     "sequential=False": "--no-sequential",

@@ -60,7 +60,7 @@ SETUPS = {
             replace(_FROM_SCRATCH, epochs=8, lr=0.03, warmup=0.05, schedule="linear", seed=1),
         ),
         # 2,343 steps of 64 images, where the baseline has 13,260 of 128.
-        arms=Recipe(epochs=3, augment=_AUGMENT, amp="bf16"),
+        arms=Recipe(base="many", epochs=3, augment=_AUGMENT, amp="bf16"),
         trained=HERE / "baseline.onnx",
     ),
     # The network of the papers for 32x32 images: the first strides skipped, variants of 16 and 32
@@ -68,7 +68,7 @@ SETUPS = {
     "full": Setup(
         build=partial(build, "efficientnet_b0", size=32, classes=10, skip_stride=3),
         baseline=(replace(_FROM_SCRATCH, epochs=50),),
-        arms=Recipe(epochs=10, augment=_AUGMENT, amp="bf16"),
+        arms=Recipe(base="many", epochs=10, augment=_AUGMENT, amp="bf16"),
         published=partial(
             build, "efficientnet_b0", variant="k", size=32, classes=10, skip_stride=3
         ),

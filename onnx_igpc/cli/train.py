@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.report.sections import EpochReport
     from onnx_igpc.torch_bridge.training.log import Progress
+    from onnx_igpc.torch_bridge.training.recipe import Recipe
 
 _PATH = click.Path(path_type=Path)
 
@@ -88,9 +90,18 @@ def _duration(seconds: float) -> str:
 
 def _recipe_options(command: Any) -> Any:
     options = (
-        click.option("--epochs", type=int, help="Passes over the data  [about 500 steps]."),
-        click.option("--lr", type=float, help="Highest; adamw: relative  [0.01, sgd 0.05]."),
-        click.option("--batch-size", type=int, help="Of all processes together  [64]."),
+        click.option(
+            "--recipe",
+            metavar="few|many|FILE.json",
+            help="What fills in the options left out  [few up to 1200 training samples].",
+        ),
+        click.option("--epochs", type=int, help="Passes over the data  [few 700 steps, many 500]."),
+        click.option(
+            "--lr", type=float, help="Highest; adamw: relative  [few 0.002, many 0.01, sgd x5]."
+        ),
+        click.option(
+            "--batch-size", type=int, help="Of all processes together  [few 32, many 64]."
+        ),
         click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),
         click.option("--weight-decay", type=float, help="[0.001]"),
         click.option(
@@ -105,24 +116,32 @@ def _recipe_options(command: Any) -> Any:
         click.option("--temperature", type=float, help="Of the distillation  [4]."),
         click.option("--label-weight", type=float, help="Share of the labels in kd+ce  [0.5]."),
         click.option(
-            "--feature-loss", type=float, help="Weight of matching the rewritten sites  [1]."
+            "--features",
+            type=click.Choice(["sites", "penultimate"]),
+            help="What is matched inside: the rewritten sites, or what the last layer reads.",
+        ),
+        click.option(
+            "--feature-loss", type=float, help="Weight of that  [sites 1, penultimate 3]."
         ),
         click.option(
             "--augment",
             multiple=True,
             metavar="WORD",
-            help="flip, shift, shift=PIXELS, crop, none. Repeatable  [shift for images].",
+            help="flip, shift, shift=PIXELS, crop, resized-crop, mixup, none. Repeatable.",
         ),
         click.option(
             "--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision  [float32]."
         ),
         click.option(
-            "--freeze", multiple=True, metavar="GLOB", help="Weights to leave. Repeatable."
+            "--freeze",
+            multiple=True,
+            metavar="GLOB",
+            help="Weights to leave. Repeatable  [few: the last layer].",
         ),
         click.option(
             "--batch-norm",
             type=click.Choice(["train", "frozen"]),
-            help="Whether its statistics move  [train].",
+            help="Whether its statistics move  [few frozen, many train].",
         ),
         click.option("--seed", type=int, help="[0]"),
         click.option("--scores", metavar="NAME", help="The output with class scores."),
@@ -146,6 +165,7 @@ _RECIPE_OPTIONS = (
     "loss",
     "temperature",
     "label_weight",
+    "features",
     "feature_loss",
     "amp",
     "batch_norm",
@@ -155,11 +175,16 @@ _RECIPE_OPTIONS = (
 )
 
 
-def _take_recipe(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of the recipe that were given, taken out of ``options``."""
+def _take_recipe(options: dict[str, Any]) -> Recipe:
+    """The recipe, with the options that were given in place of what it says; taken out of ``options``."""
+    from onnx_igpc.torch_bridge.training.recipe import Recipe
+    from onnx_igpc.torch_bridge.training.recipe_file import read_recipe
+
+    named = options.pop("recipe")
     values = {name: options.pop(name) for name in _RECIPE_OPTIONS}
     values |= {"augment": options.pop("augment") or None, "freeze": options.pop("freeze") or None}
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    return replace(read_recipe(named) if named is not None else Recipe(), **given)
 
 
 def _take_data(options: dict[str, Any]) -> Dataset:
@@ -233,6 +258,8 @@ def finetune(
     sources = (options["data"], options["val"])
     guard = finetune_files((compressed, teacher), sources, output_path(output), options["log"])
     guard.reads(options["preprocess"], "--preprocess")
+    if options["recipe"] not in (None, "few", "many"):
+        guard.reads(options["recipe"], "--recipe")
     check_files(guard, report=report_file, json=json_file)
     options["preprocessing"] = read_preprocessing(options)
     require_torch()
@@ -241,10 +268,9 @@ def finetune(
     with ProgressLine("fine-tuning", quiet or os.environ.get("RANK", "0") != "0") as line:
         from onnx_igpc.torch_bridge.training.finetune import finetune as run
         from onnx_igpc.torch_bridge.training.options import Run
-        from onnx_igpc.torch_bridge.training.recipe import Recipe
 
         val, fold_batch_norm = options.pop("val"), options.pop("fold_batch_norm")
-        recipe, data = Recipe(**_take_recipe(options)), _take_data(options)
+        recipe, data = _take_recipe(options), _take_data(options)
         result = run(
             compressed,
             data,

@@ -12,7 +12,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import IO, Any
 
@@ -146,13 +146,22 @@ class Preprocessing:
             values = values.transpose(2, 0, 1)
         return np.ascontiguousarray(values, dtype=np.float32)
 
-    def load(self, file: IO[bytes] | bytes, dtype: np.dtype[Any]) -> np.ndarray:
+    def load(
+        self,
+        file: IO[bytes] | bytes,
+        dtype: np.dtype[Any],
+        part: Callable[[int, int], tuple[int, int, int, int]] | None = None,
+    ) -> np.ndarray:
         """Decode an image file and preprocess it to the dtype; integers are rounded and clipped.
+
+        part: from the width and height of an image to the left, top, right and bottom of what is taken of it
+        before anything else; None takes all of it.
 
         Raises CorruptImageError where it cannot be decoded, DataError for a decompression bomb.
         """
         mode = "L" if self.color == "gray" else "RGB"
-        values = self.apply(decode_image(file, mode))
+        image = decode_image(file, mode)
+        values = self.apply(image if part is None else image.crop(part(*image.size)))
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)

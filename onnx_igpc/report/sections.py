@@ -321,7 +321,8 @@ class JudgedReport:
     """By what the weights that were written were chosen: the loss on data that is not trained on.
 
     ``before`` the first epoch, and ``after`` the ``epoch`` that was taken, 0 for the weights as they were
-    given; ``after`` is of the weights as they are written where the model holds half precision.
+    given; ``after`` is of the weights as they are written where the model holds half precision. ``counted``: what
+    ``before`` counts as where the model that was given had been fitted to these samples, which flatters it.
     """
 
     on: JudgedOn
@@ -331,6 +332,7 @@ class JudgedReport:
     least_after_training: float
     epoch: int
     gained: bool
+    counted: IfKnown[float] = None
 
 
 @dataclass(kw_only=True)
@@ -338,7 +340,8 @@ class FinetuneReport:
     """A run of fine-tuning.
 
     ``val_before``: means over the validation data at the start; ``damage_before``: of the model that
-    was trained. ``recipe`` has the options by name; ``outputs`` are those that are compared.
+    was trained. ``recipe`` has the options by name; ``outputs`` are those that are compared, ``penultimate``
+    is the tensor that is matched in the place of the sites.
     """
 
     recipe: dict[str, Value]
@@ -349,6 +352,7 @@ class FinetuneReport:
     processes: int
     matched_sites: list[str]
     unmatched_sites: dict[str, str]
+    penultimate: IfKnown[str] = None
     outputs: IfKnown[list[str]] = None
     notes: list[str]
     val_before: MeansReport | JudgedMeans | None = None

@@ -36,7 +36,7 @@ from sample_models import build
 from tests.torch_bridge.graphs import run_onnx
 
 SMALL = partial(build, "cifar_net", alpha=0.25, classes=2)
-QUICK = Recipe(epochs=1, batch_size=8, lr=1e-3)
+QUICK = Recipe(base="many", epochs=1, batch_size=8, lr=1e-3)
 
 
 def write_images(root: Path, *, train: int = 16, test: int = 8) -> Path:

@@ -53,7 +53,8 @@ class TestFinetune:
             *("--log", files / "log"),
         )
         assert result.exit_code == 0, result.output
-        lines = result.stderr.strip().splitlines()
+        note, *lines = result.stderr.strip().splitlines()
+        assert note.startswith("note: recipe few was chosen for 64 training samples")
         assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
         for word in ("loss", "accuracy", "val accuracy", "images/s", "left"):
             assert word in lines[0]
@@ -78,10 +79,12 @@ class TestFinetune:
             *("--amp", "bf16", "--batch-norm", "frozen", "--fold-batch-norm", "-q"),
             *("--hold-out", 0.3, "--device", "cpu"),
             *("--weight-decay", 0.5, "--warmup", 0.2, "--label-weight", 0.1),
+            *("--recipe", "few", "--features", "sites"),
         )
         assert (result.exit_code, result.output) == (0, "")
         log = json.loads((files / "out.finetune.json").read_text())
         assert log["recipe"] == {
+            "base": "few",
             "epochs": 1,
             "lr": 0.02,
             "batch_size": 8,
@@ -92,6 +95,7 @@ class TestFinetune:
             "loss": "kd+ce",
             "temperature": 2.0,
             "label_weight": 0.1,
+            "features": "sites",
             "feature_loss": 0.5,
             "augment": ["flip", "shift=1"],
             "amp": "bf16",
@@ -102,6 +106,15 @@ class TestFinetune:
             "hold_out": 0.3,
         }
 
+    def test_a_recipe_in_a_file_and_an_option_in_its_place(self, files: Path) -> None:
+        path = files / "recipe.json"
+        path.write_text(json.dumps({"base": "many", "epochs": 1, "batch_size": 8, "lr": 0.5}))
+        result = tune(files, "--recipe", path, "--lr", 0.001, "-q")
+        assert (result.exit_code, result.output) == (0, "")
+        recipe = json.loads((files / "out.finetune.json").read_text())["recipe"]
+        chosen = {name: recipe[name] for name in ("base", "epochs", "batch_size", "lr")}
+        assert chosen == {"base": "many", "epochs": 1, "batch_size": 8, "lr": 0.001}
+
     def test_report_on_stdout_is_nothing_but_json(self, files: Path) -> None:
         result = tune(files, "--epochs", 1, "--report", "-")
         assert json.loads(result.stdout.removesuffix(f"wrote {files / 'out.onnx'}\n"))["finetune"]
@@ -109,6 +122,7 @@ class TestFinetune:
     def test_refusals(self, files: Path) -> None:
         output = files / "out.onnx"
         assert_refused(tune(files, "--epochs", 0), "--epochs must be at least 1", output)
+        assert_refused(tune(files, "--recipe", "som"), "--recipe must be few or many", output)
         assert_refused(tune(files, "--augment", "turn"), "--augment 'turn'", output)
         assert_refused(tune(files, "--resume"), "nothing to resume", output)
         assert_refused(tune(files, "--loss", "ce", "--scores", "no"), "no output 'no'", output)

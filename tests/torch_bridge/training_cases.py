@@ -63,8 +63,8 @@ def write_data(
 
 
 def short(**changes: Any) -> Recipe:
-    """A recipe of a few steps."""
-    return Recipe(**{"epochs": 3, "batch_size": 16, "lr": 1e-2, **changes})
+    """A recipe of a few steps, otherwise that for many samples."""
+    return Recipe(**{"base": "many", "epochs": 3, "batch_size": 16, "lr": 1e-2, **changes})
 
 
 def arrays_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:

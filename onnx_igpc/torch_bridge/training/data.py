@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +28,7 @@ from onnx_igpc.data.sources import (
 )
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec
-from onnx_igpc.torch_bridge.training.augment import Augmentation, Draw, cut, flip_and_shift
+from onnx_igpc.torch_bridge.training.augment import Augmentation, Draw, cut, flip_and_shift, part_of
 
 _NCHW_AXES, _NHWC_AXES = (1, 2), (0, 1)
 
@@ -136,9 +137,12 @@ class ImageTrainingData:
         name, content = self._names[index], self._images.content(index)
         crop = self._decided.output_size() if self._decided.crop is not None else None
         cuts = draw is not None and augmentation.crop and crop is not None
-        preprocessing = self._whole if cuts else self._decided
+        preprocessing, part = self._whole if cuts else self._decided, None
+        size = self._decided.output_size()
+        if draw is not None and augmentation.resized_crop and size is not None:
+            preprocessing, part = replace(self._whole, resize=size), partial(part_of, draw=draw)
         try:
-            values = preprocessing.load(content, self._spec.dtype)
+            values = preprocessing.load(content, self._spec.dtype, part)
         except CorruptImageError as error:
             raise CorruptImageError(f"{name}: {error}") from error
         except DataError as error:

@@ -168,7 +168,7 @@ def _written(
     rounded = to_torch(with_outputs(found, pairs, job.networks.outputs))
     student.load_state_dict(rounded.state_dict())
     judged = trainer.validate().judged
-    if judged < state.judged[0]:
+    if judged < state.judged[0] * (job.val.allowance or 1.0):
         return found, judged
     state.best_epoch = 0
     student.load_state_dict(given)
@@ -186,7 +186,8 @@ def _judgement(job: Job, state: RunState, rounded: float | None) -> JudgedReport
         samples=job.val.data.size,
         before=before,
         after=state.judged[state.best_epoch] if rounded is None else rounded,
-        least_after_training=min(after),
+        least_after_training=min(after) if job.val.allowance is None else after[-1],
+        counted=before * job.val.allowance if job.val.allowance is not None else None,
         epoch=state.best_epoch,
         gained=state.best_epoch > 0,
     )

@@ -14,7 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from onnx_igpc.data.preprocessing import CorruptImageError
 from onnx_igpc.data.sources import MAX_CORRUPT
 from onnx_igpc.errors import DataError, IgpcError
-from onnx_igpc.torch_bridge.training.augment import Augmentation, Draw, EpochDraws
+from onnx_igpc.torch_bridge.training.augment import (
+    Augmentation,
+    Draw,
+    EpochDraws,
+    mixed,
+)
 from onnx_igpc.torch_bridge.training.data import TrainingData
 
 _Request = list[tuple[int, Draw | None]]
@@ -136,7 +141,7 @@ class _Batches(Dataset[TensorBatch | IgpcError]):
         skipped: list[str] = []
         for index, draw in request:
             try:
-                samples.append(self._data.sample(index, self._augmentation, draw))
+                samples.append(self._sample(index, draw))
             except CorruptImageError as error:
                 skipped.append(str(error))
             else:
@@ -153,6 +158,14 @@ class _Batches(Dataset[TensorBatch | IgpcError]):
         if self._data.labels is not None:
             labels = torch.from_numpy(self._data.labels[[indices[row] for row in rows]])
         return TensorBatch(inputs, labels, len(request), skipped)
+
+    def _sample(self, index: int, draw: Draw | None) -> dict[str, np.ndarray]:
+        values = self._data.sample(index, self._augmentation, draw)
+        if draw is None or draw.mix is None:
+            return values
+        mix = draw.mix
+        others = self._data.sample(mix.index, self._augmentation, mix.draw)
+        return mixed(values, others, mix.weight)
 
 
 def _stacked(values: list[np.ndarray], source: str, name: str) -> torch.Tensor:

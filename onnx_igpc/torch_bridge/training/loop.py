@@ -193,7 +193,7 @@ class Trainer:
             images_per_second=speed,
             seconds=time.monotonic() - self._started,
         )
-        if measured.judged < min(self.state.judged):
+        if self.is_better(measured.judged):
             self.state.best_epoch = self.state.epoch + 1
             self.state.best_weights = snapshot(self.networks.student)
         self.state.judged.append(measured.judged)
@@ -205,6 +205,17 @@ class Trainer:
         if self.report is not None and self.world.leads:
             epoch = self.state.epoch
             self.report(Progress(epoch, self.epochs, self.plan.steps, self.plan.steps, row=row))
+
+    def is_better(self, judged: float) -> bool:
+        """Whether the weights after this epoch are the best so far.
+
+        Where the model was fitted to what judges it, epochs are not compared with each other: what training wears off
+        first is that it was. The last one is compared with what the model counts as that was given.
+        """
+        if self.val.allowance is None:
+            return judged < min(self.state.judged)
+        last = self.state.epoch + 1 >= self.epochs
+        return last and judged < self.state.judged[0] * self.val.allowance
 
     def _measure_start(self) -> JudgedMeans:
         measured = self.validate()
@@ -221,15 +232,16 @@ class Trainer:
 
     def validate(self) -> JudgedMeans:
         """Means over the validation data as it is, and what the model is judged by."""
+        judge = self.networks.judge
         found = evaluate(
             self.networks.student,
             self.networks.forward_plain,
-            self.networks.objective,
+            judge,
             self.val.loader.plain(self.plan.in_order(self.val.data.size)),
             self.world,
             self.val.labelled,
         )
-        return JudgedMeans(**vars(found), judged=self.networks.objective.judged(found))
+        return JudgedMeans(**vars(found), judged=judge.judged(found))
 
     def _save(self) -> None:
         self.state.seconds = time.monotonic() - self._started

@@ -18,7 +18,8 @@ from onnx_igpc.report.sections import MeansReport
 from onnx_igpc.torch_bridge.reordering import take
 from onnx_igpc.torch_bridge.training.pairing import Pair
 
-_MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Transpose"})
+MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Transpose"})
+"""Operators that move values, or change their type, and compute nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def maker_of(model: onnx.ModelProto, name: str) -> str:
     producers = {output: node for node in model.graph.node for output in node.output}
     while name in producers:
         node = producers[name]
-        if node.op_type not in _MOVES:
+        if node.op_type not in MOVES:
             return str(node.op_type)
         name = node.input[0]
     return ""
@@ -101,7 +102,7 @@ class Objective:
         loss: kd, kd+ce, ce or mse; see :class:`~onnx_igpc.torch_bridge.training.recipe.Recipe`.
         scores: The output with class scores, if there is one.
         values: Places of the other outputs that are matched, by mean squared error.
-        pairs: Rewritten sites that are matched; their tensors follow the outputs.
+        pairs: Inner tensors that are matched; they follow the outputs.
         outputs: Number of outputs.
         scales: One over the variance of the teacher's tensor, for each tensor, by place.
     """
@@ -184,7 +185,7 @@ class Objective:
             if pair.order is not None:
                 order = torch.tensor(pair.order, device=theirs.device)
                 theirs = take(theirs, order, 1)
-            yield student[place], theirs
+            yield comparable(pair, student[place]), comparable(pair, theirs)
 
     def _distance(self, ours: torch.Tensor, theirs: torch.Tensor, place: int) -> torch.Tensor:
         """Mean squared error in units of the teacher's variance: 1 is as bad as a constant."""
@@ -193,6 +194,11 @@ class Objective:
         exact = torch.promote_types(difference.dtype, torch.float32)
         norm: torch.Tensor = torch.linalg.vector_norm(difference, dtype=exact).float()
         return norm.square() * (self.scales[place] / max(difference.numel(), 1))
+
+
+def comparable(pair: Pair, values: torch.Tensor) -> torch.Tensor:
+    """A tensor as it is compared: its mean over height and width where the pair is ``pooled``."""
+    return values.flatten(2).mean(2) if pair.pooled and values.dim() > 2 else values
 
 
 def divergence(ours: torch.Tensor, theirs: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,11 +23,13 @@ from onnx_igpc.torch_bridge.running import as_list, in_words, placed, put_channe
 from onnx_igpc.torch_bridge.training.comparable import Survey
 from onnx_igpc.torch_bridge.training.data import TrainingData
 from onnx_igpc.torch_bridge.training.distributed import World
+from onnx_igpc.torch_bridge.training.form import find_feature, find_form
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.losses import (
     Objective,
     Scores,
     check_pairs,
+    comparable,
     find_scores,
     is_bounded,
     scale_of,
@@ -48,6 +50,7 @@ class Networks:
         teacher: The original likewise, in eval mode and without gradients; None without one.
         objective: The loss.
         pairing: Which sites are matched.
+        recipe: With everything decided.
         labelled: Whether labels are used, for the loss or for the accuracy.
         outputs: Names of the outputs that are compared; the others are left out.
         notes: What a person should know about the choices made here.
@@ -57,14 +60,29 @@ class Networks:
     teacher: OnnxModule | None
     objective: Objective
     pairing: Pairing
+    recipe: Recipe
     labelled: bool
     world: World
-    amp: str | None
     outputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._wrapped = self.world.wrap(self.student)
+
+    @property
+    def judge(self) -> Objective:
+        """The loss that a model is judged by. With few samples class scores count as they are used, by the
+        divergence at temperature 1, which would be learned by heart if it were trained by."""
+        if self.recipe.base == "many":
+            return self.objective
+        return replace(self.objective, temperature=1.0)
+
+    @property
+    def judges_by_divergence(self) -> bool:
+        """Whether a model is judged by the divergence of its class scores, at temperature 1, and nothing else."""
+        judge = self.judge
+        by = (judge.scores is not None, judge.loss, judge.values, judge.temperature)
+        return by == (True, "kd", (), 1.0)
 
     def set_training(self, batch_norm: bool) -> None:
         """Training mode, in which BatchNormalization normalises by the batch; or eval mode."""
@@ -85,7 +103,7 @@ class Networks:
         self, student: nn.Module, batch: TensorBatch
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         inputs = [placed(tensor, self.world.device) for tensor in batch.inputs]
-        with in_words(inputs), autocast(self.amp, self.world.device):
+        with in_words(inputs), autocast(self.recipe.amp, self.world.device):
             taught = None
             if self.teacher is not None:
                 with torch.no_grad():
@@ -115,10 +133,25 @@ def build_networks(
     if teacher is not None:
         check_teacher(model, teacher)
     notes: list[str] = []
-    names, pairing = _compared(model, teacher, digest, recipe, notes)
+    surveys = Survey(model), Survey(teacher if teacher is not None else model)
+    names = _compared(model, surveys, recipe, notes)
+    form, feature = find_form(recipe, data, teacher is not None), None
+    if teacher is not None and recipe.looks_for_penultimate:
+        wanted = recipe.scores
+        feature, head = find_feature((model, teacher), surveys, digest, names, wanted, probe)
+        form = replace(form, penultimate=feature is not None, head=head)
+    recipe = recipe.fitted(form)
+    pairing = Pairing((), {})
+    if teacher is not None and recipe.feature_loss:
+        if recipe.features == "sites":
+            pairing = pair_sites(*surveys, digest, names)
+        elif feature is not None:
+            pairing = Pairing((feature,), {})
+    if not names:
+        _check_learns(model, surveys, pairing, notes)
     pruned = with_outputs(model, [pair.tensor for pair in pairing.pairs], names)
     student = to_torch(pruned)
-    freeze(student, recipe.freeze)
+    freeze(student, recipe.freeze or ())
     taught = None
     if teacher is not None:
         sources = [pair.source for pair in pairing.pairs]
@@ -149,24 +182,19 @@ def build_networks(
         outputs=outputs,
         temperature=recipe.temperature,
         label_weight=recipe.label_weight,
-        feature_weight=recipe.feature_loss,
-        scales=_scales(model, student.output_names, theirs, scores) if theirs else {},
+        feature_weight=recipe.feature_loss or 0.0,
+        scales=_scales(model, student.output_names, pairing, theirs, scores) if theirs else {},
     )
     labels = probe.labels.to(world.device) if probe.labels is not None and labelled else None
     _leave_unreached(student, objective(ours, theirs, labels).total, notes)
-    return Networks(student, taught, objective, pairing, labelled, world, recipe.amp, names, notes)
+    return Networks(student, taught, objective, pairing, recipe, labelled, world, names, notes)
 
 
 def _compared(
-    model: ModelProto,
-    teacher: ModelProto | None,
-    digest: RewriteReport | None,
-    recipe: Recipe,
-    notes: list[str],
-) -> tuple[list[str], Pairing]:
-    """Names of the outputs that can be compared, and the sites; notes say what is left out."""
-    ours = Survey(model)
-    theirs = Survey(teacher) if teacher is not None else ours
+    model: ModelProto, surveys: tuple[Survey, Survey], recipe: Recipe, notes: list[str]
+) -> list[str]:
+    """Names of the outputs that can be compared; notes say what is left out."""
+    ours, theirs = surveys
     left_out = theirs.outputs | ours.outputs
     names = [output.name for output in model.graph.output]
     if recipe.scores is not None:
@@ -175,23 +203,26 @@ def _compared(
             raise UsageError(f"`scores` {recipe.scores!r} cannot be compared: {reason}")
         if recipe.scores in ours.computed & theirs.computed and recipe.scores not in names:
             names.append(recipe.scores)
-    kept = [name for name in names if name not in left_out]
-    pairing = Pairing((), {})
-    if teacher is not None and recipe.feature_loss:
-        pairing = pair_sites(ours, theirs, digest, kept)
-    if not kept and not pairing.pairs:
-        to_torch(model)  # says which operators are missing, if that is why
-        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in sorted(left_out.items())[:3])
-        raise ModelError(
-            f"there is nothing to learn from: no output can be compared ({reasons}), and no rewritten "
-            "site is matched: give the original as `teacher`, or name a tensor with `scores`"
-        )
     notes += [
         f"output {name!r} is left out: {left_out[name]}" for name in names if name in left_out
     ]
-    if not kept:
+    return [name for name in names if name not in left_out]
+
+
+def _check_learns(
+    model: ModelProto, surveys: tuple[Survey, Survey], pairing: Pairing, notes: list[str]
+) -> None:
+    """Where no output is compared, the sites must be; ModelError where they are not."""
+    if pairing.pairs:
         notes.append("no output can be compared: only the rewritten sites are learned")
-    return kept, pairing
+        return
+    to_torch(model)  # says which operators are missing, if that is why
+    left_out = surveys[1].outputs | surveys[0].outputs
+    reasons = "; ".join(f"{name!r}: {reason}" for name, reason in sorted(left_out.items())[:3])
+    raise ModelError(
+        f"there is nothing to learn from: no output can be compared ({reasons}), and no rewritten "
+        "site is matched: give the original as `teacher`, or name a tensor with `scores`"
+    )
 
 
 def freeze(module: OnnxModule, globs: Sequence[str]) -> None:
@@ -285,9 +316,16 @@ def _matched(outputs: Sequence[torch.Tensor], scores: Scores | None) -> tuple[in
 
 
 def _scales(
-    model: ModelProto, names: Sequence[str], theirs: Sequence[torch.Tensor], scores: Scores | None
+    model: ModelProto,
+    names: Sequence[str],
+    pairing: Pairing,
+    theirs: Sequence[torch.Tensor],
+    scores: Scores | None,
 ) -> dict[int, float]:
     """What the squared errors of the outputs and paired tensors are multiplied by, by place."""
+    outputs = len(names) - len(pairing.pairs)
+    paired = [comparable(*each) for each in zip(pairing.pairs, theirs[outputs:], strict=True)]
+    theirs = [*theirs[:outputs], *paired]
     found: dict[int, float] = {}
     for place, (name, value) in enumerate(zip(names, theirs, strict=True)):
         if scores is not None and place == scores.index:

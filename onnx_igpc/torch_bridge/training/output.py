@@ -184,6 +184,8 @@ def worse_than_before(report: RewriteReport) -> str | None:
     before = run.damage_before if run is not None else None
     if run is None or before is None or after is None:
         return None
+    if run.judged is not None and run.judged.counted is not None:
+        return None  # what it was before is flattered by the fit to these samples
     told = f"after {run.epochs[-1].step} steps than before: {_ADVICE}" if run.epochs else _ADVICE
     old, new = before.agreement, after.agreement
     if old is not None and new is not None:
@@ -204,7 +206,7 @@ def no_gain(run: FinetuneReport) -> str | None:
         return None
     return (
         f"training did not help: the loss on {judged.samples} {judged.on} samples was "
-        f"{judged.before:.3g} before and at best {judged.least_after_training:.3g} after an "
+        f"{judged.counted or judged.before:.3g} before and at best {judged.least_after_training:.3g} after an "
         f"epoch; the weights are as they were given: {_ADVICE}"
     )
 

@@ -6,7 +6,7 @@ whose channels were put into another order, which spares a later layer a Gather.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import onnx
@@ -17,16 +17,21 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge.training.comparable import Survey
 
+FEATURE = "penultimate feature"
+"""What the pair is called that is no site."""
+
 
 @dataclass(frozen=True)
 class Pair:
-    """The output of a site in both models. ``tensor`` of the compressed one corresponds to
-    ``source[:, order]`` of the teacher; order is None where the channels lie in the same order."""
+    """A tensor in both models, such as the output of a site. ``tensor`` of the compressed one corresponds to
+    ``source[:, order]`` of the teacher; order is None where the channels lie in the same order. What is
+    ``pooled`` is compared by its mean over height and width."""
 
     site: str
     tensor: str
     source: str
     order: tuple[int, ...] | None = None
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,8 @@ def pair_sites(
     pairs: dict[str, Pair] = {}
     unpaired: dict[str, str] = {}
     ours, theirs = student.computed, teacher.computed
-    moved = {
-        tensor: (former, tuple(permutation.order))
-        for permutation in digest.permutations
-        for tensor, former in permutation.tensors.items()
-    }
-    renamed = {former: tensor for tensor, (former, _) in moved.items()}
     for site in digest.rewritten:
-        tensor = site.output if site.output in ours else renamed.get(site.output, site.output)
-        source, order = moved.get(tensor, (tensor, None))
+        tensor, source, order = _correspondence(site.output, ours, digest)
         if tensor in outputs:
             unpaired[site.name] = "it makes a model output, which is matched by itself"
         elif tensor not in ours:
@@ -70,6 +68,33 @@ def pair_sites(
         else:
             pairs[tensor] = Pair(site.name, tensor, source, order)
     return Pairing(tuple(pairs.values()), unpaired)
+
+
+def pair_feature(
+    feature: str, student: Survey, teacher: Survey, digest: RewriteReport | None, pooled: bool
+) -> Pair | None:
+    """Pair a tensor of the teacher with the student's; None where there is none, or they cannot be compared."""
+    tensor, source, order = _correspondence(feature, student.computed, digest)
+    if tensor not in student.computed or source not in teacher.computed:
+        return None
+    if tensor in student.inner or source in teacher.inner:
+        return None
+    return Pair(FEATURE, tensor, source, order, pooled)
+
+
+def _correspondence(
+    name: str, computed: Set[str], digest: RewriteReport | None
+) -> tuple[str, str, tuple[int, ...] | None]:
+    """The tensor of the student that stands for one of the teacher, the teacher's, and the order of channels."""
+    moved = {
+        tensor: (former, tuple(permutation.order))
+        for permutation in (digest.permutations if digest is not None else ())
+        for tensor, former in permutation.tensors.items()
+    }
+    renamed = {former: tensor for tensor, (former, _) in moved.items()}
+    tensor = name if name in computed else renamed.get(name, name)
+    source, order = moved.get(tensor, (tensor, None))
+    return tensor, source, order
 
 
 def with_outputs(

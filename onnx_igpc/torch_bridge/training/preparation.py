@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,12 +26,19 @@ from onnx_igpc.torch_bridge.training.held_out import Part, hold_out
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.networks import Networks, build_networks, label_problem
 from onnx_igpc.torch_bridge.training.optimizers import build_optimizer
-from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.pairing import FEATURE
+from onnx_igpc.torch_bridge.training.recipe import MOST_FEW, Recipe
 from onnx_igpc.torch_bridge.training.sampling import BatchPlan
 
 _MOST_WORKERS = 8
+_AS_IT_IS = Augmentation()
 # Samples that show shapes, scales and which weights the loss reaches.
 _PROBE = 16
+_FITTED = (
+    "compress fitted the model to the samples that are held out, too, which flatters it there: it counts as half "
+    "way to what compress measured on samples not used for a fit, and the last epoch is compared with that; "
+    "images that compress has not seen, as `val`, would tell for sure"
+)
 _NO_REPORT = (
     "the model carries no report, so that only its outputs are matched: compress found nothing to rewrite "
     "in it, or has not seen it"
@@ -40,12 +49,13 @@ _NO_REPORT = (
 class Validation:
     """What the model is judged by. ``labelled``: its labels are those of the model. ``kind``: "validation"
     for data of its own, "held-out" for a part of the training data, "training" where that is too small
-    for having parts."""
+    for having parts. ``allowance``: what the loss of the model as given counts times; None: as it is."""
 
     data: Part
     loader: BatchLoader
     labelled: bool
     kind: JudgedOn
+    allowance: float | None = None
 
 
 @dataclass
@@ -72,6 +82,7 @@ class Job:
     def describe(self) -> FinetuneReport:
         """What the log and the report say about the run before it has begun."""
         pairing = self.networks.pairing
+        features = [pair.tensor for pair in pairing.pairs if pair.site == FEATURE]
         return FinetuneReport(
             recipe=self.recipe.to_dict()
             | {"augment": self.augmentation.describe(), "loss": self.networks.objective.loss},
@@ -80,8 +91,9 @@ class Job:
             val=JudgedBy(**vars(_describe(self.val.data)), kind=self.val.kind),
             device=str(self.networks.world.device),
             processes=self.networks.world.size,
-            matched_sites=[pair.site for pair in pairing.pairs],
+            matched_sites=[pair.site for pair in pairing.pairs if pair.site != FEATURE],
             unmatched_sites=dict(pairing.unpaired),
+            penultimate=features[0] if features else None,
             outputs=list(self.networks.outputs),
             notes=list(self.notes),
         )
@@ -123,15 +135,13 @@ def prepare(
         judged = part or judged
     sources_read = [whole] if val_whole is None else [whole, val_whole]
     notes = [f"{each.source}: {note}" for each in sources_read for note in each.notes]
-    left_open = recipe.batch_norm is None
-    recipe = recipe.resolved(fixed, data.size, world.size)
-    if left_open and recipe.batch_norm == "frozen":
-        notes.append("BatchNormalization keeps its statistics: the batch is too small for new ones")
+    given, recipe = recipe, recipe.resolved(fixed, data.size, world.size)
     assert recipe.batch_size is not None
     plan = BatchPlan(data.size, recipe.batch_size, recipe.seed, world.rank, world.size)
-    augmentation = parse_augmentation(recipe.augment, images=data.preprocessing is not None)
 
-    def loader(source: TrainingData, part_of: int) -> BatchLoader:
+    def loader(
+        source: TrainingData, part_of: int, augmentation: Augmentation = _AS_IT_IS
+    ) -> BatchLoader:
         return BatchLoader(
             source,
             [spec.name for spec in inputs],
@@ -142,17 +152,26 @@ def prepare(
             part_of=part_of,
         )
 
-    train = loader(data, whole.size)
-    networks = build_networks(
-        model, teacher, digest, recipe, whole, _probe(train, data, recipe.seed), world
-    )
+    probe = _probe(loader(data, whole.size), data, recipe.seed)
+    networks = build_networks(model, teacher, digest, recipe, whole, probe, world)
+    recipe = networks.recipe
+    augmentation = parse_augmentation(recipe.augment, images=data.preprocessing is not None)
+    train = loader(data, whole.size, augmentation)
+    if given.base is None:
+        notes.append(_why(recipe, data.size))
+    if given.batch_norm is None and recipe.batch_norm == "frozen" and recipe.base == "many":
+        notes.append("BatchNormalization keeps its statistics: the batch is too small for new ones")
     kind: JudgedOn = (
         "validation" if val_whole else "training" if judged.size == whole.size else "held-out"
     )
     val_loader = loader(judged, (val_whole or whole).size)
-    val = Validation(judged, val_loader, _labels_of(judged, networks, val_whole is not None), kind)
+    labelled = _labels_of(judged, networks, val_whole is not None)
+    allowance = _allowance(networks, digest, whole) if kind == "held-out" else None
+    val = Validation(judged, val_loader, labelled, kind, allowance)
     if kind == "training":
         notes.append("too few samples to hold any out: the model is judged by those that it learns")
+    if allowance is not None:
+        notes.append(with_flags(_FITTED))
     notes += networks.notes
     if teacher is not None and digest is None:
         notes.append(_NO_REPORT)
@@ -176,6 +195,39 @@ def _workers(source: TrainingData, asked: int | None, processes: int) -> int:
     if source.preprocessing is None:
         return 0  # arrays are taken from memory: handing them over would cost more
     return min((os.cpu_count() or 1) // processes, _MOST_WORKERS)
+
+
+def _allowance(
+    networks: Networks, digest: RewriteReport | None, whole: TrainingData
+) -> float | None:
+    """What the loss of a model counts times on samples that compress fitted it to; None where that is not known.
+
+    There the model as given looks better than it is: by how much, compress measured on samples that it left out
+    of a fit. Training wears that off without anything becoming worse; as half of it may be left in the
+    end, the other half is allowed for.
+    """
+    fit, damage = (digest.calibration, digest.damage) if digest is not None else (None, None)
+    if fit is None or damage is None or damage.fitted is None or not networks.judges_by_divergence:
+        return None
+    if (fit.source, fit.samples) != (Path(whole.source).name, whole.size):
+        return None
+    if not (damage.kl and damage.fitted.kl and damage.kl > damage.fitted.kl):
+        return None
+    return math.sqrt(damage.kl / damage.fitted.kl)
+
+
+def _why(recipe: Recipe, samples: int) -> str:
+    """Which recipe was chosen, and for what reason."""
+    what = f"recipe {recipe.base} was chosen for {samples} training samples"
+    if recipe.base == "many":
+        return f"{what}: more than {MOST_FEW}"
+    matched = (
+        "the penultimate feature is matched, and what lies behind it stays"
+        if recipe.features == "penultimate"
+        else "no penultimate feature is matched, since no last layer that makes class scores was found in a "
+        "teacher"
+    )
+    return f"{what}: up to {MOST_FEW}; {matched}"
 
 
 def _probe(loader: BatchLoader, data: TrainingData, seed: int) -> TensorBatch:

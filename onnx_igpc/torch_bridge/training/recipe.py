@@ -9,6 +9,8 @@ from typing import Any
 
 from onnx_igpc.errors import UsageError, texts
 
+BASES = ("few", "many")
+FEATURES = ("sites", "penultimate")
 LOSSES = ("kd", "kd+ce", "ce", "mse")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -18,24 +20,87 @@ BATCH_NORM_MODES = ("train", "frozen")
 LEARNING_RATES = {"adamw": 1e-2, "sgd": 5e-2}
 """First choice of the learning rate. That of AdamW is relative, see :mod:`onnx_igpc.torch_bridge.training.optimizers`."""
 
-# A run has about so many steps where the number of epochs is left open, within these bounds.
-_STEPS = 500
-_BATCH_SIZE = 64
+MOST_FEW = 1200
+"""Up to so many training samples are ``few``."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a recipe takes where it is left open, besides what follows from the form of the model.
+
+    steps: of a run, between these two, and so many as ``per_sample`` says between them; the bounds of ``epochs``
+    count before that. rate: part of ``LEARNING_RATES``.
+    """
+
+    steps: tuple[int, int]
+    per_sample: float
+    epochs: tuple[int, int]
+    batch_size: int
+    rate: float
+    batch_norm: str
+    features: str
+
+
+# Few samples: the end of a long run at a small rate counts, on the way there it is worse than its start.
+# Everything that could learn the samples by heart stays: statistics, and the layer that makes the scores.
+DEFAULTS = {
+    "few": Defaults(
+        steps=(700, 1400),
+        per_sample=1.3,
+        epochs=(1, 200),
+        batch_size=32,
+        rate=0.2,
+        batch_norm="frozen",
+        features="penultimate",
+    ),
+    "many": Defaults(
+        steps=(500, 500),
+        per_sample=0.0,
+        epochs=(5, 100),
+        batch_size=64,
+        rate=1.0,
+        batch_norm="train",
+        features="sites",
+    ),
+}
+
+_FEATURE_LOSS = {"sites": 1.0, "penultimate": 3.0}
 # The variance over fewer samples is too uncertain to normalise by.
 _FEWEST_FOR_STATISTICS = 8
-_FEWEST_EPOCHS, _MOST_EPOCHS = 5, 100
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the model and the data are, as far as a recipe depends on it.
+
+    penultimate: there is a teacher, and a penultimate feature that can be matched; ``head``: globs of the weights
+    behind that. images: the data are images; sized: all of one size once preprocessed. labels: they are
+    learned from.
+    """
+
+    penultimate: bool = False
+    head: tuple[str, ...] = ()
+    images: bool = False
+    sized: bool = False
+    labels: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a model is fine-tuned. Raises UsageError for values that cannot be meant.
 
+    What is None is chosen by the number of training samples and the form of the model.
+
     Attributes:
-        epochs: Passes over the data; None takes as many as make about 500 steps, 5 to 100.
-        lr: Highest learning rate; None takes that of the optimizer (``LEARNING_RATES``). With ``adamw`` it
-            is the part of its filter's root mean square by which a weight moves in a step.
-        batch_size: Samples of one step, over all processes together; None takes 64, or what the
-            model fixes.
+        base: The recipe that fills in what is None: ``few`` or ``many``. None takes ``few`` up to 1,200 training
+            samples.
+        epochs: Passes over the data; None takes as many as make 700 to 1,400 steps with ``few``, by the number of
+            samples, but at most 200; with ``many`` 500 steps, 5 to 100 epochs.
+        lr: Highest learning rate; None takes that of the optimizer (``LEARNING_RATES``), with ``few`` a fifth
+            of it. With ``adamw`` it is the part of its filter's root mean square by which a weight moves in
+            a step.
+        batch_size: Samples of one step, over all processes together; None takes what the model fixes, or
+            32 with ``few`` and 64 with ``many``.
         optimizer: ``adamw`` or ``sgd`` (with Nesterov momentum 0.9).
         weight_decay: For weights with more than one dimension; biases and BatchNorm have none.
         schedule: Learning rate after the warm-up: ``cosine`` or ``linear`` to zero, ``constant``.
@@ -45,20 +110,26 @@ class Recipe:
             ``kd+ce``: both. None decides by what there is: with a teacher kd, without one ce.
         temperature: Of the teacher's and the student's class scores in ``kd``.
         label_weight: Share of the cross-entropy in ``kd+ce``, in [0, 1].
-        feature_loss: Weight of matching the output of each rewritten site to the teacher's; 0: off.
-        augment: One or several of ``flip``, ``shift``, ``shift=PIXELS``, ``crop``; ``("none",)`` for none. None
-            shifts images and leaves arrays alone.
+        features: What is matched to the teacher inside the model: ``sites``, the output of each rewritten site,
+            or ``penultimate``, what the layer reads that makes the class scores. None takes the latter with
+            ``few`` where there is such a layer.
+        feature_loss: Weight of that; 0: off. None takes 1 for sites and 3 for the penultimate feature.
+        augment: One or several of ``flip``, ``shift``, ``shift=PIXELS``, ``crop``, ``resized-crop``, ``mixup``;
+            ``("none",)`` for none. None leaves arrays alone, and shifts images; with ``few``, a teacher and class
+            scores it takes ``flip``, ``resized-crop`` and ``mixup`` for them.
         amp: Mixed precision: ``bf16``, ``fp16`` (CUDA only), or None for float32.
-        freeze: A glob, or several, of names of weights that are not trained.
+        freeze: A glob, or several, of names of weights that are not trained. None takes those of the layer behind
+            the penultimate feature with ``few``, where that is matched.
         batch_norm: ``train`` normalises by the batch and moves the running statistics; ``frozen``
-            uses the statistics as they are (Dropout is inactive then, too). None takes ``train``
-            unless a process has fewer than 8 samples in a batch.
+            uses the statistics as they are (Dropout is inactive then, too). None takes ``frozen`` with ``few``,
+            and where a process has fewer than 8 samples in a batch.
         seed: Of the order of the data, the augmentation and Dropout.
         scores: Name of the output with class scores, or of an inner tensor that holds them; None finds it.
         hold_out: Share of the data that is not trained on but judged by, where there is no validation
             data; at least 40 samples or a quarter of the data, whichever is less.
     """
 
+    base: str | None = None
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
@@ -69,10 +140,11 @@ class Recipe:
     loss: str | None = None
     temperature: float = 4.0
     label_weight: float = 0.5
-    feature_loss: float = 1.0
+    features: str | None = None
+    feature_loss: float | None = None
     augment: str | Sequence[str] | None = None
     amp: str | None = None
-    freeze: str | Sequence[str] = ()
+    freeze: str | Sequence[str] | None = None
     batch_norm: str | None = None
     seed: int = 0
     scores: str | None = None
@@ -81,7 +153,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.augment is not None:
             object.__setattr__(self, "augment", texts("augment", self.augment))
-        object.__setattr__(self, "freeze", texts("freeze", self.freeze))
+        if self.freeze is not None:
+            object.__setattr__(self, "freeze", texts("freeze", self.freeze))
+        _one_of("base", self.base, (None, *BASES))
+        _one_of("features", self.features, (None, *FEATURES))
         _one_of("loss", self.loss, (None, *LOSSES))
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
@@ -107,7 +182,7 @@ class Recipe:
         return self.lr if self.lr is not None else LEARNING_RATES[self.optimizer]
 
     def resolved(self, fixed_batch: int | None, samples: int, processes: int) -> Recipe:
-        """The recipe with everything decided that the model and the size of the data decide.
+        """The recipe with everything decided that the model's batch and the size of the data decide.
 
         fixed_batch: the number of samples the model takes at a time, None for any.
 
@@ -120,21 +195,69 @@ class Recipe:
                 f"`batch_size` {self.batch_size}: the model takes {fixed_batch} samples at a time: "
                 f"leave it out, or export the model with a dynamic batch"
             )
-        batch = min(fixed or self.batch_size or _BATCH_SIZE, samples)
+        base = self.base or ("few" if samples <= MOST_FEW else "many")
+        defaults = DEFAULTS[base]
+        batch = min(fixed or self.batch_size or defaults.batch_size, samples)
         small = batch // processes < _FEWEST_FOR_STATISTICS
+        steps = min(max(defaults.per_sample * samples, defaults.steps[0]), defaults.steps[1])
+        epochs = math.ceil(steps / max(samples // batch, 1))
+        fewest, most = defaults.epochs
         return replace(
             self,
-            lr=self.learning_rate,
+            base=base,
+            lr=self.lr or LEARNING_RATES[self.optimizer] * defaults.rate,
             batch_size=batch,
-            epochs=self.epochs_for(max(samples // batch, 1)),
-            batch_norm=self.batch_norm or ("frozen" if small else "train"),
+            epochs=self.epochs or min(max(epochs, fewest), most),
+            batch_norm=self.batch_norm or ("frozen" if small else defaults.batch_norm),
         )
 
-    def epochs_for(self, steps_per_epoch: int) -> int:
-        """The number of epochs, decided by the length of one where the recipe leaves it open."""
-        if self.epochs is not None:
-            return self.epochs
-        return min(max(math.ceil(_STEPS / steps_per_epoch), _FEWEST_EPOCHS), _MOST_EPOCHS)
+    def fitted(self, form: Form) -> Recipe:
+        """A :meth:`resolved` recipe with the rest decided, by the form of the model.
+
+        Raises:
+            UsageError: there is no penultimate feature to match, or labels are learned from mixed images.
+        """
+        assert self.base is not None
+        if self.features == "penultimate" and not form.penultimate:
+            raise UsageError(
+                "`features` penultimate: there is no teacher, or no Gemm, MatMul or 1x1 Conv that makes "
+                "class scores: take sites"
+            )
+        penultimate = form.penultimate and self.looks_for_penultimate
+        features = "penultimate" if penultimate else "sites"
+        matched = self.base == "few" and features == "penultimate"
+        return replace(
+            self,
+            features=features,
+            feature_loss=_FEATURE_LOSS[features]
+            if self.feature_loss is None
+            else self.feature_loss,
+            freeze=(form.head if matched else ()) if self.freeze is None else self.freeze,
+            augment=self._augmented(form, matched),
+        )
+
+    def _augmented(self, form: Form, matched: bool) -> Sequence[str]:
+        """Words for the augmentation; matched: few samples, whose penultimate feature is."""
+        words = self.augment
+        if words is None and matched and (form.sized or not form.images):
+            # What is done to a sample cannot be wrong where the teacher sees it, too.
+            moved = ("flip", "resized-crop") if form.sized else ("shift",)
+            return moved if form.labels else (*moved, "mixup")
+        if words is None:
+            return ("shift",) if form.images else ("none",)
+        if "mixup" in words and form.labels:
+            raise UsageError(
+                "`augment` mixup is for `loss` kd and mse: a label is that of one image, not of a mix"
+            )
+        if "resized-crop" in words and form.images and not form.sized:
+            raise UsageError("`augment` resized-crop needs the size of the images: give `resize`")
+        return words
+
+    @property
+    def looks_for_penultimate(self) -> bool:
+        """Whether a :meth:`resolved` recipe matches the penultimate feature where there is one."""
+        assert self.base is not None
+        return (self.features or DEFAULTS[self.base].features) == "penultimate"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

@@ -43,7 +43,10 @@ class FinetuneResult:
         judged, before = run.judged, run.val_before
         if judged is None:
             return []
-        change = f"{judged.before:.4g} -> {judged.after:.4g}"
+        fitted = (
+            "" if judged.counted is None else f" (fitted to them: counts as {judged.counted:.4g})"
+        )
+        change = f"{judged.before:.4g}{fitted} -> {judged.after:.4g}"
         where = f"(epoch {judged.epoch} of {len(self.history)})"
         lines = [f"loss on {judged.samples} {judged.on} samples: {change} {where}"]
         if before is None:

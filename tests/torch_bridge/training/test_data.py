@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from onnx_igpc.torch_bridge.training.augment import (
     Draw,
     EpochDraws,
     flip_and_shift,
+    mixed,
     parse_augmentation,
+    part_of,
 )
 from onnx_igpc.torch_bridge.training.data import open_training_data
 from onnx_igpc.torch_bridge.training.finetune import finetune
@@ -157,13 +160,29 @@ class TestAugmentation:
         assert parse_augmentation(["flip", "shift=3"], images=False) == Augmentation(True, 3)
         assert parse_augmentation(["crop"], images=True) == Augmentation(crop=True)
         assert not parse_augmentation(["none"], images=True).does_anything
-        for wrong in (["turn"], ["none", "flip"], ["shift=-1"], ["shift="]):
+        for wrong in (
+            ["turn"],
+            ["none", "flip"],
+            ["shift=-1"],
+            ["shift="],
+            ["crop", "resized-crop"],
+        ):
             with pytest.raises(UsageError, match="`augment`"):
                 parse_augmentation(wrong, images=True)
-        with pytest.raises(UsageError, match="crop is for images"):
-            parse_augmentation(["crop"], images=False)
+        for word in ("crop", "resized-crop"):
+            with pytest.raises(UsageError, match=f"{word} is for images"):
+                parse_augmentation([word], images=False)
 
-    @pytest.mark.parametrize("words", [["flip"], ["shift=2"], ["flip", "shift", "crop"], ["none"]])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["flip"],
+            ["shift=2"],
+            ["flip", "shift", "crop"],
+            ["none"],
+            ["flip", "resized-crop", "mixup"],
+        ],
+    )
     def test_description_reads_back(self, words: list[str]) -> None:
         assert parse_augmentation(words, images=True).describe() == words
 
@@ -171,6 +190,59 @@ class TestAugmentation:
         augmentation = Augmentation(flip=True, shift=1)
         assert EpochDraws(augmentation, 9, 0, 1)[4] == EpochDraws(augmentation, 9, 0, 1)[4]
         assert EpochDraws(augmentation, 9, 0, 1)[4] != EpochDraws(augmentation, 9, 0, 2)[4]
+
+    def test_the_part_of_a_resized_crop(self) -> None:
+        draws = EpochDraws(Augmentation(resized_crop=True), 500, 0, 0)
+        parts = [part_of(60, 30, draws[index]) for index in range(500)]
+        areas = [(right - left) * (low - top) / 1800 for left, top, right, low in parts]
+        assert all(
+            0 <= left < right <= 60 and 0 <= top < low <= 30 for left, top, right, low in parts
+        )
+        assert max(areas) > 0.5
+        assert min(areas) == pytest.approx(0.3, abs=0.05)
+        assert len({left for left, *_ in parts}) > 10
+
+    def test_a_resized_crop_has_the_size_of_the_input(self, tmp_path: Path) -> None:
+        data = open_training_data(image_folder(tmp_path), INPUTS, Preprocessing(resize=6, crop=6))
+        augmentation = Augmentation(resized_crop=True)
+        whole = Draw(False, (0, 0), (0, 0), (1.0, 11 / 9))
+        found = data.sample(0, augmentation, whole)["x"]
+        with Image.open(io.BytesIO(picture(0))) as image:
+            wanted = np.asarray(image.resize((6, 6), Image.Resampling.BILINEAR)) / 255
+        assert np.allclose(found, wanted.transpose(2, 0, 1), atol=1e-6)
+        corner = data.sample(0, augmentation, replace(whole, part=(0.3, 1.0)))["x"]
+        assert corner.shape == found.shape
+        assert not np.allclose(corner, found)
+
+    def test_a_third_is_mixed_with_another_sample(self, tmp_path: Path) -> None:
+        images = np.random.default_rng(0).random((60, 3, 6, 6), np.float32)
+        labels = np.arange(60) % 2
+        np.savez(tmp_path / "d.npz", x=images, labels=labels)
+        data = open_training_data(tmp_path / "d.npz", INPUTS)
+        loader = BatchLoader(data, ["x"], Augmentation(mixup=True))
+        batch = next(loader.training(iter([list(range(60))]), 0, 0))
+        draws = EpochDraws(Augmentation(mixup=True), 60, 0, 0)
+        mixes = [draws[index].mix for index in range(60)]
+        assert 10 <= sum(mix is not None for mix in mixes) <= 30
+        for index, mix in enumerate(mixes):
+            wanted = images[index]
+            if mix is not None:
+                assert 0 <= mix.weight <= 0.5
+                wanted = wanted * (1 - mix.weight) + images[mix.index] * mix.weight
+            assert np.allclose(batch.inputs[0][index], wanted, atol=1e-6)
+        assert batch.labels is not None
+        assert batch.labels.tolist() == labels.tolist()
+
+    def test_what_is_mixed(self) -> None:
+        half = [
+            (np.float16([1, 2]), np.float16([3, 4]), [2, 3]),
+            (np.uint8([0, 255]), np.uint8([255, 0]), [128, 128]),
+            (np.int64([7, 8]), np.int64([1, 2]), [7, 8]),
+            (np.array([True, False]), np.array([False, False]), [True, False]),
+        ]
+        for one, other, wanted in half:
+            found = mixed({"a": one}, {"a": other}, 0.5)["a"]
+            assert (found.dtype, found.tolist()) == (one.dtype, wanted)
 
     def test_shift_repeats_the_edge(self) -> None:
         values = np.arange(12.0).reshape(1, 3, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,8 @@ from onnx_igpc.torch_bridge.training.sampling import learning_rate
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"base": "some"},
+        {"features": "all"},
         {"loss": "l1"},
         {"optimizer": "lion"},
         {"schedule": "step"},
@@ -40,12 +43,23 @@ def test_values_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
 
 def test_what_is_left_open_is_decided() -> None:
     decided = Recipe().resolved(None, 6400, 1)
-    assert (decided.batch_size, decided.epochs, decided.batch_norm) == (64, 5, "train")
-    assert Recipe().resolved(None, 64, 1).epochs == 100
-    assert Recipe().resolved(None, 10, 1).batch_size == 10
-    assert Recipe(batch_size=12).resolved(None, 100, 2).batch_norm == "frozen"
+    assert (decided.base, decided.batch_size, decided.epochs) == ("many", 64, 5)
+    assert (decided.batch_norm, decided.lr) == ("train", 1e-2)
+    many = Recipe(base="many")
+    assert many.resolved(None, 64, 1).epochs == 100
+    assert many.resolved(None, 10, 1).batch_size == 10
+    assert replace(many, batch_size=12).resolved(None, 100, 2).batch_norm == "frozen"
     assert Recipe().resolved(1, 100, 4).batch_size == 4
     assert Recipe(epochs=2, lr=0.5).resolved(None, 100, 1).epochs == 2
+
+
+def test_few_samples() -> None:
+    decided = Recipe().resolved(None, 160, 1)
+    assert (decided.base, decided.batch_size, decided.epochs) == ("few", 32, 140)
+    assert (decided.batch_norm, decided.lr) == ("frozen", 2e-3)
+    assert Recipe(optimizer="sgd").resolved(None, 160, 1).lr == pytest.approx(0.01)
+    assert Recipe().resolved(None, 1080, 1).epochs == 43, "1,404 steps"
+    assert Recipe().resolved(None, 10, 1).epochs == 200
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
