@@ -102,10 +102,10 @@ class _Arriving:
 
     def kept_apart(self) -> bool:
         """Whether all tensors have the samples as their first dimension and are small enough."""
-        first = next(iter(self), None)
-        if first is None or not self._names:
+        fed, first = next(iter(self._part), None), next(iter(self), None)
+        if fed is None or first is None or not self._names:
             return False
-        rows = feed_rows(first)
+        rows = feed_rows(fed)
         apart = all(values.ndim and len(values) == rows for values in first.feeds.values())
         size = sum(values.nbytes for values in first.feeds.values()) / max(rows, 1)
         return apart and size <= _MOST_BYTES
