@@ -33,6 +33,9 @@ TOO_FEW = (
     "{samples} samples are too few to hold some of them out: "
     "give 20 or more, or measure with onnx-igpc verify on other data"
 )
+ENOUGH = 200
+"""Held-out samples whose interval is narrow enough: with fewer, the parts of the data are exchanged too."""
+
 NONE_HELD_OUT = "no data was held out: measure with onnx-igpc verify on other data"
 
 
@@ -41,14 +44,14 @@ class Basis:
     """Calibration data, shared out, for one model; :meth:`close` lets go of it.
 
     ``fit`` is how the sites are fitted, once that is chosen, ``fits`` the damages that it was chosen by.
-    ``too_few``: where nothing is held out, that was not asked for.
+    ``by_itself``: the share that is held out was not asked for.
     """
 
     division: Division
     trials: Trials
     held: HeldSamples
     allowed: tuple[bool, ...]
-    too_few: bool = False
+    by_itself: bool = False
     fit: Fit = field(default_factory=Fit)
     fits: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -81,6 +84,23 @@ class Basis:
     def held_out_size(self) -> int:
         """Samples that are held out."""
         return self.division.held_out.size if self.division.held_out is not None else 0
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether so little is held out that the figure is worth measuring on the other part as well."""
+        return self.by_itself and 0 < self.held_out_size < ENOUGH
+
+    def exchanged(self) -> Basis:
+        """The same data with the parts exchanged: what was chosen by is held out, and the other way round.
+
+        The samples stay those of this basis, which closes them.
+        """
+        assert self.division.held_out is not None
+        division = Division(self.division.held_out, self.division.chosen_by)
+        model, found = self.trials.model, self.trials.found
+        fisher, _ = known_fisher(model, found, division.chosen_by)
+        trials = Trials(model, found, division.chosen_by, fisher)
+        return Basis(division, trials, self.held, self.allowed)
 
     def check_promise(self, promise: Promise) -> None:
         """Refuse a promise that so much data could not show to hold.
@@ -123,7 +143,7 @@ class Basis:
 
     def complete(self, used: CalibrationReport) -> CalibrationReport:
         """The report of the final fit, with how the data was shared out and the fit was chosen."""
-        used.held_out = self.held_out_size
+        used.held_out = len(self.held) if self.exchangeable else self.held_out_size
         used.chosen_by = self.fits or None
         return used
 
@@ -157,7 +177,7 @@ class HeldOutMeasure:
         division = basis.division
         if division.held_out is None:
             few = TOO_FEW.format(samples=division.everything.size)
-            return DamageReport(samples=0, unknown=few if basis.too_few else NONE_HELD_OUT)
+            return DamageReport(samples=0, unknown=few if basis.by_itself else NONE_HELD_OUT)
         parts = division.held_out.folds(FOLDS)
         found = []
         for number, part in enumerate(parts):

@@ -76,6 +76,11 @@ class Job:
         return guard
 
     @property
+    def plans_with_data(self) -> bool:
+        """Whether layouts are chosen by calibration data."""
+        return not isinstance(self.plan, Published) or self.plan.grouping == "learned"
+
+    @property
     def times(self) -> bool:
         """Whether layouts are chosen by measured time."""
         return not isinstance(self.plan, Published) and self.plan.quantity.is_latency

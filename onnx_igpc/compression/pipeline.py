@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass, replace
 
 import onnx
@@ -23,7 +24,7 @@ from onnx_igpc.data.batches import Data, data_doubts, data_notes
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.sources import Arrays
 from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.evaluation.damage import measure_damage
+from onnx_igpc.evaluation.damage import joined_damage, measure_damage
 from onnx_igpc.graph.checks import check_graph, check_original
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
@@ -228,7 +229,9 @@ def _planned(planning: _Planning, measure: HeldOutMeasure) -> tuple[Plan, Damage
             return planned, None
         basis.choose_fit(planned, planning.progress)
         damage = measure.damage(basis, planned, planning.progress)
-        if not isinstance(plan, Keep) or plan.kept.holds(damage):
+        if not isinstance(plan, Keep):
+            return planned, _with_parts_exchanged(planning, planned, measure, damage)
+        if plan.kept.holds(damage):
             return planned, damage
         share = planned.summary.chosen[0] if planned.summary else 1.0
         nearest = f"{plan.kept.told(damage)}, with {share:.0%} of {plan.minimize} left"
@@ -237,6 +240,34 @@ def _planned(planning: _Planning, measure: HeldOutMeasure) -> tuple[Plan, Damage
         f"nothing that was tried keeps {plan.kept} on {basis.held_out_size if basis else 0} held-out "
         f"samples; the nearest: {nearest}"
     )
+
+
+def _with_parts_exchanged(
+    planning: _Planning, planned: Plan, measure: HeldOutMeasure, damage: DamageReport
+) -> DamageReport:
+    """The damage on all samples where few are held out: each part by a plan and fits that the other one made.
+
+    What is measured on the part that the plan was chosen by is another plan, of the same procedure.
+    """
+    basis, job = planning.basis, planning.job
+    known = isinstance(job.plan, Budget) and job.plan.sensitivity is not None
+    if basis is None or not basis.exchangeable or known:
+        return damage
+    other = basis.exchanged()
+    try:
+        if job.plans_with_data:
+            asked = job.plan
+            if isinstance(asked, Budget):
+                asked = replace(asked, save_sensitivity=None)
+            speed = copy(planning.speed)
+            again = replace(planning, basis=other, job=replace(job, plan=asked), speed=speed)
+            planned = next(again.plans())
+        if not any(layout.replaced for layout in planned.layouts.values()):
+            return damage
+        other.choose_fit(planned, planning.progress)
+        return joined_damage([damage, measure.damage(other, planned, planning.progress)])
+    finally:
+        other.trials.close()
 
 
 def _trial(
