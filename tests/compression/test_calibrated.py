@@ -66,7 +66,7 @@ def test_data_make_the_damage_smaller(sequential: bool) -> None:
     assert found is not None
     assert found.fitted is not None
     assert found.fitted.samples == damage.samples == 40
-    assert found.samples == 20
+    assert found.samples == 40
     assert found.fitted.agreement >= damage.agreement
 
 

@@ -54,7 +54,8 @@ def test_what_is_held_out_decides_nothing_but_the_last_fit() -> None:
     assert again is not None
     assert used.chosen_by
     assert (used.fit, used.chosen_by) == (again.fit, again.chosen_by)
-    assert used.held_out == again.held_out == len(numbers) == SAMPLES // 2
+    assert len(numbers) == SAMPLES // 2
+    assert used.held_out == again.held_out == SAMPLES, "the parts are exchanged as well"
     assert clean.report.selection is not None
     assert clean.report.selection.tried
     assert clean.report.selection == other.report.selection
@@ -68,7 +69,7 @@ def test_each_fold_is_measured_by_weights_that_were_fitted_without_it(
 ) -> None:
     proto, x = residual_model(8, blocks=1), images(SAMPLES, 8)
     held_out, everything = set(held_out_numbers(proto, x)), set(range(SAMPLES))
-    choosing: list[set[int]] = []
+    chosen_by: list[set[int]] = [set(), set()]
     steps: list[tuple[str, set[int]]] = []
 
     def read(data: Any) -> set[int]:
@@ -77,7 +78,8 @@ def test_each_fold_is_measured_by_weights_that_were_fitted_without_it(
         return {int(np.flatnonzero([np.array_equal(row, each) for each in x])[0]) for row in rows}
 
     def while_choosing(model: Any, sites: Any, data: Any, **options: Any) -> SiteCalibrator:
-        choosing.append(read(data))
+        part = sum(kind == "measured" for kind, _ in steps) // FOLDS
+        chosen_by[part] |= read(data)
         return SiteCalibrator(model, sites, data, **options)
 
     def for_weights(model: Any, sites: Any, data: Any, **options: Any) -> SiteCalibrator:
@@ -94,16 +96,16 @@ def test_each_fold_is_measured_by_weights_that_were_fitted_without_it(
     data = Calibration(ListData(proto, {"x": x}))
     report = compress(proto, Published(4), calibration=data).report
 
-    assert choosing
-    assert not any(fitted & held_out for fitted in choosing)
+    assert chosen_by == [everything - held_out, held_out]
     assert steps.pop() == ("fitted", everything), "the weights that are written"
-    assert [kind for kind, _ in steps] == ["fitted", "measured"] * FOLDS
+    assert [kind for kind, _ in steps] == ["fitted", "measured"] * 2 * FOLDS
     fits, folds = [each for _, each in steps[::2]], [each for _, each in steps[1::2]]
-    for fitted, fold in zip(fits, folds, strict=True):
+    for number, (fitted, fold) in enumerate(zip(fits, folds, strict=True)):
         assert fitted == everything - fold
-    assert sorted(number for fold in folds for number in fold) == sorted(held_out)
+        assert not fold & chosen_by[number // FOLDS]
+    assert sorted(number for fold in folds for number in fold) == sorted(everything)
     assert report.damage is not None
-    assert report.damage.samples == len(held_out)
+    assert report.damage.samples == SAMPLES
     assert report.damage.fitted is not None
     assert report.damage.fitted.samples == SAMPLES
 
