@@ -158,6 +158,11 @@ def _compress(
 
         report = describe(original, changes, opened, options, measured)
     report.selection = planned.summary
+    if planned.summary is not None and planned.slower:
+        report.notes.append(
+            f"{planned.slower} sites that the budget had chosen to rewrite stay dense, since they would be "
+            "slower: the damages of the selection are those of the plan before"
+        )
     if changes.any:
         checks = check_graph(original.interface, opened, original.doubt)
         report.checks = {**checks, **report.checks}
@@ -209,7 +214,10 @@ class _Planning:
             )
         for planned in plans:
             if self.speed is not None:
+                wanted = sum(layout.replaced for layout in planned.layouts.values())
                 planned.layouts = self.speed.keep_dense(self.found, planned.layouts, self._trial)
+                left = sum(layout.replaced for layout in planned.layouts.values())
+                planned.slower = wanted - left
             yield planned
 
     def _trial(self, layouts: Mapping[str, GroupLayout]) -> RewrittenModel:

@@ -57,12 +57,14 @@ class Pricing(Protocol):
 class Plan:
     """A layout for every site by name, how they were found to be fitted best, and what the report says.
 
-    ``starts``: weights by site that are near what a fit will find.
+    ``starts``: weights by site that are near what a fit will find. ``slower``: sites that were to be rewritten
+    and stay dense, since they would be slower.
     """
 
     layouts: dict[str, GroupLayout]
     summary: SelectionReport | None = None
     starts: dict[str, IgpcWeights] | None = None
+    slower: int = 0
 
 
 @dataclass

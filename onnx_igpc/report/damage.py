@@ -44,4 +44,6 @@ def held_out_text(calibration: CalibrationReport) -> str | None:
     """How many samples were held out, in words; ``None`` in reports that do not say."""
     if calibration.held_out is None:
         return None
+    if calibration.held_out and calibration.held_out >= calibration.samples:
+        return f"all {calibration.samples} samples held out in turn"
     return f"{calibration.held_out or 'none'} of {calibration.samples} samples held out"

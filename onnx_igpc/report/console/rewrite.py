@@ -92,7 +92,7 @@ def show_damage(console: Console, report: RewriteReport) -> None:
         return
     on = f"on {damage.samples} samples"
     if damage.fitted is not None:
-        on += " that no fit or choice saw"
+        on += " left out of their fits and choices"
     if figures := _figures(damage, whole=True):
         also = f"; on the fitted data {fitted}" if fitted else ""
         console.print(f"damage: {figures} {on}{also}")

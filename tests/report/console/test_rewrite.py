@@ -69,7 +69,7 @@ def held_out(agreement: float = 0.75) -> DamageReport:
 def test_held_out_damage_has_its_interval_and_the_fitted_figure_beside_it() -> None:
     assert shown(RewriteReport(damage=held_out(0.9)), width=200).splitlines()[0] == (
         "damage: top-1 agreement with the original 90.0% (95% interval 65.7% to 82.5%), KL 0.42, "
-        "on 100 samples that no fit or choice saw; on the fitted data 95.5%"
+        "on 100 samples left out of their fits and choices; on the fitted data 95.5%"
     )
     damage = DamageReport(
         relative_error=0.12,
@@ -78,7 +78,7 @@ def test_held_out_damage_has_its_interval_and_the_fitted_figure_beside_it() -> N
         fitted=DamageReport(relative_error=0.05, samples=100),
     )
     assert shown(RewriteReport(damage=damage), width=200).splitlines()[0] == (
-        "damage: relative error 0.12 of output [b] on 40 samples that no fit or choice saw; on the "
+        "damage: relative error 0.12 of output [b] on 40 samples left out of their fits and choices; on the "
         "fitted data 0.05"
     )
 
