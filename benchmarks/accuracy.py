@@ -28,7 +28,7 @@ import numpy as np
 import onnx_igpc
 from onnx_igpc import Published
 from onnx_igpc.calibration.collect import collect_moments
-from onnx_igpc.calibration.options import Calibration
+from onnx_igpc.calibration.options import Calibration, Fit
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.cli.options import preprocessing_options, read_preprocessing
@@ -97,7 +97,7 @@ class Bench:
         return given.open(open_model(self.model))
 
     def compressed(
-        self, plan: Published | onnx_igpc.Budget, *, sequential: bool = True
+        self, plan: Published | onnx_igpc.Budget, *, sequential: bool | None = None
     ) -> tuple[Path, dict[str, int]]:
         """What the product's own compress writes, and the weights it leaves in every site."""
         result = onnx_igpc.compress(
@@ -124,7 +124,8 @@ class Bench:
         found = rewriter.find(SiteFilter())
         layouts = {site.name: plan(site) for site in found.rewritable}
         wanted = [site for site in found.rewritable if layouts[site.name].kept_reason is None]
-        with SiteCalibrator(opened, wanted, self.data(), sequential=sequential) as fitter:
+        fit = Fit(sequential=sequential, blend=0.0)
+        with SiteCalibrator(opened, wanted, self.data(), fit=fit) as fitter:
             rewriter.rewrite(found, layouts, fitter)
         rewriter.settle()
         report = describe(original, rewriter.changes, opened, OptionsReport(init="fitted"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_igpc.calibration.graph_cuts import DenseWeight
 from onnx_igpc.data.batches import random_data
 from onnx_igpc.data.sources import as_data
 from onnx_igpc.errors import DataError, ModelError
@@ -109,10 +110,10 @@ def test_half_the_trace_is_the_damage_of_a_small_change() -> None:
     opened = OpenModel(model)
     sites = find_sites(GraphView(opened)).rewritable
     data = as_data({"x": x}, model_inputs(model), batch_size=100)
-    probe = DamageProbe(opened, sites, data, samples=600, threads=1)
+    probe = DamageProbe(opened, sites, [data], samples=600, threads=1)
     step = 0.05 * np.random.default_rng(1).standard_normal(6)
     bias = sites[0].bias.values() + step
-    measured = probe.damage(sites[0], sites[0].weight_matrix(), bias)
+    measured = probe.damage({sites[0].name: DenseWeight(sites[0].weight_matrix(), bias)}).value
     assert measured == pytest.approx(step @ G @ step / 2, rel=0.15)
 
 
@@ -211,10 +212,12 @@ def test_without_class_scores_outputs_count_by_their_relative_error() -> None:
     opened = OpenModel(model)
     sites = find_sites(GraphView(opened), SiteFilter(include_heads=True)).rewritable
     data = as_data({"x": x}, model_inputs(model), batch_size=100)
-    probe = DamageProbe(opened, sites, data, samples=400, threads=1)
+    probe = DamageProbe(opened, sites, [data], samples=400, threads=1)
     change = 0.1 * np.random.default_rng(0).standard_normal((6, 6))
     S = np.einsum("nchw,ndhw->cd", x, x) / (len(x) * SIDE**2)
-    measured = probe.damage(sites[0], sites[0].weight_matrix() + change, None)
+    measured = probe.damage(
+        {sites[0].name: DenseWeight(sites[0].weight_matrix() + change, None)}
+    ).value
     assert measured == pytest.approx(np.trace(G @ change @ S @ change.T) / 2, rel=0.05)
 
 
