@@ -49,16 +49,20 @@ def tail_from(model: OpenModel, found: FoundSites, part: Part, position: int) ->
     """
     if not part.held.divisible:
         return None
-    nodes = range(len(model.proto.graph.node))
-    cuts = GraphCuts(model, nodes)
+    outputs = [output.name for output in model.proto.graph.output]
+    making = [
+        index
+        for index, node in enumerate(model.proto.graph.node)
+        if not set(outputs).isdisjoint(node.output)
+    ]
+    cuts = GraphCuts(model, making)
     behind = {name for node in cuts.nodes[position:] for name in node.output}
-    if not all(output.name in behind for output in model.proto.graph.output):
+    if not behind.issuperset(outputs):
         return None
     arriving = _Arriving(model, cuts, sorted(cuts.live(position)), part)
     if not arriving.kept_apart():
         return None
     held = HeldSamples(arriving, [])
-    outputs = [output.name for output in model.proto.graph.output]
     rest, _ = cuts.extract(outputs, arriving.types)
     held.fixed = part.held.fixed
     return Tail(rest, _sites(rest, found), held)

@@ -36,5 +36,8 @@ def known_fisher(
 
     try:
         return site_fisher(model, sites, part), []
-    except IgpcError as error:
+    except (IgpcError, MemoryError, RuntimeError) as error:
+        # Of torch's own errors only that memory ran out is expected: the rest of the work takes less of it.
+        if not isinstance(error, IgpcError) and "allocate memory" not in str(error):
+            raise
         return {}, [f"errors of filters were weighed by BatchNorm's scale: {first_line(error)}"]

@@ -135,11 +135,12 @@ class _Rest:
 def _rests(items: Sequence[Item]) -> list[_Rest]:
     """What remains before the first item, before the second and so on, and after the last."""
     hulls = [_convex_corners(*item) for item in items]
-    moves = [
-        (float((damage[a] - damage[b]) / (cost[b] - cost[a])), number, a, b)
-        for number, ((cost, damage), hull) in enumerate(zip(items, hulls, strict=True))
-        for a, b in pairwise(hull)
-    ]
+    with np.errstate(over="ignore"):  # a cost that is next to nothing is worth any damage
+        moves = [
+            (float((damage[a] - damage[b]) / (cost[b] - cost[a])), number, a, b)
+            for number, ((cost, damage), hull) in enumerate(zip(items, hulls, strict=True))
+            for a, b in pairwise(hull)
+        ]
     moves.sort(key=lambda move: -move[0])
     rests = []
     for start in range(len(items) + 1):

@@ -188,6 +188,8 @@ class Trials:
             attempt(replace(best(), sequential=True))
             for blend in _BLENDS if best().sequential else ():
                 attempt(replace(best(), blend=blend))
+            if best().sequential and best().blend == min(_BLENDS):
+                attempt(replace(best(), blend=0.0))
         return best(), {fit.label: damage for fit, damage in tried.items()}
 
     @property

@@ -181,10 +181,13 @@ class Recipe:
         """The highest learning rate of the run."""
         return self.lr if self.lr is not None else LEARNING_RATES[self.optimizer]
 
-    def resolved(self, fixed_batch: int | None, samples: int, processes: int) -> Recipe:
+    def resolved(
+        self, fixed_batch: int | None, samples: int, processes: int, trained: bool = True
+    ) -> Recipe:
         """The recipe with everything decided that the model's batch and the size of the data decide.
 
-        fixed_batch: the number of samples the model takes at a time, None for any.
+        fixed_batch: the number of samples the model takes at a time, None for any. trained: the weights are not
+        random; those have nothing that few samples could spoil, and statistics that must be learned.
 
         Raises:
             UsageError: the batch size is not the one that the model fixes.
@@ -195,7 +198,7 @@ class Recipe:
                 f"`batch_size` {self.batch_size}: the model takes {fixed_batch} samples at a time: "
                 f"leave it out, or export the model with a dynamic batch"
             )
-        base = self.base or ("few" if samples <= MOST_FEW else "many")
+        base = self.base or ("few" if trained and samples <= MOST_FEW else "many")
         defaults = DEFAULTS[base]
         batch = min(fixed or self.batch_size or defaults.batch_size, samples)
         small = batch // processes < _FEWEST_FOR_STATISTICS
