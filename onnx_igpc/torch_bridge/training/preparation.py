@@ -135,7 +135,8 @@ def prepare(
         judged = part or judged
     sources_read = [whole] if val_whole is None else [whole, val_whole]
     notes = [f"{each.source}: {note}" for each in sources_read for note in each.notes]
-    trained = digest is None or digest.options.init != "random"
+    # Without a teacher a network may well be trained from random weights.
+    trained = teacher is not None and (digest is None or digest.options.init != "random")
     given, recipe = recipe, recipe.resolved(fixed, data.size, world.size, trained)
     assert recipe.batch_size is not None
     plan = BatchPlan(data.size, recipe.batch_size, recipe.seed, world.rank, world.size)
