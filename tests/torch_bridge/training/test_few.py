@@ -190,7 +190,7 @@ class TestRuns:
     ) -> None:
         data = write_data(tmp_path / "d.npz", teacher)
         told = told_of(compressed, data, recipe=Recipe(epochs=1))
-        assert (told.recipe["base"], told.recipe["freeze"]) == ("few", [])
+        assert told.recipe["base"] == "many"
         assert told.penultimate is None
 
     def test_outputs_that_are_no_scores(self, tmp_path: Path) -> None:
