@@ -3,11 +3,15 @@
 The exit code is part of each class, so that the command line maps an error to it in one place:
 1, a check did not hold (verification failed, a budget cannot be reached); 2, usage or unreadable
 input.
+
+A message names a Python argument in backticks, as in "`lr` must be above 0". The command line and the
+notes that are kept in reports, which are read beside commands, say the flag: :func:`with_flags`.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -75,3 +79,71 @@ def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line; its kind where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+_AS_THEY_ARE = [
+    "amp",
+    "augment",
+    "calibration",
+    "crop",
+    "data",
+    "device",
+    "exclude",
+    "family",
+    "form",
+    "freeze",
+    "grouping",
+    "holdout",
+    "include",
+    "init",
+    "keep",
+    "log",
+    "loss",
+    "lr",
+    "minimize",
+    "optimizer",
+    "resize",
+    "restart",
+    "resume",
+    "samples",
+    "schedule",
+    "scheme",
+    "scores",
+    "seed",
+    "sensitivity",
+    "target",
+    "teacher",
+    "temperature",
+    "val",
+    "warmup",
+    "workers",
+    "batch_norm",
+    "batch_size",
+    "epochs",
+    "features",
+    "feature_loss",
+    "hold_out",
+    "label_offset",
+    "label_weight",
+    "min_agreement",
+    "save_sensitivity",
+    "weight_decay",
+]
+FLAGS = {
+    **{name: f"--{name.replace('_', '-')}" for name in _AS_THEY_ARE},
+    "base": "--recipe",
+    "channels_per_group": "--ch",
+    "output": "-o",
+    "sequential=False": "--no-sequential",
+    "shapes": "--shape",
+}
+"""The flag of each argument that a message names."""
+
+_PHRASES = {"a `teacher`": "--teacher ORIGINAL", "sizes in `shapes`": "a --shape"}
+
+
+def with_flags(text: str) -> str:
+    """A message of the library with flags in the place of the arguments that stand in backticks."""
+    for phrase, flag in _PHRASES.items():
+        text = text.replace(phrase, flag)
+    return re.sub(r"`([\w=]+)`", lambda found: FLAGS.get(found[1], found[0]), text)

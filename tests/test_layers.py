@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one storey stand beside each other.
 STOREYS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "option_names"),
+    ("_version", "errors"),
     ("files",),
     ("layout",),
     ("fitting",),

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnx_igpc.errors import IgpcError, UsageError, did_you_mean
-from onnx_igpc.option_names import with_flags
+from onnx_igpc.errors import IgpcError, UsageError, did_you_mean, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console

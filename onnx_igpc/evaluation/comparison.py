@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_igpc.data.batches import Batch, Data
 from onnx_igpc.data.class_folders import label_problem
-from onnx_igpc.errors import DataError, ModelError, UsageError
+from onnx_igpc.errors import DataError, ModelError, UsageError, with_flags
 from onnx_igpc.evaluation.differences import (
     ClassifierAccumulator,
     DifferenceAccumulator,
@@ -17,7 +17,6 @@ from onnx_igpc.evaluation.differences import (
 )
 from onnx_igpc.evaluation.output_kinds import Compared
 from onnx_igpc.evaluation.user_metric import Metric
-from onnx_igpc.option_names import with_flags
 from onnx_igpc.report.verification import OutputDifference
 from onnx_igpc.runtime.profile import ExecutionProfile, read_profile
 from onnx_igpc.runtime.session import Session, run_session

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_igpc.data.random_inputs import random_inputs
-from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError
+from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, with_flags
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.option_names import with_flags
 from onnx_igpc.runtime.session import import_onnxruntime, make_session, run_session, session_inputs
 
 # Sums may be added up in another order, which a deep network can amplify; channels that were

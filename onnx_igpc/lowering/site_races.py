@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_igpc.data.progress import Progress
-from onnx_igpc.errors import ModelError
+from onnx_igpc.errors import ModelError, with_flags
 from onnx_igpc.graph.inputs import model_inputs, resolve_shapes
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.graph.shape_inference import ShapeTracer
@@ -21,7 +21,6 @@ from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.catalogue import applicable, lower, site_opset
 from onnx_igpc.lowering.cut_out import Surroundings, UnknownShapeError, cut_out
 from onnx_igpc.lowering.race import race_key, race_models, race_site
-from onnx_igpc.option_names import with_flags
 from onnx_igpc.runtime.racing import Interval, speedup
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs

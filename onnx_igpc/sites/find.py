@@ -12,9 +12,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.errors import ModelError, UsageError, texts
+from onnx_igpc.errors import ModelError, UsageError, texts, with_flags
 from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
-from onnx_igpc.option_names import with_flags
 from onnx_igpc.sites.conv_form import malformed
 from onnx_igpc.sites.foreign_convolutions import foreign_convolution, foreign_reason
 from onnx_igpc.sites.weight_shapes import Shape, constant_shape, sparse_weight, weight_shapes

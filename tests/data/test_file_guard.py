@@ -34,6 +34,7 @@ READS = {
     },
     "inspect": {},
     "lower": {},
+    "quantize": {"--calibration": "data.npz", "--preprocess": "pre.json"},
     "report": {"--merge": "merged.json", "--original": "outside.onnx"},
     "verify": {"--data": "data.npz", "--preprocess": "pre.json", "--metric": "measure:agree"},
     "benchmark": {"--data": "data.npz", "--preprocess": "pre.json"},
@@ -49,6 +50,7 @@ WRITES = {
     "compress": ("-o", "--save-sensitivity", "--json", "--report"),
     "inspect": ("--json",),
     "lower": ("-o", "--json"),
+    "quantize": ("-o", "--json", "--report"),
     "report": ("--html", "--json"),
     "verify": ("--json", "--report"),
     "benchmark": ("--json", "--report"),
@@ -120,6 +122,15 @@ def read_files(name: str) -> list[str]:
     files = [*ARGUMENTS.get(name, ("outside.onnx",)), *READS[name].values()]
     files = ["measure.py" if each == "measure:agree" else each for each in files]
     return [*files, "w.bin"] if "outside.onnx" in files else files
+
+
+def test_every_command_that_writes_is_here() -> None:
+    writing = {
+        name
+        for name, each in main.commands.items()
+        if any({"-o", "--json", "--html"} & set(option.opts) for option in each.params)
+    }
+    assert writing - {"to-torch"} == set(READS) == set(WRITES)
 
 
 CASES = [(name, option) for name, options in WRITES.items() for option in options]

@@ -8,10 +8,9 @@ from fnmatch import fnmatchcase
 
 import onnx
 
-from onnx_igpc.errors import UsageError
+from onnx_igpc.errors import UsageError, with_flags
 from onnx_igpc.lowering.quantization.float_model import FloatModel, labels
 from onnx_igpc.lowering.quantization.options import Quantization
-from onnx_igpc.option_names import with_flags
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What onnxruntime adds to the name of a node that it puts in the place of others.

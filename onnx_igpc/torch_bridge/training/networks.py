@@ -14,8 +14,7 @@ from torch import nn
 
 from onnx_igpc.data.class_folders import background_hint
 from onnx_igpc.data.class_folders import label_problem as labels_misfit
-from onnx_igpc.errors import DataError, ModelError, UsageError
-from onnx_igpc.option_names import with_flags
+from onnx_igpc.errors import DataError, ModelError, UsageError, with_flags
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.module import OnnxModule

@@ -11,12 +11,11 @@ import onnx
 import torch
 from torch import nn
 
-from onnx_igpc.errors import CheckFailedError, ModelError
+from onnx_igpc.errors import CheckFailedError, ModelError, with_flags
 from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
-from onnx_igpc.option_names import with_flags
 from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.digest import write_digest

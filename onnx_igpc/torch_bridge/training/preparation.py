@@ -14,9 +14,8 @@ import torch
 
 from onnx_igpc.data.batches import DataDescription
 from onnx_igpc.data.dataset import Dataset
-from onnx_igpc.errors import DataError, UsageError
+from onnx_igpc.errors import DataError, UsageError, with_flags
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
-from onnx_igpc.option_names import with_flags
 from onnx_igpc.report.sections import FinetuneReport, JudgedBy, JudgedOn
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge.training.augment import Augmentation, parse_augmentation
