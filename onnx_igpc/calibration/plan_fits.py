@@ -11,6 +11,7 @@ from onnx_igpc.calibration.graph_cuts import DenseWeight
 from onnx_igpc.calibration.options import Fit
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.data.batches import Data
+from onnx_igpc.fitting.fit import TOLERANCE
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
@@ -36,6 +37,7 @@ def fit_sites(
     *,
     fisher: Mapping[str, np.ndarray] | None = None,
     starts: Mapping[str, IgpcWeights] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> FittedSites:
     """Fit every site whose layout replaces it, in graph order, as a rewrite would.
 
@@ -45,7 +47,8 @@ def fit_sites(
         layouts: by the name of the site.
         data: what to fit to.
         fit: how.
-        fisher: see :class:`~onnx_igpc.calibration.site_fitter.SiteCalibrator`, as for ``starts``.
+        fisher: see :class:`~onnx_igpc.calibration.site_fitter.SiteCalibrator`, as for ``starts`` and
+            ``tolerance``.
 
     Raises:
         DataError: activations that are not finite.
@@ -54,7 +57,10 @@ def fit_sites(
     wanted = [site for site in found.rewritable if layouts[site.name].kept_reason is None]
     result = FittedSites()
     shared: dict[tuple[object, ...], IgpcWeights] = {}
-    with SiteCalibrator(model, wanted, data, fit=fit, fisher=fisher, starts=starts) as calibrator:
+    fitter = SiteCalibrator(
+        model, wanted, data, fit=fit, fisher=fisher, starts=starts, tolerance=tolerance
+    )
+    with fitter as calibrator:
         for site in wanted:
             layout, key = layouts[site.name], (*site_identity(site), layouts[site.name])
             if key not in shared:

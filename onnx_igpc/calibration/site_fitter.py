@@ -14,7 +14,7 @@ from onnx_igpc.calibration.sequential import SequentialCalibration
 from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
 from onnx_igpc.fitting.calibrated import corrected_bias, fit_calibrated
-from onnx_igpc.fitting.fit import fit_layout
+from onnx_igpc.fitting.fit import TOLERANCE, fit_layout
 from onnx_igpc.fitting.moments import Moments, SiteStatistics
 from onnx_igpc.fitting.output_metric import OutputMetric
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error
@@ -43,6 +43,7 @@ class SiteCalibrator:
         fisher: the Fisher information of the sites' outputs by name, shape (F, F), for the metric of
             that name; a site that is missing there is fitted in BatchNorm's.
         starts: weights by site that are near already: a few steps from them will do.
+        tolerance: of the fits of other sites.
         threads: of onnxruntime, its own choice if ``None``.
     """
 
@@ -55,6 +56,7 @@ class SiteCalibrator:
         fit: Fit | None = None,
         fisher: Mapping[str, np.ndarray] | None = None,
         starts: Mapping[str, IgpcWeights] | None = None,
+        tolerance: float = TOLERANCE,
         threads: int | None = None,
     ) -> None:
         self._started = time.perf_counter()
@@ -62,6 +64,7 @@ class SiteCalibrator:
         self._fit = fit or Fit()
         self._fisher = (fisher or {}) if self._fit.metric == "fisher" else {}
         self._starts = starts or {}
+        self._tolerance = tolerance
         self._sequence: SequentialCalibration | None = None
         self._sharing = _sites_by_weight(sites)
         self._without_data: dict[str, str] = {}
@@ -132,6 +135,7 @@ class SiteCalibrator:
             self._metric(site, scale),
             blend=self._fit.blend,
             start=self._starts.get(site.name),
+            tolerance=self._tolerance,
         )
         return fit.weights, fit.error
 

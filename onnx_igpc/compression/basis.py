@@ -44,14 +44,14 @@ class Basis:
     """Calibration data, shared out, for one model; :meth:`close` lets go of it.
 
     ``fit`` is how the sites are fitted, once that is chosen, ``fits`` the damages that it was chosen by.
-    ``by_itself``: the share that is held out was not asked for.
+    ``by_default``: the share that is held out was not asked for.
     """
 
     division: Division
     trials: Trials
     held: HeldSamples
     allowed: tuple[bool, ...]
-    by_itself: bool = False
+    by_default: bool = False
     fit: Fit = field(default_factory=Fit)
     fits: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Basis:
     @property
     def exchangeable(self) -> bool:
         """Whether so little is held out that the figure is worth measuring on the other part as well."""
-        return self.by_itself and 0 < self.held_out_size < ENOUGH
+        return self.by_default and 0 < self.held_out_size < ENOUGH
 
     def exchanged(self) -> Basis:
         """The same data with the parts exchanged: what was chosen by is held out, and the other way round.
@@ -142,8 +142,7 @@ class Basis:
         return SiteCalibrator(model, wanted, data, fit=self.fit, fisher=self.fisher, starts=starts)
 
     def complete(self, used: CalibrationReport) -> CalibrationReport:
-        """The report of the final fit, with how the data was shared out and the fit was chosen."""
-        used.held_out = len(self.held) if self.exchangeable else self.held_out_size
+        """The report of the final fit, with how the fit was chosen."""
         used.chosen_by = self.fits or None
         return used
 
@@ -177,7 +176,7 @@ class HeldOutMeasure:
         division = basis.division
         if division.held_out is None:
             few = TOO_FEW.format(samples=division.everything.size)
-            return DamageReport(samples=0, unknown=few if basis.by_itself else NONE_HELD_OUT)
+            return DamageReport(samples=0, unknown=few if basis.by_default else NONE_HELD_OUT)
         parts = division.held_out.folds(FOLDS)
         found = []
         for number, part in enumerate(parts):

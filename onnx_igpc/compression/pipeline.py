@@ -153,6 +153,7 @@ def _compress(
                 return None
             everything = basis.division.everything
             damage.fitted = measure_damage(model, opened, everything, report=report)
+            used.held_out = damage.samples
             notes = [*data_notes(data), *basis.notes]
             return Measured(used, data.preprocessing, damage, data_doubts(data), notes)
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onnx_igpc.fitting.fit import TOLERANCE
 from onnx_igpc.fitting.moments import SiteStatistics
 from onnx_igpc.fitting.output_metric import OutputMetric, fit_in_metric
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
@@ -59,6 +60,7 @@ def fit_calibrated(
     *,
     blend: float = 0.0,
     start: IgpcWeights | None = None,
+    tolerance: float = TOLERANCE,
 ) -> CalibratedFit:
     """Weights of K and L and the bias that come nearest to the dense layer on the data.
 
@@ -72,6 +74,7 @@ def fit_calibrated(
         metric: how much an error of the output counts, in the place of D^2; all alike if ``None``.
         blend: see :meth:`~onnx_igpc.fitting.moments.SiteStatistics.blended`; not for the bias.
         start: weights that are near already, from which a few steps will do.
+        tolerance: of a fit without a start, see :func:`~onnx_igpc.fitting.fit.fit_layout`.
 
     Raises:
         ValueError: shapes that do not match the layout.
@@ -79,7 +82,7 @@ def fit_calibrated(
     blended = statistics.blended(blend)
     target, second = effective_target(weight, blended)
     metric = metric or OutputMetric.of_scale(None, len(target))
-    weights = fit_in_metric(layout, target, second, metric, start=start)
+    weights = fit_in_metric(layout, target, second, metric, start=start, tolerance=tolerance)
     gains = variance_gains(weight, igpc_matrix(layout, weights), blended)
     weights = scale_filters(layout, weights, gains)
     matrix = igpc_matrix(layout, weights)

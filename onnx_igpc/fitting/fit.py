@@ -29,8 +29,8 @@ from onnx_igpc.fitting.weights import IgpcWeights, fit_error, stage_matrix
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.layout.permutations import invert_permutation
 
-# A fit ends when a sweep improves the objective by less than this part of it.
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
+"""A fit ends when a sweep improves the objective by less than this part of it."""
 _MAX_SWEEPS = 200
 
 
@@ -40,7 +40,7 @@ def fit_layout(
     moments: np.ndarray | None = None,
     filter_scale: np.ndarray | None = None,
     *,
-    tolerance: float = _TOLERANCE,
+    tolerance: float = TOLERANCE,
 ) -> IgpcWeights:
     """Weights of K and L whose matrix M is nearest to the dense ``weight``.
 

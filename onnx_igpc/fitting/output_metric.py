@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_igpc.fitting.fit import fit_layout, layout_weights, refit_layout, stage_groups
+from onnx_igpc.fitting.fit import TOLERANCE, fit_layout, layout_weights, refit_layout, stage_groups
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix, relative_error, stage_matrix
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.layout.permutations import invert_permutation
@@ -124,7 +124,7 @@ def fit_in_metric(
     moments: np.ndarray | None,
     metric: OutputMetric,
     *,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     start: IgpcWeights | None = None,
 ) -> IgpcWeights:
     """Weights of K and L whose matrix M is nearest to the dense ``weight`` in a metric of the output.

@@ -215,7 +215,8 @@ class Search:
             predicted_damage=choice.damage,
             measured_damage=measured[-1] if measured else None,
             curve=trade_off(options, self.target),
-            chosen=(self.share(choice), choice.damage),
+            # On the curve, which is of the damages as they are known in the end.
+            chosen=(self.share(choice), sum(damages.values())),
             damage_by_site=damages,
             tried=list(tried) or None,
             latency=self.pricing.summary if self.pricing is not None else None,

@@ -24,8 +24,8 @@ Layouts = Mapping[str, GroupLayout]
 FOLDS = 4
 """Parts that the data is divided into: each is measured by a fit to the others."""
 
-# Shares of the original's activations in a sequential fit that are tried.
-_BLENDS = (0.25, 0.75)
+# Trials are compared with one another: closer fits would move all of them alike.
+_TOLERANCE = 3e-3
 # Places, evenly over the sites, from which trials can begin.
 _CUTS = 6
 
@@ -134,7 +134,14 @@ class Trials:
         for number, fold in enumerate(place.folds):
             rest = place.part.without(fold)
             done = fit_sites(
-                place.model, place.found, layouts, rest, fit, fisher=self.fisher, starts=starts
+                place.model,
+                place.found,
+                layouts,
+                rest,
+                fit,
+                fisher=self.fisher,
+                starts=starts,
+                tolerance=_TOLERANCE,
             )
             fitted.append(done)
             damages.append(place.probe.damage(_measurable(place.found, done), number))
@@ -186,10 +193,11 @@ class Trials:
             attempt(replace(first, metric="batch-norm"))
         if True in allowed:
             attempt(replace(best(), sequential=True))
-            for blend in _BLENDS if best().sequential else ():
-                attempt(replace(best(), blend=blend))
-            if best().sequential and best().blend == min(_BLENDS):
-                attempt(replace(best(), blend=0.0))
+            if best().sequential:
+                half = best()
+                attempt(replace(half, blend=0.25))
+                # Less was better: still less; otherwise more.
+                attempt(replace(half, blend=0.75 if best() == half else 0.0))
         return best(), {fit.label: damage for fit, damage in tried.items()}
 
     @property
