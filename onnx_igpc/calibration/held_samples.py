@@ -32,14 +32,16 @@ class HeldSamples:
     Args:
         data: read once, now.
         inputs: of the model, for the size of a fixed batch.
+        batch_size: samples that run together where the model does not fix it.
 
     Raises:
         DataError: no sample could be read.
     """
 
-    def __init__(self, data: Data, inputs: Sequence[InputSpec]) -> None:
+    def __init__(self, data: Data, inputs: Sequence[InputSpec], batch_size: int = _BATCH) -> None:
         fixed = [spec.fixed_batch for spec in inputs if spec.fixed_batch is not None]
         self.fixed = fixed[0] if fixed else None
+        self.batch_size = self.fixed or batch_size
         self.source = data
         self._store = ActivationStore()
         self._counts: list[int] = []
@@ -140,7 +142,7 @@ class Part:
         self.skipped = held.skipped
 
     def __iter__(self) -> Iterator[Batch]:
-        most = (self.held.fixed or _BATCH) if self.held.divisible else 1
+        most = self.held.batch_size if self.held.divisible else 1
         pending: list[int] = []
         shapes: list[tuple[int, ...]] = []
         for number in self.numbers:

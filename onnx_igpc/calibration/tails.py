@@ -64,7 +64,7 @@ def tail_from(model: OpenModel, found: FoundSites, part: Part, position: int) ->
         return None
     held = HeldSamples(arriving, [])
     rest, _ = cuts.extract(outputs, arriving.types)
-    held.fixed = part.held.fixed
+    held.fixed, held.batch_size = part.held.fixed, part.held.batch_size
     return Tail(rest, _sites(rest, found), held)
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import onnx
 
+from onnx_igpc.calibration.held_samples import HeldSamples, Part
 from onnx_igpc.calibration.options import Calibration
 from onnx_igpc.data.batches import Data, DataDescription, data_doubts, data_notes
 from onnx_igpc.data.file_guard import FileGuard
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.sources import Arrays, ImageSource, as_data, find_source
 from onnx_igpc.errors import ModelError
-from onnx_igpc.evaluation.damage import measure_damage
+from onnx_igpc.evaluation.damage import UnlabelledData, measure_damage
 from onnx_igpc.evaluation.verify import DEFAULT_SETTING, verify
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import count
@@ -33,7 +34,7 @@ from onnx_igpc.lowering.quantization.exclusions import LAYERS, excluded_nodes
 from onnx_igpc.lowering.quantization.float_model import FloatModel, float_model, refuse_unsuitable
 from onnx_igpc.lowering.quantization.kernels import ran
 from onnx_igpc.lowering.quantization.options import AUTO, METHODS, Method, Quantization
-from onnx_igpc.lowering.quantization.parts import ENOUGH, Part, Parts, split
+from onnx_igpc.lowering.quantization.parts import ENOUGH, Parts, split
 from onnx_igpc.lowering.quantization.restore import restore
 from onnx_igpc.lowering.quantization.static import (
     BatchReader,
@@ -93,10 +94,14 @@ def quantize_model(
     refuse_quantized(digest, opened.name, "quantize")
     refuse_unsuitable(opened)
     setting = (options.setting or Setting()).fitted(opened.proto)
-    parts, data = _open(calibration, opened, digest, choosing=options.method == AUTO)
+    data = _open(calibration, opened, digest)
     source = float_model(opened)
     say = progress or (lambda done, total, what: None)
-    with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
+    with (
+        HeldSamples(data, model_inputs(opened.proto), _BATCH) as held,
+        tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder,
+    ):
+        parts = split(held, choosing=options.method == AUTO)
         run = _Run(source, opened, options, setting, parts, Path(folder), say)
         written, said = run.quantized()
         result = _finish(opened, source, written, digest or _new_report(opened))
@@ -111,23 +116,18 @@ def quantize_model(
     return replace(result, guard=guard)
 
 
-def _open(
-    calibration: Calibration, opened: OpenModel, digest: RewriteReport | None, *, choosing: bool
-) -> tuple[Parts, Data]:
-    """The data in parts; images are preprocessed as asked, or else as for earlier commands."""
+def _open(calibration: Calibration, opened: OpenModel, digest: RewriteReport | None) -> Data:
+    """The data; images are preprocessed as asked, or else as for earlier commands."""
     preprocessing = calibration.preprocessing
     if preprocessing is None and digest is not None and _are_images(calibration.data):
         preprocessing = digest.preprocessing
-    inputs = model_inputs(opened.proto)
-    data = as_data(
+    return as_data(
         calibration.data,
-        inputs,
+        model_inputs(opened.proto),
         preprocessing,
         samples=calibration.samples,
         batch_size=_BATCH,
     )
-    fixed = next((spec.fixed_batch for spec in inputs if spec.shape), None)
-    return split(data, fixed, choosing=choosing), data
 
 
 def _are_images(data: object) -> bool:
@@ -215,7 +215,7 @@ class _Run:
 
     def _damage(self, method: str, data: Part) -> TriedMethod:
         setting = replace(DEFAULT_SETTING, threads=self.setting.threads)
-        found = verify(self.original, self._path(method), data, setting=setting)
+        found = verify(self.original, self._path(method), UnlabelledData(data), setting=setting)
         worst = found.worst_output
         numbers = [each.agreement for each in found.outputs if each.agreement is not None]
         agreement = min(numbers, default=None)
@@ -267,7 +267,7 @@ def _error(tried: TriedMethod) -> float:
 
 
 def _described(part: Part) -> DataDescription:
-    found = part.describe()
+    found = UnlabelledData(part).describe()
     return DataDescription(found.source, found.samples, found.labelled, found.preprocessing)
 
 

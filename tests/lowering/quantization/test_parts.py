@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnx_igpc.calibration.held_samples import HeldSamples, Part
 from onnx_igpc.data.sources import as_data
 from onnx_igpc.graph.inputs import InputSpec
-from onnx_igpc.lowering.quantization.parts import Part, Parts, split
+from onnx_igpc.lowering.quantization.parts import Parts, split
 
 
 def numbered(count: int, batch: int | str = "n") -> tuple[Parts, Parts]:
@@ -15,8 +16,8 @@ def numbered(count: int, batch: int | str = "n") -> tuple[Parts, Parts]:
     inputs = [InputSpec("x", np.dtype(np.float32), (batch, 1))]
     values = np.arange(count, dtype=np.float32)[:, np.newaxis]
     data = as_data({"x": values, "labels": np.arange(count)}, inputs, batch_size=8)
-    fixed = batch if isinstance(batch, int) else None
-    return split(data, fixed, choosing=True), split(data, fixed, choosing=False)
+    held = HeldSamples(data, inputs)
+    return split(held, choosing=True), split(held, choosing=False)
 
 
 def members(part: Part | None) -> list[int]:
@@ -58,6 +59,5 @@ def test_a_fixed_batch_is_filled_up(batch: int) -> None:
     assert parts.measure is not None
     batches = list(parts.measure)
     assert {len(each.feeds["x"]) for each in batches} == {batch}
-    assert all(each.labels is None for each in batches)
     assert sum(each.count for each in batches) == parts.measure.size == 10
     assert parts.measure.describe().samples == 10
