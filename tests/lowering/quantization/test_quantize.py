@@ -355,3 +355,17 @@ def test_intervals() -> None:
     assert wilson_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson_interval(1.0, 60) == pytest.approx((0.9398, 1.0), abs=1e-4)
     assert wilson_interval(0.0, 0) == (0.0, 1.0)
+
+
+def test_labels_of_the_data_are_none_of_its_business() -> None:
+    """Class folders of calibration images need not be those of the model."""
+    model = layers()
+    labels = np.full(30, 999)
+    data = {"x": samples(model), "labels": labels}
+    both = Quantization(setting=Setting(threads=1))
+    result = onnx_igpc.quantize(model, data, quantization=both)
+    told = said(result)
+    assert told.tried
+    assert told.damage is not None
+    assert told.damage.accuracy_change is None
+    assert not told.data.labelled
