@@ -253,7 +253,8 @@ def test_too_little_memory_for_calibration(tmp_path: Path) -> None:
     )
     assert result.returncode == 2, result.stderr
     [line] = result.stderr.strip().splitlines()
-    assert line.startswith("error: not enough memory to run the model on x [")
+    # Which allocation fails first depends on how much the libraries take for themselves.
+    assert line.startswith("error: not enough memory")
     assert not output.exists()
 
 

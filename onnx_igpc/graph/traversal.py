@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 import onnx
 
@@ -93,6 +94,20 @@ def _live(holder: NodeHolder) -> tuple[list[onnx.NodeProto], set[str]]:
             needed |= _live(graph)[1]
     needed.discard("")
     return live[::-1], needed
+
+
+def sort_nodes(holder: NodeHolder) -> None:
+    """Put the nodes of a graph or function body behind the nodes whose values they, or graphs in them, read."""
+    nodes = list(holder.node)
+    made = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    reads: dict[int, set[int]] = {}
+    for number, node in enumerate(nodes):
+        names = set(node.input).union(*(_live(graph)[1] for _, graph in subgraphs(node)))
+        reads[number] = {made[name] for name in names if name in made} - {number}
+    if any(number < read for number in reads for read in reads[number]):
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del holder.node[:]
+        holder.node.extend(copies[number] for number in TopologicalSorter(reads).static_order())
 
 
 def bind_attributes(

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from onnx_igpc.graph.traversal import scopes, subgraphs
+from onnx_igpc.graph.traversal import scopes, sort_nodes, subgraphs
 
 _MODEL_FIELDS = (
     *("producer_name", "producer_version", "domain", "model_version", "doc_string"),
@@ -50,7 +50,11 @@ def _restore_graph(
 def _restore_parts(
     original: onnx.GraphProto, graph: onnx.GraphProto, named: frozenset[str]
 ) -> None:
-    """A graph's own fields, its nodes, constants and values, and the graphs inside of it."""
+    """A graph's own fields, its nodes, constants and values, and the graphs inside of it.
+
+    The quantizer may leave a node behind one whose inner graphs read what it makes.
+    """
+    sort_nodes(graph)
     _copy_fields(original, graph, _GRAPH_FIELDS)
     tensors = {tensor.name: tensor for tensor in original.initializer}
     for tensor in graph.initializer:
