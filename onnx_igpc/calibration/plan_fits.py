@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +10,10 @@ import numpy as np
 from onnx_igpc.calibration.graph_cuts import DenseWeight
 from onnx_igpc.calibration.options import Fit
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
+from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
 from onnx_igpc.fitting.fit import TOLERANCE
+from onnx_igpc.fitting.moments import Moments
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
@@ -38,6 +40,7 @@ def fit_sites(
     fisher: Mapping[str, np.ndarray] | None = None,
     starts: Mapping[str, IgpcWeights] | None = None,
     tolerance: float = TOLERANCE,
+    moments: Callable[[], Mapping[Tap, Moments]] | None = None,
 ) -> FittedSites:
     """Fit every site whose layout replaces it, in graph order, as a rewrite would.
 
@@ -47,8 +50,8 @@ def fit_sites(
         layouts: by the name of the site.
         data: what to fit to.
         fit: how.
-        fisher: see :class:`~onnx_igpc.calibration.site_fitter.SiteCalibrator`, as for ``starts`` and
-            ``tolerance``.
+        fisher: see :class:`~onnx_igpc.calibration.site_fitter.SiteCalibrator`, as for ``starts``,
+            ``tolerance`` and ``moments``.
 
     Raises:
         DataError: activations that are not finite.
@@ -58,7 +61,14 @@ def fit_sites(
     result = FittedSites()
     shared: dict[tuple[object, ...], IgpcWeights] = {}
     fitter = SiteCalibrator(
-        model, wanted, data, fit=fit, fisher=fisher, starts=starts, tolerance=tolerance
+        model,
+        wanted,
+        data,
+        fit=fit,
+        fisher=fisher,
+        starts=starts,
+        tolerance=tolerance,
+        moments=moments,
     )
     with fitter as calibrator:
         for site in wanted:

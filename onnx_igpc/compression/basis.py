@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from onnx_igpc.calibration.division import FOLDS, Division, divide
-from onnx_igpc.calibration.held_samples import HeldSamples
+from onnx_igpc.calibration.held_samples import HeldSamples, Part
 from onnx_igpc.calibration.options import Calibration, Fit
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.compression.fisher import known_fisher
@@ -134,12 +135,20 @@ class Basis:
         model: OpenModel,
         found: FoundSites,
         layouts: Mapping[str, GroupLayout],
-        data: Data,
+        data: Part,
         starts: Mapping[str, IgpcWeights] | None = None,
     ) -> SiteCalibrator:
         """Fits the sites that a plan rewrites, as was chosen."""
         wanted = [site for site in found.rewritable if layouts[site.name].kept_reason is None]
-        return SiteCalibrator(model, wanted, data, fit=self.fit, fisher=self.fisher, starts=starts)
+        return SiteCalibrator(
+            model,
+            wanted,
+            data,
+            fit=self.fit,
+            fisher=self.fisher,
+            starts=starts,
+            moments=partial(self.trials.moments.of, data),
+        )
 
     def complete(self, used: CalibrationReport) -> CalibrationReport:
         """The report of the final fit, with how the fit was chosen."""

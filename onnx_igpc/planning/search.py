@@ -248,7 +248,7 @@ def open_search(
         DataError: data that cannot be used.
     """
     seen = [site for site in trials.found.rewritable if untapped_reason(site) is None]
-    damages = SiteDamages(trials, seen)
+    damages = SiteDamages(trials)
     seen = [site for site in seen if damages.observed(site)]
     owners = owners_of(seen)
     first = [site for site in seen if owners[site.name] == site.name]
@@ -263,8 +263,9 @@ def open_search(
             known.put_into(each)
         else:
             each.fitted = _candidates(damages, each, budget)
-            for index in each.first_picks():
-                damages.measure(each, index)
+            first_pick = each.first_pick()
+            if first_pick is not None:
+                damages.measure(each, first_pick)
         planned.append(each)
     search = Search(trials, target, cost, seen, owners, planned, damages, latency)
     if latency is not None:

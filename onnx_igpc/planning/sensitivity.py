@@ -107,8 +107,11 @@ class DamageProbe:
         """What a damage is, in words."""
         return "KL divergence, nats" if self._scores else "relative squared error"
 
-    def damage(self, changes: Changes, part: int = 0) -> Damage:
-        """The damage of the sites computing what ``changes`` says, on the samples of one part."""
+    def damage(self, changes: Changes, part: int = 0, enough: int | None = None) -> Damage:
+        """The damage of the sites computing what ``changes`` says, on the samples of one part.
+
+        enough: no further batch is run once so many samples were.
+        """
         changed: dict[str, np.ndarray] = {}
         for name, each in changes.items():
             weight_name, bias_name = self._names[name]
@@ -119,6 +122,8 @@ class DamageProbe:
         found = []
         for (feeds, count), reference in zip(self._parts[part], self._reference[part], strict=True):
             found.append(self._difference(reference, self._run(feeds, changed), count))
+            if enough is not None and sum(each.samples for each in found) >= enough:
+                break
         return Damage.joined(found)
 
     def _with_weights_as_inputs(self, model: OpenModel, sites: Sequence[Rewritable]) -> OpenModel:

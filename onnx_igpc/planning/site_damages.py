@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnx_igpc.calibration.collect import collect_moments
 from onnx_igpc.calibration.graph_cuts import DenseWeight
 from onnx_igpc.calibration.site_fitter import output_metric
 from onnx_igpc.calibration.taps import Tap
@@ -29,8 +28,10 @@ from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import Rewritable
 from onnx_igpc.sites.rewrite import kept_layout
 
-# Parts of the dense weights near which a candidate of each site is measured at first.
-_FIRST = (0.6, 0.2)
+# The part of the dense weights near which a candidate of each site is measured at first.
+_FIRST = 0.4
+# Samples of each part that a single damage is measured on: what it decides is measured again with the whole.
+_ENOUGH = 12
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,10 @@ class SiteCandidates:
         found = Options(self.name, self.positions, (dense, *candidates))
         return found if seconds is None else found.timed(seconds)
 
-    def first_picks(self) -> list[int]:
-        """Candidates to measure before anything is known."""
-        if not self.fitted:
-            return []
-        parts = np.array([each.layout.weights / each.layout.dense_weights for each in self.fitted])
-        return sorted({int(np.argmin(np.abs(parts - near))) for near in _FIRST})
+    def first_pick(self) -> int | None:
+        """The candidate to measure before anything is known."""
+        parts = [each.layout.weights / each.layout.dense_weights for each in self.fitted]
+        return int(np.argmin(np.abs(np.array(parts) - _FIRST))) if parts else None
 
     def index_of(self, layout: GroupLayout) -> int | None:
         """The candidate with this layout; ``None`` for dense."""
@@ -104,13 +103,11 @@ class SiteDamages:
 
     Args:
         trials: the data in parts, and the model.
-        sites: all sites that may be asked for.
     """
 
-    def __init__(self, trials: Trials, sites: Sequence[Rewritable]) -> None:
+    def __init__(self, trials: Trials) -> None:
         self._trials = trials
-        taps = [Tap.of(site) for site in sites]
-        self._moments = [collect_moments(trials.model, taps, fold) for fold in trials.folds]
+        self._moments = [trials.moments.of_part(number) for number in range(len(trials.folds))]
 
     def moments(self, site: Rewritable, without: int | None = None) -> Moments:
         """Of the input of a site, over all parts or all but one."""
@@ -152,7 +149,7 @@ class SiteDamages:
         for number in range(len(place.folds)):
             left_out = number if place.possible else None
             changes = self._changes(each, candidate, left_out)
-            damages.append(place.probe.damage(changes, number))
+            damages.append(place.probe.damage(changes, number, _ENOUGH))
         value = Damage.joined(damages).value
         if not np.isfinite(value):
             raise DataError(f"the output is not finite when {each.name!r} is rewritten")

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from onnx_igpc.calibration.graph_cuts import DenseWeight
 from onnx_igpc.calibration.held_samples import Part
+from onnx_igpc.calibration.known_moments import KnownMoments
 from onnx_igpc.calibration.options import Fit, Metric
 from onnx_igpc.calibration.plan_fits import FittedSites, fit_sites
 from onnx_igpc.calibration.tails import Tail, tail_from
+from onnx_igpc.calibration.taps import Tap
+from onnx_igpc.fitting.moments import Moments
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
@@ -23,6 +27,9 @@ Layouts = Mapping[str, GroupLayout]
 
 FOLDS = 4
 """Parts that the data is divided into: each is measured by a fit to the others."""
+
+# Of the parts together, to measure on; all the others are fitted to.
+_MOST_SAMPLES = 400
 
 # Trials are compared with one another: closer fits would move all of them alike.
 _TOLERANCE = 3e-3
@@ -58,6 +65,7 @@ class Trials:
     part: Part
     fisher: Mapping[str, np.ndarray] = field(default_factory=dict)
     _probe: DamageProbe | None = None
+    _moments: KnownMoments | None = None
     _folds: list[Part] = field(default_factory=list)
     _tails: dict[int, tuple[Trials, Tail] | None] = field(default_factory=dict)
     _known: dict[object, Damage] = field(default_factory=dict)
@@ -85,8 +93,19 @@ class Trials:
     def probe(self) -> DamageProbe:
         """Measures the sites of the main graph on each of the parts."""
         if self._probe is None:
-            self._probe = DamageProbe(self.model, self._main, self.folds)
+            self._probe = DamageProbe(self.model, self._main, self.folds, _MOST_SAMPLES // FOLDS)
         return self._probe
+
+    @property
+    def moments(self) -> KnownMoments:
+        """Of the inputs of all sites, kept for each of the parts."""
+        if self._moments is None:
+            self._moments = KnownMoments(self.model, self.found.rewritable, self.folds)
+        return self._moments
+
+    def without_part(self, number: int) -> Part:
+        """All samples but those of one part."""
+        return self.part.without(self.folds[number])
 
     @property
     def _main(self) -> list[Rewritable]:
@@ -131,23 +150,26 @@ class Trials:
         replaced = {name for name, layout in layouts.items() if layout.replaced}
         place = self.behind(replaced)
         fitted, damages = [], []
-        for number, fold in enumerate(place.folds):
-            rest = place.part.without(fold)
+        for number in range(len(place.folds)):
             done = fit_sites(
                 place.model,
                 place.found,
                 layouts,
-                rest,
+                place.without_part(number),
                 fit,
                 fisher=self.fisher,
                 starts=starts,
                 tolerance=_TOLERANCE,
+                moments=partial(self._moments_without, number),
             )
             fitted.append(done)
             damages.append(place.probe.damage(_measurable(place.found, done), number))
         trial = Trial(Damage.joined(damages), fitted, place)
         self._known[_key(layouts, fit)] = trial.damage
         return trial
+
+    def _moments_without(self, number: int) -> dict[Tap, Moments]:
+        return self.moments.of(self.without_part(number))
 
     def without(self, trial: Trial, name: str) -> Damage:
         """The damage of a trial but for one site, which is as in the original."""
