@@ -9,7 +9,9 @@ Methods: ``budget`` (extended family, sizes chosen by measured damage); ``extend
 the same share in every layer); ``svd`` and ``svd-plain``
 (activation-weighted low rank with the budget's weights in every layer, fitted in sequence and not);
 ``v2``, ``v2-plain``, ``v2-learned`` (published V2 at one number of channels per group: in sequence,
-not in sequence, with learned groups), whose weights come as near to the target as they can from above.
+not in sequence, with learned groups), whose weights come as near to the target as they can from above;
+``channels-...`` (whole channels pruned by onnxsim, see :mod:`benchmarks.channel_pruning`), run only where
+they are asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ import click
 import numpy as np
 
 import onnx_igpc
+from benchmarks import channel_pruning
 from onnx_igpc import Published
 from onnx_igpc.calibration.collect import collect_moments
 from onnx_igpc.calibration.options import Calibration, Fit
@@ -181,6 +185,13 @@ class Bench:
             layouts[site.name] = best.layout if best else dense_layout(C, F, "nothing as small")
         return layouts
 
+    def pruned(self, method: str, share: float) -> tuple[Path, dict[str, int]]:
+        """What onnxsim writes when it prunes channels down to the share."""
+        path = self.folder / "model.onnx"
+        wanted = int(share * self.dense)
+        found = channel_pruning.prune(self.model, method, wanted, self.data(), path)
+        return path, found.weights
+
     def channels_for(self, share: float) -> int:
         """The least channels per group of V2 whose weights are no fewer than the share."""
         for ch in _CHANNELS:
@@ -198,8 +209,11 @@ def _published_weights(C: int, F: int, ch: int) -> int:
 def run_target(bench: Bench, target: float, methods: Sequence[str]) -> list[Row]:
     """All methods at one target; the budget first, since SVD takes its weights per layer."""
     spec = f"pointwise-parameters={100 * target:g}%"
-    rows = [bench.row(target, "budget", lambda: bench.compressed(onnx_igpc.Budget(spec)))]
-    budget = dict(bench.weights)
+    rows = []
+    budget: dict[str, int] = {}
+    if not set(methods) <= set(channel_pruning.METHODS):
+        rows.append(bench.row(target, "budget", lambda: bench.compressed(onnx_igpc.Budget(spec))))
+        budget = dict(bench.weights)
     ch = bench.channels_for(target)
     note = f"ch {ch}"
 
@@ -215,6 +229,8 @@ def run_target(bench: Bench, target: float, methods: Sequence[str]) -> list[Row]
         "v2-plain": (lambda: bench.compressed(Published(ch), sequential=False), note),
         "v2-learned": (lambda: bench.compressed(Published(ch, grouping="learned")), note),
     }
+    for method in channel_pruning.METHODS:
+        runs[method] = (partial(bench.pruned, method, target), "")
     for method in methods:
         if method != "budget":
             run, text = runs[method]
@@ -238,7 +254,13 @@ def _line(row: Row) -> str:
 @click.option("--validation", type=click.Path(path_type=Path), required=True)
 @click.option("--samples", type=int, default=512, show_default=True)
 @click.option("--share", "shares", type=float, multiple=True, default=(60.0, 40.0, 25.0))
-@click.option("--method", "methods", type=click.Choice(METHODS), multiple=True, default=METHODS)
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(METHODS + channel_pruning.METHODS),
+    multiple=True,
+    default=METHODS,
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 @preprocessing_options
 def main(

@@ -17,10 +17,12 @@ SHOW_AFTER_SECONDS = 1.0
 """A command that takes no longer than this shows no progress."""
 _REDRAW_SECONDS = 0.2
 _LABEL_WIDTH = 44
+# Before so long, and so much of what is counted, no time is foretold.
+_PACE_SECONDS, _PACE_PART = 3.0, 0.04
 
 
 class ProgressLine:
-    """A bar with what is being done, how much of it, and for how long.
+    """A bar with what is being done, how much of it, for how long, and how long it is likely to take yet.
 
     It appears by itself once a second has passed, moving to and fro where nobody knows how much there is
     to do. ``undisturbed``: while something is counted, it is drawn only when the count is moved on, so that
@@ -35,6 +37,7 @@ class ProgressLine:
         self._state: tuple[str, int, int | None] = (what, 0, None)
         self._what = what
         self._drawn = 0.0
+        self._pace = _Pace()
         self._bar: Progress | None = None
         self._lock = threading.RLock()
         self._ended = threading.Event()
@@ -61,6 +64,7 @@ class ProgressLine:
         """``done`` of ``total`` (0: nobody knows); ``label`` is what is being worked on."""
         text = f"{self._what} {label}".strip()
         self._state = (text, done, total or None)
+        self._pace.update(done, total)
         if self._enabled and time.monotonic() - self._drawn >= _REDRAW_SECONDS:
             self._draw()
 
@@ -87,12 +91,41 @@ class ProgressLine:
             text, done, total = self._state
             if self._bar is None:
                 self._bar = _new_bar()
-                self._bar.add_task(text, total=None)
+                self._bar.add_task(text, total=None, left="")
                 self._bar.start()
             task = self._bar.task_ids[0]
-            self._bar.update(task, description=_shortened(text), completed=done, total=total)
+            self._bar.update(
+                task,
+                description=_shortened(text),
+                completed=done,
+                total=total,
+                left=self._pace.left(),
+            )
             self._bar.refresh()
             self._drawn = now
+
+
+class _Pace:
+    """How long what is counted takes yet, if it goes on as it went so far."""
+
+    def __init__(self) -> None:
+        self._begin = (time.monotonic(), 0, 0)
+        self._done = 0
+
+    def update(self, done: int, total: int) -> None:
+        """Note how far it is; another total, or less done than before, is another count that begins."""
+        if total != self._begin[2] or done < self._done:
+            self._begin = (time.monotonic(), done, total)
+        self._done = done
+
+    def left(self) -> str:
+        """In words; empty as long as that would be a guess."""
+        began, first, total = self._begin
+        taken = time.monotonic() - began
+        if taken < _PACE_SECONDS or self._done - first < _PACE_PART * total or not total:
+            return ""
+        seconds = taken * (total - self._done) / (self._done - first)
+        return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
 
 
 def _is_terminal() -> bool:
@@ -108,6 +141,7 @@ def _new_bar() -> Progress:
         BarColumn(bar_width=16),
         TaskProgressColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
         # Whether stderr is a terminal was asked already.
         console=Console(stderr=True, force_terminal=True),
         transient=True,

@@ -21,7 +21,7 @@ from onnx_igpc.compression.plugins import PluginPass, load_plugins
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import NOTHING_WARNING, Measured, Original, describe
 from onnx_igpc.data.batches import Data, data_doubts, data_notes
-from onnx_igpc.data.progress import Progress
+from onnx_igpc.data.progress import Progress, portion
 from onnx_igpc.data.sources import Arrays
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.evaluation.damage import joined_damage, measure_damage
@@ -44,6 +44,11 @@ from onnx_igpc.runtime.session_source import AnyModel
 from onnx_igpc.sites.find import FoundSites, SiteFilter
 from onnx_igpc.sites.rewrite import Fitter
 from onnx_igpc.sites.subgraph import RewrittenModel
+
+# Of the time of planning, choosing how to fit, and measuring: where the second and the third begin.
+_CHOOSING_FIT, _MEASURING = 0.75, 0.88
+# Where the last fit begins, and the rewrite with it.
+_REWRITING = 0.94
 
 
 def compress(
@@ -71,7 +76,8 @@ def compress(
         fold_batch_norm: fold BatchNormalization into the convolutions first.
         passes: names of passes (one, or several) that installed packages bring
             (:mod:`onnx_igpc.compression.plugins`), or passes; they run in this order behind the rewrite.
-        progress: called with (sites done, sites in all, name of the next).
+        progress: called with (done, in all, what is next): sites where only they count, otherwise
+            thousandths of the time that is expected.
 
     Raises:
         DataError: calibration data that cannot be used, or activations that are not finite.
@@ -139,10 +145,13 @@ def _compress(
         basis = _basis(found, opened, job, data)
         if basis is not None:
             held.callback(basis.close)
-        planning = _Planning(found, opened, job, basis, original, progress, speed)
+        rewriting = _REWRITING if basis is not None else 0.0
+        telling = portion(progress, 0.0, rewriting)
+        planning = _Planning(found, opened, job, basis, original, telling, speed)
         measure = HeldOutMeasure(model, original, opened, job.sites, options, job.labelled)
         planned, damage = _planned(planning, measure)
-        used = _rewrite(rewriter, found, planned, job, basis, progress)
+        telling = portion(progress, rewriting, 1.0) if basis is not None else progress
+        used = _rewrite(rewriter, found, planned, job, basis, telling)
         if job.plan.grouping == "learned":
             rewriter.absorb()
         rewriter.run_plugins(plugins)
@@ -200,19 +209,17 @@ class _Planning:
 
     def plans(self) -> Iterator[Plan]:
         """One plan, or those that are likely to keep a promise, the smallest first."""
-        pricing = None
+        pricing, progress = None, portion(self.progress, 0.0, _CHOOSING_FIT)
         if self.speed is not None and self.job.times:
             pricing = self.speed.pricing(self.found, self._trial)
         trials = self.basis.trials if self.basis is not None else None
         cost = count(self.opened)
         if isinstance(self.job.plan, Keep) and trials is not None and self.basis is not None:
             samples = self.basis.held_out_size
-            plans = plans_that_keep(trials, cost, self.job.plan, samples, self.progress, pricing)
+            plans = plans_that_keep(trials, cost, self.job.plan, samples, progress, pricing)
         else:
             assert not isinstance(self.job.plan, Keep), "a promise is checked to have data before"
-            plans = iter(
-                [plan_sites(self.found, self.job.plan, trials, cost, pricing, self.progress)]
-            )
+            plans = iter([plan_sites(self.found, self.job.plan, trials, cost, pricing, progress)])
         for planned in plans:
             if self.speed is not None:
                 wanted = sum(layout.replaced for layout in planned.layouts.values())
@@ -220,6 +227,24 @@ class _Planning:
                 left = sum(layout.replaced for layout in planned.layouts.values())
                 planned.slower = wanted - left
             yield planned
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether everything is chosen once more with the parts of the data exchanged."""
+        plan = self.job.plan
+        known = isinstance(plan, Budget) and plan.sensitivity is not None
+        exchangeable = self.basis is not None and self.basis.exchangeable
+        return exchangeable and not known and not isinstance(plan, Keep)
+
+    def part(self, begin: float, end: float) -> _Planning:
+        """The same, as a part of all that is done."""
+        return replace(self, progress=portion(self.progress, begin, end))
+
+    def damage(self, planned: Plan, measure: HeldOutMeasure) -> DamageReport:
+        """The damage of a plan on held-out data, once it is chosen how to fit it."""
+        assert self.basis is not None
+        self.basis.choose_fit(planned, portion(self.progress, _CHOOSING_FIT, _MEASURING))
+        return measure.damage(self.basis, planned, portion(self.progress, _MEASURING, 1.0))
 
     def _trial(self, layouts: Mapping[str, GroupLayout]) -> RewrittenModel:
         return _trial(self.opened, self.job, self.original.digest, layouts)
@@ -232,12 +257,12 @@ def _planned(planning: _Planning, measure: HeldOutMeasure) -> tuple[Plan, Damage
         CheckFailedError: no plan keeps the promise; the message names the nearest.
     """
     basis, plan = planning.basis, planning.job.plan
+    first = planning.part(0.0, 0.5) if planning.exchanges else planning
     nearest = "nothing was rewritten"
-    for planned in planning.plans():
+    for planned in first.plans():
         if basis is None:
             return planned, None
-        basis.choose_fit(planned, planning.progress)
-        damage = measure.damage(basis, planned, planning.progress)
+        damage = first.damage(planned, measure)
         if not isinstance(plan, Keep):
             return planned, _with_parts_exchanged(planning, planned, measure, damage)
         if plan.kept.holds(damage):
@@ -259,22 +284,21 @@ def _with_parts_exchanged(
     What is measured on the part that the plan was chosen by is another plan, of the same procedure.
     """
     basis, job = planning.basis, planning.job
-    known = isinstance(job.plan, Budget) and job.plan.sensitivity is not None
-    if basis is None or not basis.exchangeable or known:
+    if basis is None or not planning.exchanges:
         return damage
     other = basis.exchanged()
+    second = replace(planning.part(0.5, 1.0), basis=other)
     try:
         if job.plans_with_data:
             asked = job.plan
             if isinstance(asked, Budget):
                 asked = replace(asked, save_sensitivity=None)
             speed = copy(planning.speed)
-            again = replace(planning, basis=other, job=replace(job, plan=asked), speed=speed)
+            again = replace(second, job=replace(job, plan=asked), speed=speed)
             planned = next(again.plans())
         if not any(layout.replaced for layout in planned.layouts.values()):
             return damage
-        other.choose_fit(planned, planning.progress)
-        return joined_damage([damage, measure.damage(other, planned, planning.progress)])
+        return joined_damage([damage, second.damage(planned, measure)])
     finally:
         other.trials.close()
 

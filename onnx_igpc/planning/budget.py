@@ -7,7 +7,7 @@ prediction and measurement agree.
 
 from __future__ import annotations
 
-from onnx_igpc.data.progress import Progress
+from onnx_igpc.data.progress import Progress, portion
 from onnx_igpc.graph.cost import ModelCost
 from onnx_igpc.planning.knapsack import Choice
 from onnx_igpc.planning.options import Budget
@@ -15,6 +15,8 @@ from onnx_igpc.planning.search import Plan, Pricing, Search, open_search
 from onnx_igpc.planning.trials import Trials
 from onnx_igpc.report.sections import TriedPlan
 
+# Of the time, for the candidates of single sites; the rest is for whole plans.
+_SINGLE = 0.7
 # Whole plans that are tried.
 _TRIALS = 3
 # How far a prediction may be from what is measured.
@@ -32,8 +34,9 @@ def plan_budget(
 
     Arguments and errors are those of :func:`~onnx_igpc.planning.search.open_search`.
     """
-    search = open_search(trials, cost, budget, budget.quantity, progress, latency)
-    choice, tried = _settled(search, progress)
+    singly = portion(progress, 0.0, _SINGLE)
+    search = open_search(trials, cost, budget, budget.quantity, singly, latency)
+    choice, tried = _settled(search, portion(progress, _SINGLE, 1.0))
     return search.plan(choice, budget, tried)
 
 

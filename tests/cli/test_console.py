@@ -138,6 +138,27 @@ def test_an_undisturbed_line_draws_only_when_it_is_moved_on(
         assert drawn == ["MainThread"]
 
 
+def test_the_time_left_is_foretold_by_the_pace_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(cli_progress.time, "monotonic", lambda: now[0])
+    pace = cli_progress._Pace()
+    assert pace.left() == ""
+    pace.update(0, 1000)
+    now[0] += 10.0
+    pace.update(10, 1000)
+    assert pace.left() == "", "too little is done to say"
+    now[0] += 10.0
+    pace.update(250, 1000)
+    assert pace.left() == "60 s left"
+    pace.update(2, 8)
+    assert pace.left() == "", "another count begins"
+    now[0] += 120.0
+    pace.update(4, 8)
+    assert pace.left() == "4 min left"
+    pace.update(1, 8)
+    assert pace.left() == ""
+
+
 def test_a_line_that_stays_is_written_without_a_terminal_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

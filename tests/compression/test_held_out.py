@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from onnx_igpc import compress
 from onnx_igpc.calibration import plan_fits
+from onnx_igpc.calibration.collect import collect_moments
 from onnx_igpc.calibration.division import FOLDS, divide
 from onnx_igpc.calibration.held_samples import HeldSamples
 from onnx_igpc.calibration.options import Calibration
@@ -64,6 +65,14 @@ def test_what_is_held_out_decides_nothing_but_the_last_fit() -> None:
     assert clean.model.SerializeToString() != other.model.SerializeToString()
 
 
+def assert_moments_of(model: Any, data: Any, options: dict[str, Any]) -> None:
+    """The moments that a fit is given are those of the samples that it is given."""
+    known = options["moments"]()
+    for tap, expected in collect_moments(model, list(known), data).items():
+        assert known[tap].count == expected.count
+        np.testing.assert_allclose(known[tap].mean, expected.mean, rtol=1e-5, atol=1e-5)
+
+
 def test_each_fold_is_measured_by_weights_that_were_fitted_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -80,10 +89,12 @@ def test_each_fold_is_measured_by_weights_that_were_fitted_without_it(
     def while_choosing(model: Any, sites: Any, data: Any, **options: Any) -> SiteCalibrator:
         part = sum(kind == "measured" for kind, _ in steps) // FOLDS
         chosen_by[part] |= read(data)
+        assert_moments_of(model, data, options)
         return SiteCalibrator(model, sites, data, **options)
 
     def for_weights(model: Any, sites: Any, data: Any, **options: Any) -> SiteCalibrator:
         steps.append(("fitted", read(data)))
+        assert_moments_of(model, data, options)
         return SiteCalibrator(model, sites, data, **options)
 
     def measured(original: Any, rewritten: Any, data: Any, **options: Any) -> Any:
@@ -158,3 +169,20 @@ def test_a_share_that_is_none_is_refused_in_one_line(share: str, tmp_path: Path)
     assert f"--holdout must lie between 0 and 1, not {share}" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "small.onnx").exists()
+
+
+def test_progress_goes_on_and_ends_near_the_end() -> None:
+    told: list[tuple[int, int]] = []
+    proto = residual_model(8, blocks=1)
+    compress(
+        proto,
+        Budget("pointwise-parameters=60%"),
+        calibration=Calibration(ListData(proto, {"x": images(SAMPLES, 8)})),
+        progress=lambda done, total, what: told.append((done, total)),
+    )
+    assert {total for _, total in told} == {1000}
+    done = [done for done, _ in told]
+    assert done == sorted(done)
+    assert done[0] == 0
+    assert any(400 < each < 600 for each in done), "the second half, with the parts exchanged"
+    assert done[-1] >= 940
