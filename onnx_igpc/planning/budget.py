@@ -56,6 +56,6 @@ def _settled(search: Search, progress: Progress | None) -> tuple[Choice, list[Tr
         if abs(tried.predicted - tried.measured) <= _AGREES * tried.measured:
             break
         search.correct(choice, trial)
-        search.measure_chosen(2)
+        search.measure_chosen(1)
     found.sort(key=lambda each: -each[1].measured)
     return found[-1][0], [tried for _, tried in found]

@@ -27,7 +27,7 @@ from onnx_igpc.sites.find import Rewritable
 from onnx_igpc.sites.rewrite import kept_layout
 
 # Candidates are measured one by one for at most so many choices in turn.
-_CHOICES = 6
+_CHOICES = 2
 # A single site's correction is at most so much in either direction.
 _MOST_CORRECTION = 4.0
 _UNOBSERVED = "it cannot be observed on the data, so that it stays dense under a budget"
