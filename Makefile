@@ -50,7 +50,7 @@ test-clients:
 	$(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check \
 		--editable '.[cpu,clients,browser]' pytest hypothesis
-	$(VENV)-clients/bin/python -m pytest tests/test_clients.py
+	$(VENV)-clients/bin/python -m pytest tests/test_clients.py tests/benchmarks/test_channel_pruning.py
 
 lint: $(VENV)/.development
 	$(BIN)/ruff format --check .
