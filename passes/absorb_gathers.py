@@ -177,8 +177,7 @@ class AbsorbGathers(Pass):
                 if scope == path:
                     self.renamed[scope, first] = now
         for tensor in region.tensors:
-            order = region.order_of(tensor)
-            assert order is not None
+            order = region.new_order(tensor)
             now = writer.substitutes[tensor.name]
             first, before = self._orders.pop(tensor.name, (tensor.name, None))
             composed = order if before is None else compose_gathers(before, order)

@@ -10,7 +10,13 @@ from functools import partial
 import numpy as np
 import onnx
 
-from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, first_line
+from onnx_igpc.errors import (
+    CheckFailedError,
+    IgpcError,
+    MissingExtraError,
+    ModelError,
+    first_line,
+)
 from onnx_igpc.fitting.weights import IgpcWeights, apply_igpc, apply_stage
 from onnx_igpc.graph.checks import IR_CHECKED, OPSET_CHECKED
 from onnx_igpc.graph.model import OpenModel
@@ -142,7 +148,8 @@ class _WrittenGraph:
 
     def _matrix(self, path: str, name: str) -> np.ndarray:
         kernel = self.constant(path, name)
-        assert kernel is not None
+        if kernel is None:
+            raise ModelError(f"tensor {name!r} is no constant")
         return kernel.astype(np.float64).reshape(kernel.shape[:2])
 
     def deviation(self, rewrite: Rewritten, part: _LinearPart) -> float:

@@ -210,10 +210,14 @@ def save_model(
 def copy_model(model: OpenModel, path: PathLike) -> None:
     """Copy the file that ``model`` was read from, with its external data, byte for byte.
 
+    A model that was not read from a file is saved.
+
     Raises:
         UsageError: a file cannot be written, or another file of that name is in the way.
     """
-    assert model.path is not None
+    if model.path is None:
+        save_model(model, path)
+        return
     target = Path(path)
     locations = sorted(external_locations(model.proto))
     if locations:

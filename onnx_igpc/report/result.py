@@ -59,10 +59,8 @@ class CompressResult:
         """
         target = Path(path)
         self.guard.with_output(target).check()
-        if not self.changed and self.opened.path is not None:
-            copy_model(self.opened, target)
-        else:
-            save_model(self.opened, target)
+        write = save_model if self.changed else copy_model
+        write(self.opened, target)
         if not destination(target).is_stream:
             self.report.totals.file_bytes.after = file_bytes(target)
 

@@ -15,7 +15,11 @@ import onnx_graphsurgeon as gs
 from onnx_igpc.errors import ModelError, UsageError, texts, with_flags
 from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
 from onnx_igpc.sites.conv_form import malformed
-from onnx_igpc.sites.foreign_convolutions import foreign_convolution, foreign_reason
+from onnx_igpc.sites.foreign_convolutions import (
+    ForeignConvolution,
+    foreign_convolution,
+    foreign_reason,
+)
 from onnx_igpc.sites.weight_shapes import Shape, constant_shape, sparse_weight, weight_shapes
 
 # Between a head and the output that it makes stand only operators that move, normalise or choose values.
@@ -143,27 +147,27 @@ def find_sites(
         ModelError: a convolution lacks its weight, or a constant cannot be evaluated.
     """
     chosen, taken = site_filter or SiteFilter(), taken or {}
-    pointwise = [
-        (ref, shapes) for ref, shapes in _convolutions(view) if _may_be_pointwise(ref, shapes)
-    ]
-    names = _names([ref for ref, _ in pointwise])
+    pointwise = [each for each in _convolutions(view) if _may_be_pointwise(*each)]
+    names = _names([ref for ref, _, _ in pointwise])
     # Nodes that share a name are matched by it as well as by the one that tells them apart.
     # Sites of an earlier run are no convolutions any more, but may be asked for as before.
-    own = [_own_name(ref) for ref, _ in pointwise]
+    own = [_own_name(ref) for ref, _, _ in pointwise]
     known = list(dict.fromkeys([*names, *own, *taken.values()]))
     _require_matches(chosen.include, known, "`include`")
     _require_matches(chosen.exclude, known, "`exclude`")
     found = [
         _describe(view, ref, _only(shapes), name, chosen, taken)
-        if foreign_convolution(ref) is None
-        else _foreign(ref, _only(shapes), name)
-        for (ref, shapes), name in zip(pointwise, names, strict=True)
+        if kind is None
+        else _foreign(ref, kind, _only(shapes), name)
+        for (ref, kind, shapes), name in zip(pointwise, names, strict=True)
     ]
     return FoundSites(view, tuple(found))
 
 
-def _convolutions(view: GraphView) -> Iterator[tuple[NodeRef, frozenset[Shape] | None]]:
-    """Every convolution with the shapes of its weight as far as they are known without running it."""
+def _convolutions(
+    view: GraphView,
+) -> Iterator[tuple[NodeRef, ForeignConvolution | None, frozenset[Shape] | None]]:
+    """Every convolution, what it is if no Conv of ONNX, and the shapes that its weight may have."""
     for ref in view.nodes:
         kind = foreign_convolution(ref)
         if kind is None and not (ref.op_type == "Conv" and ref.is_standard):
@@ -172,7 +176,7 @@ def _convolutions(view: GraphView) -> Iterator[tuple[NodeRef, frozenset[Shape] |
         if len(ref.node.inputs) <= position or not ref.proto.output:
             name = f"{ref.op_type} {ref.proto.name!r}"
             raise ModelError(f"{view.model.name}: {name} lacks its weight or output")
-        yield ref, weight_shapes(view, ref, position)
+        yield ref, kind, weight_shapes(view, ref, position)
 
 
 def _only(shapes: frozenset[Shape] | None) -> Shape | None:
@@ -180,10 +184,8 @@ def _only(shapes: frozenset[Shape] | None) -> Shape | None:
     return next(iter(shapes)) if shapes is not None and len(shapes) == 1 else None
 
 
-def _foreign(ref: NodeRef, shape: Shape | None, name: str) -> Kept:
+def _foreign(ref: NodeRef, kind: ForeignConvolution, shape: Shape | None, name: str) -> Kept:
     """A convolution that is kept for the operator that it is."""
-    kind = foreign_convolution(ref)
-    assert kind is not None
     kept = Kept(name, ref, str(ref.proto.output[0]), foreign_reason(ref, kind))
     if shape is None or len(shape) <= 2 or ref.attribute("group", 1) != 1:
         return kept
@@ -198,9 +200,10 @@ def _is_dequantized(view: GraphView, tensor: gs.Tensor) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _may_be_pointwise(ref: NodeRef, shapes: frozenset[Shape] | None) -> bool:
+def _may_be_pointwise(
+    ref: NodeRef, kind: ForeignConvolution | None, shapes: frozenset[Shape] | None
+) -> bool:
     """Whether the kernel is 1, or not known."""
-    kind = foreign_convolution(ref)
     spatial = slice(1, -1) if kind is not None and kind.channels_last else slice(2, None)
     kernel = ref.attribute("kernel_shape")
     if kernel is None:

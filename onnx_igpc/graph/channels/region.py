@@ -134,6 +134,10 @@ class ChannelRegion:
         """The new order of a tensor; ``None`` where it stays as it is."""
         return self._orders.get(id(tensor))
 
+    def new_order(self, tensor: gs.Tensor) -> Order:
+        """The new order of a tensor of the region; KeyError for any other."""
+        return self._orders[id(tensor)]
+
     def constant(self, ref: NodeRef, index: int) -> ConstantRef | None:
         """An input of a node as a constant; ``None`` if it is left out or computed."""
         inputs = ref.node.inputs

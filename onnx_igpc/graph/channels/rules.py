@@ -103,8 +103,7 @@ class PerChannel:
             if self.data is not None and index not in self.data
         ):
             raise CannotReorderError(f"{label(ref)} reads the channels as a parameter")
-        order = region.order_of(ref.node.outputs[0])
-        assert order is not None
+        order = region.new_order(ref.node.outputs[0])
         found = [
             self._vector(region, ref, index, order) for index in range(1, len(self.vectors) + 1)
         ]

@@ -47,9 +47,7 @@ def resizes_channels(region: ChannelRegion, ref: NodeRef) -> str | None:
     place = _place(region, axes, len(known))
     if place is None:
         return _UNKNOWN
-    order = region.order_of(ref.node.outputs[0])
-    assert order is not None
-    wanted = len(order) if known is sizes else 1
+    wanted = len(region.new_order(ref.node.outputs[0])) if known is sizes else 1
     return "resizes channels" if place < len(known) and known[place] != wanted else None
 
 
