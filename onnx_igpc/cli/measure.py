@@ -15,10 +15,12 @@ from onnx_igpc.cli.options import (
     goes_to_stdout,
     label_offset_option,
     parse_shapes,
-    preprocessing_options,
-    read_preprocessing,
-    recorded_preprocessing,
     write_text,
+)
+from onnx_igpc.cli.preprocessing import (
+    PreprocessingOptions,
+    preprocessing_options,
+    recorded_preprocessing,
 )
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import report_option, write_report
@@ -95,6 +97,7 @@ def verify(
     report_file: Path | None,
     json_file: Path | None,
     quiet: bool,
+    preprocessing: PreprocessingOptions,
     **options: Any,
 ) -> None:
     """Run ORIGINAL and CANDIDATE on the same inputs and compare what they make.
@@ -112,14 +115,13 @@ def verify(
     guard = FileGuard()
     guard.reads_model(original, candidate)
     guard.reads_data(options["data"], "--data")
-    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(preprocessing.preprocess, "--preprocess")
     guard.reads(_module_file(options["metric"]), "--metric")
     check_files(guard, report=report_file, json=json_file)
-    options["preprocessing"] = read_preprocessing(options)
-    if options["preprocessing"] is None and options["data"] is not None:
-        options["preprocessing"] = recorded_preprocessing(candidate, options["data"])
-    names = ("preprocessing", "samples", "label_offset")
-    data = Dataset(options.pop("data"), **{name: options.pop(name) for name in names})
+    source, prepared = options.pop("data"), preprocessing.read()
+    if prepared is None and source is not None:
+        prepared = recorded_preprocessing(candidate, source)
+    data = Dataset(source, prepared, options.pop("samples"), options.pop("label_offset"))
     bounds = {name: options.pop(name) for name in ("min_agreement", "atol", "rtol")}
     if (batch := options.pop("batch_size")) < 1:
         raise UsageError(f"batch size must be at least 1, not {batch}")
@@ -198,6 +200,7 @@ def benchmark(
     report_file: Path | None,
     json_file: Path | None,
     quiet: bool,
+    preprocessing: PreprocessingOptions,
     **options: Any,
 ) -> None:
     """Race MODELS in one process, in turns; the first is the baseline.
@@ -214,9 +217,9 @@ def benchmark(
     guard = FileGuard()
     guard.reads_model(*models)
     guard.reads_data(options["data"], "--data")
-    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(preprocessing.preprocess, "--preprocess")
     check_files(guard, report=report_file, json=json_file)
-    data = Dataset(options.pop("data"), read_preprocessing(options))
+    data = Dataset(options.pop("data"), preprocessing.read())
     provider, batches = options.pop("provider"), options.pop("batches")
     settings = Settings(provider, batches, threads or (None,), parse_shapes(shapes))
     with ProgressLine("benchmarking", quiet, undisturbed=True) as line:

@@ -17,16 +17,14 @@ from onnx_igpc.cli.options import (
     guard_model_output,
     label_offset_option,
     output_path,
-    preprocessing_options,
-    read_preprocessing,
     write_text,
 )
+from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_options
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import report_option, write_report
 from onnx_igpc.errors import CheckFailedError
 
 if TYPE_CHECKING:
-    from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.report.sections import EpochReport
     from onnx_igpc.torch_bridge.training.log import Progress
     from onnx_igpc.torch_bridge.training.recipe import Recipe
@@ -187,14 +185,6 @@ def _take_recipe(options: dict[str, Any]) -> Recipe:
     return replace(read_recipe(named) if named is not None else Recipe(), **given)
 
 
-def _take_data(options: dict[str, Any]) -> Dataset:
-    """The training data and how it is read, taken out of ``options``."""
-    from onnx_igpc.data.dataset import Dataset
-
-    preprocessing, label_offset = options.pop("preprocessing"), options.pop("label_offset")
-    return Dataset(options.pop("data"), preprocessing, label_offset=label_offset)
-
-
 def _let_threads_sleep() -> None:
     """Let OpenMP threads that wait for others sleep rather than spin, unless the user says otherwise.
 
@@ -241,6 +231,7 @@ def finetune(
     json_file: Path | None,
     require_gain: bool,
     quiet: bool,
+    preprocessing: PreprocessingOptions,
     **options: Any,
 ) -> None:
     """Train COMPRESSED against the original, and write the weights into the same graph.
@@ -248,6 +239,7 @@ def finetune(
     Without --teacher it learns from labels: class folders, .cls files, an array 'labels'. The weights of the
     best epoch are written, or those that were given where no epoch is better.
     """
+    from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.torch_bridge import require_torch
     from onnx_igpc.torch_bridge.training.run_files import finetune_files
 
@@ -257,11 +249,11 @@ def finetune(
         raise click.UsageError("--log is the start of two files' names: it cannot be stdout")
     sources = (options["data"], options["val"])
     guard = finetune_files((compressed, teacher), sources, output_path(output), options["log"])
-    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(preprocessing.preprocess, "--preprocess")
     if options["recipe"] not in (None, "few", "many"):
         guard.reads(options["recipe"], "--recipe")
     check_files(guard, report=report_file, json=json_file)
-    options["preprocessing"] = read_preprocessing(options)
+    prepared = preprocessing.read()
     require_torch()
     _let_threads_sleep()
     # Of the processes of a torchrun, the first one speaks.
@@ -270,7 +262,8 @@ def finetune(
         from onnx_igpc.torch_bridge.training.options import Run
 
         val, fold_batch_norm = options.pop("val"), options.pop("fold_batch_norm")
-        recipe, data = _take_recipe(options), _take_data(options)
+        recipe = _take_recipe(options)
+        data = Dataset(options.pop("data"), prepared, label_offset=options.pop("label_offset"))
         result = run(
             compressed,
             data,
