@@ -10,6 +10,7 @@ import click
 from onnx_igpc.cli.lower import SettingOptions, setting_options
 from onnx_igpc.cli.options import (
     OUTPUT,
+    all_options,
     check_files,
     console,
     goes_to_stdout,
@@ -38,42 +39,38 @@ def register(main: click.Group) -> None:
         main.add_command(command)
 
 
-def _site_options(command: Any) -> Any:
-    options = (
-        click.option(
-            "--ch",
-            "channels_per_group",
-            type=int,
-            help="Channels per group, the schemes' parameter [16].",
-        ),
-        click.option(
-            "--scheme",
-            type=click.Choice(["v1", "v2"]),
-            default="v2",
-            show_default=True,
-            help="v2: without divisibility constraints; v1: with.",
-        ),
-        click.option(
-            "--include",
-            metavar="GLOB",
-            multiple=True,
-            help="Only sites whose name matches. Repeatable.",
-        ),
-        click.option(
-            "--exclude",
-            metavar="GLOB",
-            multiple=True,
-            help="No site whose name matches. Repeatable.",
-        ),
-        click.option(
-            "--include-heads", is_flag=True, help="Rewrite convolutions that make an output, too."
-        ),
-        click.option("-v", "--verbose", is_flag=True, help="Every name and note in full."),
-        click.option("-q", "--quiet", is_flag=True, help="Errors only."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+_site_options = all_options(
+    click.option(
+        "--ch",
+        "channels_per_group",
+        type=int,
+        help="Channels per group, the schemes' parameter [16].",
+    ),
+    click.option(
+        "--scheme",
+        type=click.Choice(["v1", "v2"]),
+        default="v2",
+        show_default=True,
+        help="v2: without divisibility constraints; v1: with.",
+    ),
+    click.option(
+        "--include",
+        metavar="GLOB",
+        multiple=True,
+        help="Only sites whose name matches. Repeatable.",
+    ),
+    click.option(
+        "--exclude",
+        metavar="GLOB",
+        multiple=True,
+        help="No site whose name matches. Repeatable.",
+    ),
+    click.option(
+        "--include-heads", is_flag=True, help="Rewrite convolutions that make an output, too."
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Every name and note in full."),
+    click.option("-q", "--quiet", is_flag=True, help="Errors only."),
+)
 
 
 @click.command(epilog="Example: onnx-igpc inspect model.onnx --ch 32")

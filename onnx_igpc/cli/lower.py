@@ -17,6 +17,7 @@ from onnx_igpc.cli.options import (
     option_group,
     output_path,
     parse_shapes,
+    shape_option,
     write_text,
 )
 from onnx_igpc.cli.progress import ProgressLine
@@ -73,13 +74,7 @@ setting_options = option_group(
     click.option(
         "--batch", type=int, default=1, show_default=True, help="Batch size that is measured."
     ),
-    click.option(
-        "--shape",
-        "shapes",
-        multiple=True,
-        metavar="NAME:DIMS",
-        help="Size of a dynamic input, as x:1,3,224,224.",
-    ),
+    shape_option,
     click.option(
         "--allow-slower",
         is_flag=True,

@@ -15,6 +15,7 @@ from onnx_igpc.cli.options import (
     goes_to_stdout,
     label_offset_option,
     parse_shapes,
+    shape_option,
     write_text,
 )
 from onnx_igpc.cli.preprocessing import (
@@ -53,6 +54,14 @@ def register(main: click.Group) -> None:
         main.add_command(command)
 
 
+_provider_option = click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
+)
+
+
 @click.command(epilog="Example: onnx-igpc verify model.onnx small.onnx --data images/")
 @click.argument("original", type=_MODEL)
 @click.argument("candidate", type=_MODEL)
@@ -61,19 +70,8 @@ def register(main: click.Group) -> None:
 )
 @click.option("--samples", type=int, help="At most so many samples.")
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Samples run at once.")
-@click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:DIMS",
-    help="Size of a dynamic input, as x:1,3,224,224.",
-)
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
-)
+@shape_option
+@_provider_option
 @click.option("--scores", metavar="NAME", help="The output with class scores.")
 @click.option(
     "--outputs",
@@ -151,12 +149,7 @@ def verify(
     epilog="Example: onnx-igpc benchmark model.onnx small.onnx --batch 1,8 --threads 1,2"
 )
 @click.argument("models", type=_MODEL, nargs=-1, required=True)
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
-)
+@_provider_option
 @click.option(
     "--batch",
     "batches",
@@ -172,13 +165,7 @@ def verify(
     callback=_counts,
     help="Threads of a run, as 1,2; also repeatable. Every batch size is raced with each.",
 )
-@click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:DIMS",
-    help="Size of a dynamic input, as x:1,3,224,224.",
-)
+@shape_option
 @click.option("--data", type=_FILE, help="Images or arrays; random if left out.")
 @click.option("--rounds", type=int, default=30, show_default=True, help="Turns of each model.")
 @click.option("--warmup", type=int, default=3, show_default=True, help="Turns that do not count.")

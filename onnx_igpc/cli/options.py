@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnx_igpc.data.file_guard import FileGuard
 
 Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 # The longest message; a hostile model's names can be of any length.
 _MAX_ERROR = 2000
 
@@ -193,31 +194,41 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
 
 
-def option_group(name: str, kind: Callable[..., object], *options: Command) -> Command:
+def all_options(*options: Decorator) -> Decorator:
+    """The options as one decorator, listed by ``--help`` in this order."""
+    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def option_group(name: str, kind: Callable[..., object], *options: Decorator) -> Decorator:
     """Give a command the values of the options as one argument ``name``: what ``kind`` makes of them.
 
     ``kind``: a dataclass or function whose parameters are called as the options are.
     """
-    taken = tuple(signature(kind).parameters)
+    taken, together = tuple(signature(kind).parameters), all_options(*options)
 
-    def decorate(command: Callable[..., object]) -> Callable[..., object]:
+    def decorate(command: Command) -> Command:
         @wraps(command)
-        def grouped(**values: Any) -> object:
+        def grouped(**values: Any) -> Any:
             values[name] = kind(**{each: values.pop(each) for each in taken})
             return command(**values)
 
-        return reduce(lambda made, option: option(made), reversed(options), grouped)
+        return together(grouped)
 
     return decorate
 
 
-def label_offset_option(command: Command) -> Command:
-    """The option that shifts labels."""
-    return click.option(
-        "--label-offset",
-        type=int,
-        help="Added to every label: 1 where the model has a background class in front.",
-    )(command)
+label_offset_option = click.option(
+    "--label-offset",
+    type=int,
+    help="Added to every label: 1 where the model has a background class in front.",
+)
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME:DIMS",
+    help="Size of a dynamic input, as x:1,3,224,224.",
+)
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ import click
 
 from onnx_igpc.cli.options import (
     OUTPUT,
+    all_options,
     check_files,
     console,
     goes_to_stdout,
@@ -86,70 +87,60 @@ def _duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
-def _recipe_options(command: Any) -> Any:
-    options = (
-        click.option(
-            "--recipe",
-            metavar="few|many|FILE.json",
-            help="What fills in the options left out  [few up to 1200 training samples].",
-        ),
-        click.option("--epochs", type=int, help="Passes over the data  [few 700 steps, many 500]."),
-        click.option(
-            "--lr", type=float, help="Highest; adamw: relative  [few 0.002, many 0.01, sgd x5]."
-        ),
-        click.option(
-            "--batch-size", type=int, help="Of all processes together  [few 32, many 64]."
-        ),
-        click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),
-        click.option("--weight-decay", type=float, help="[0.001]"),
-        click.option(
-            "--schedule", type=click.Choice(["cosine", "linear", "constant"]), help="[cosine]"
-        ),
-        click.option("--warmup", type=float, help="Share of the steps with a rising rate  [0.05]."),
-        click.option(
-            "--loss",
-            type=click.Choice(["kd", "kd+ce", "ce", "mse"]),
-            help="Distillation, labels, both, or values  [kd; ce without a teacher].",
-        ),
-        click.option("--temperature", type=float, help="Of the distillation  [4]."),
-        click.option("--label-weight", type=float, help="Share of the labels in kd+ce  [0.5]."),
-        click.option(
-            "--features",
-            type=click.Choice(["sites", "penultimate"]),
-            help="What is matched inside: the rewritten sites, or what the last layer reads.",
-        ),
-        click.option(
-            "--feature-loss", type=float, help="Weight of that  [sites 1, penultimate 3]."
-        ),
-        click.option(
-            "--augment",
-            multiple=True,
-            metavar="WORD",
-            help="flip, shift, shift=PIXELS, crop, resized-crop, mixup, none. Repeatable.",
-        ),
-        click.option(
-            "--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision  [float32]."
-        ),
-        click.option(
-            "--freeze",
-            multiple=True,
-            metavar="GLOB",
-            help="Weights to leave. Repeatable  [few: the last layer].",
-        ),
-        click.option(
-            "--batch-norm",
-            type=click.Choice(["train", "frozen"]),
-            help="Whether its statistics move  [few frozen, many train].",
-        ),
-        click.option("--seed", type=int, help="[0]"),
-        click.option("--scores", metavar="NAME", help="The output with class scores."),
-        click.option(
-            "--hold-out", type=float, help="Share of the data to judge by, without --val  [0.1]."
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+_recipe_options = all_options(
+    click.option(
+        "--recipe",
+        metavar="few|many|FILE.json",
+        help="What fills in the options left out  [few up to 1200 training samples].",
+    ),
+    click.option("--epochs", type=int, help="Passes over the data  [few 700 steps, many 500]."),
+    click.option(
+        "--lr", type=float, help="Highest; adamw: relative  [few 0.002, many 0.01, sgd x5]."
+    ),
+    click.option("--batch-size", type=int, help="Of all processes together  [few 32, many 64]."),
+    click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),
+    click.option("--weight-decay", type=float, help="[0.001]"),
+    click.option(
+        "--schedule", type=click.Choice(["cosine", "linear", "constant"]), help="[cosine]"
+    ),
+    click.option("--warmup", type=float, help="Share of the steps with a rising rate  [0.05]."),
+    click.option(
+        "--loss",
+        type=click.Choice(["kd", "kd+ce", "ce", "mse"]),
+        help="Distillation, labels, both, or values  [kd; ce without a teacher].",
+    ),
+    click.option("--temperature", type=float, help="Of the distillation  [4]."),
+    click.option("--label-weight", type=float, help="Share of the labels in kd+ce  [0.5]."),
+    click.option(
+        "--features",
+        type=click.Choice(["sites", "penultimate"]),
+        help="What is matched inside: the rewritten sites, or what the last layer reads.",
+    ),
+    click.option("--feature-loss", type=float, help="Weight of that  [sites 1, penultimate 3]."),
+    click.option(
+        "--augment",
+        multiple=True,
+        metavar="WORD",
+        help="flip, shift, shift=PIXELS, crop, resized-crop, mixup, none. Repeatable.",
+    ),
+    click.option("--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision  [float32]."),
+    click.option(
+        "--freeze",
+        multiple=True,
+        metavar="GLOB",
+        help="Weights to leave. Repeatable  [few: the last layer].",
+    ),
+    click.option(
+        "--batch-norm",
+        type=click.Choice(["train", "frozen"]),
+        help="Whether its statistics move  [few frozen, many train].",
+    ),
+    click.option("--seed", type=int, help="[0]"),
+    click.option("--scores", metavar="NAME", help="The output with class scores."),
+    click.option(
+        "--hold-out", type=float, help="Share of the data to judge by, without --val  [0.1]."
+    ),
+)
 
 
 _RECIPE_OPTIONS = (

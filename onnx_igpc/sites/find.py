@@ -108,7 +108,7 @@ class Rewritable:
 
     @property
     def has_bias(self) -> bool:
-        return _has_bias(self.ref)
+        return self.ref.has_input(2)
 
     def weight_matrix(self) -> np.ndarray:
         """The dense weight W, shape (F, C), in its own dtype."""
@@ -151,7 +151,7 @@ def find_sites(
     names = _names([ref for ref, _, _ in pointwise])
     # Nodes that share a name are matched by it as well as by the one that tells them apart.
     # Sites of an earlier run are no convolutions any more, but may be asked for as before.
-    own = [_own_name(ref) for ref, _, _ in pointwise]
+    own = [ref.name for ref, _, _ in pointwise]
     known = list(dict.fromkeys([*names, *own, *taken.values()]))
     _require_matches(chosen.include, known, "`include`")
     _require_matches(chosen.exclude, known, "`exclude`")
@@ -217,16 +217,12 @@ def _is_one(kernel: Sequence[int]) -> bool:
 
 def _names(refs: Sequence[NodeRef]) -> list[str]:
     """The nodes' names; the first output's where there is none, both where names are not unique."""
-    own = [_own_name(ref) for ref in refs]
+    own = [ref.name for ref in refs]
     count = Counter(own)
     return [
         name if count[name] == 1 else f"{name}:{ref.scope.path}/{ref.proto.output[0]}"
         for name, ref in zip(own, refs, strict=True)
     ]
-
-
-def _own_name(ref: NodeRef) -> str:
-    return str(ref.proto.name or ref.proto.output[0])
 
 
 def _matches(name: str, glob: str) -> bool:
@@ -252,7 +248,7 @@ def _describe(
 ) -> Rewritable | Kept:
     inputs = ref.node.inputs
     weight = view.constant(inputs[1], ref.scope)
-    bias = view.constant(inputs[2], ref.scope) if _has_bias(ref) else None
+    bias = view.constant(inputs[2], ref.scope) if ref.has_input(2) else None
     flaw = malformed(ref, shape, constant_shape(bias) if bias else None)
     shape = None if flaw else shape
     groups = 1 if flaw else ref.attribute("group", 1)
@@ -275,21 +271,17 @@ def _describe(
         return replace(kept, reason="attributes are parameters of the function")
     if weight is None or shape is None:
         return replace(kept, reason=_reason_no_weight(view, ref, shape))
-    if _has_bias(ref) and bias is None:
+    if ref.has_input(2) and bias is None:
         return replace(kept, reason="bias is computed at run time")
     dtype = _dtype(weight)
     if dtype not in _SUPPORTED_DTYPES:
         return replace(kept, reason=f"{dtype} weights are not supported")
     site = Rewritable(name, ref, shape[1], shape[0], weight, bias, dtype, len(shape) - 2)
-    reason = _reason_globs({name, _own_name(ref)}, chosen)
+    reason = _reason_globs({name, ref.name}, chosen)
     if reason is None and not chosen.include_heads:
         reason = _reason_head(view, site.output_tensor)
     reason = reason or _reason_values(site)
     return site.kept(reason) if reason else site
-
-
-def _has_bias(ref: NodeRef) -> bool:
-    return len(ref.node.inputs) > 2 and bool(ref.node.inputs[2].name)
 
 
 def _reason_no_weight(view: GraphView, ref: NodeRef, shape: Shape | None) -> str:

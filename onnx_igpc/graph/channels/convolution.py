@@ -13,7 +13,6 @@ from onnx_igpc.graph.channels.region import (
     ChannelRegion,
     NewConstant,
     NodeChange,
-    label,
 )
 from onnx_igpc.graph.view import ConstantRef, NodeRef
 from onnx_igpc.layout.permutations import Order, block_order, is_identity, spread_order
@@ -32,7 +31,7 @@ class Convolution:
         of_read = _group_order(ref, read, before, groups)
         of_made = _group_order(ref, made, after, groups)
         if of_read and of_made and of_read != of_made:
-            raise CannotReorderError(f"{label(ref)} would need two orders of its groups at once")
+            raise CannotReorderError(f"{ref.label} would need two orders of its groups at once")
         moved = of_read or of_made
         if moved is None or is_identity(moved):
             return
@@ -54,7 +53,7 @@ class Convolution:
         found = []
         if not np.array_equal(changed, kernel):
             found.append(NewConstant(1, "weight", changed))
-        if made is not None and len(ref.node.inputs) > 2 and ref.node.inputs[2].name:
+        if made is not None and ref.has_input(2):
             bias = _constant(region, ref, 2, "computes its bias at run time")
             found.append(NewConstant(2, "bias", bias.values()[list(made)]))
         return NodeChange(ref, tuple(found))
@@ -63,7 +62,7 @@ class Convolution:
 def _constant(region: ChannelRegion, ref: NodeRef, index: int, otherwise: str) -> ConstantRef:
     constant = region.constant(ref, index)
     if constant is None:
-        raise CannotReorderError(f"{label(ref)} {otherwise}")
+        raise CannotReorderError(f"{ref.label} {otherwise}")
     return constant
 
 
@@ -72,10 +71,10 @@ def _group_order(ref: NodeRef, order: Order | None, channels: int, groups: int) 
     if order is None:
         return None
     if len(order) != channels:
-        raise CannotReorderError(f"{label(ref)} has another number of channels")
+        raise CannotReorderError(f"{ref.label} has another number of channels")
     found = block_order(order, groups)
     if found is None:
-        raise CannotReorderError(f"{label(ref)} has {groups} groups, which the order would mix")
+        raise CannotReorderError(f"{ref.label} has {groups} groups, which the order would mix")
     return found
 
 

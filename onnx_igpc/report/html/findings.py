@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from onnx_igpc.report.benchmark import BenchmarkReport
-from onnx_igpc.report.html.charts import opened_by, value_table
+from onnx_igpc.report.html.charts import definitions, opened_by, value_table
 from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.numbers import exact
 from onnx_igpc.report.quantization import QuantizationReport, counts
@@ -179,19 +179,10 @@ def _sites_lowered(lowering: LoweringReport) -> Element:
 
 
 def _definitions(facts: Facts) -> Element:
-    return element(
-        "dl",
-        {"class": "facts"},
-        [
-            element(
-                "div",
-                None,
-                element("dt", None, str(key).replace("_", " ")),
-                element("dd", None, _plain(value)),
-            )
-            for key, value in facts.items()
-            if value not in (None, [], {}, "")
-        ],
+    return definitions(
+        (key.replace("_", " "), _plain(value))
+        for key, value in facts.items()
+        if value not in (None, [], {}, "")
     )
 
 
