@@ -15,13 +15,12 @@ from onnx_igpc.graph.channels.region import (
     NewConstant,
     NodeChange,
     Operators,
-    label,
 )
 from onnx_igpc.graph.channels.rules import channel_rules
 from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, fixed_tensors
 from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.graph.traversal import NodeHolder
+from onnx_igpc.graph.traversal import NodeHolder, copied
 from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.permutations import compose_gathers, invert_permutation, is_order
 from onnx_igpc.passes.base import Pass, PassResult
@@ -177,14 +176,13 @@ class AbsorbGathers(Pass):
                 if scope == path:
                     self.renamed[scope, first] = now
         for tensor in region.tensors:
-            order = region.order_of(tensor)
-            assert order is not None
+            order = region.new_order(tensor)
             now = writer.substitutes[tensor.name]
             first, before = self._orders.pop(tensor.name, (tensor.name, None))
             composed = order if before is None else compose_gathers(before, order)
             self._orders.setdefault(now, (first, composed))
         for ref in sorted(members, key=lambda ref: ref.index):
-            name = ref.proto.name or ref.proto.output[0]
+            name = ref.name
             if name in self.permuted:
                 self.permuted.remove(name)
             (self.absorbed if id(ref.node) in dropped else self.permuted).append(name)
@@ -201,7 +199,7 @@ def _members(view: GraphView, changes: Sequence[NodeChange]) -> dict[int, NodeRe
             raise CannotReorderError(f"'{output.name}' is an output of the graph")
         for reader in view.consumers(output):
             if reader.scope.holder is not change.ref.scope.holder:
-                raise CannotReorderError(f"{label(reader)} reads '{output.name}' in a sub-graph")
+                raise CannotReorderError(f"{reader.label} reads '{output.name}' in a sub-graph")
             members[id(reader.node)] = reader
     return members
 
@@ -240,8 +238,7 @@ class _Writer:
             self.edit.replace(ref, nodes)
 
     def _changed(self, ref: NodeRef, constants: Sequence[NewConstant]) -> onnx.NodeProto:
-        node = onnx.NodeProto()
-        node.CopyFrom(ref.proto)
+        node = copied(ref.proto)
         for names in (node.input, node.output):
             for index, name in enumerate(names):
                 names[index] = self.substitutes.get(name, name)
@@ -256,7 +253,7 @@ class _Writer:
         for values, name in known:
             if np.array_equal(values, constant.values):
                 return name
-        base = _plain(ref.proto.name or ref.proto.output[0])
+        base = _plain(ref.name)
         name = self.edit.constant(holder, f"{base}/permuted_{constant.label}", constant.values)
         known.append((constant.values, name))
         if former in fixed_tensors(self.edit.model.proto):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-import onnx
 
 from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import copied
 from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.passes.base import Pass, PassResult
 from onnx_igpc.sites.batch_norm import BatchNorm, following_batch_norm
@@ -48,7 +48,7 @@ class FoldBatchNorm(Pass):
             norm = following_batch_norm(view, ref)
             if norm is None or ref.proto.name in self.leave:
                 continue
-            label = norm.ref.proto.name or norm.ref.proto.output[0]
+            label = norm.ref.name
             reason = self._fold(view, edit, ref, norm)
             if reason:
                 result.kept[label] = reason
@@ -69,7 +69,7 @@ class FoldBatchNorm(Pass):
         constant = view.constant(ref.node.inputs[1], ref.scope)
         if constant is None:
             return "the weight before it is computed at run time"
-        has_bias = len(ref.node.inputs) > 2 and bool(ref.node.inputs[2].name)
+        has_bias = ref.has_input(2)
         old_bias = view.constant(ref.node.inputs[2], ref.scope) if has_bias else None
         if has_bias and old_bias is None:
             return "the bias before it is computed at run time"
@@ -82,9 +82,8 @@ class FoldBatchNorm(Pass):
             bias = ((before - norm.mean) * factor + norm.bias).astype(weight.dtype)
         if not (np.isfinite(folded).all() and np.isfinite(bias).all()):
             return f"the folded weights would not be finite in {weight.dtype}"
-        base = ref.proto.name or ref.proto.output[0]
-        node = onnx.NodeProto()
-        node.CopyFrom(ref.proto)
+        base = ref.name
+        node = copied(ref.proto)
         del node.input[1:]
         node.input.append(edit.constant(ref.scope.holder, f"{base}/folded_weight", folded))
         node.input.append(edit.constant(ref.scope.holder, f"{base}/folded_bias", bias))

@@ -10,6 +10,7 @@ import onnx
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.graph.traversal import copied
 from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.group_layout import GroupedStage
 from onnx_igpc.passes.base import Pass, PassResult
@@ -55,7 +56,7 @@ class FoldSiteBatchNorm(Pass):
             norm = following_batch_norm(view, last)
             if norm is None:
                 continue
-            label = norm.ref.proto.name or norm.ref.proto.output[0]
+            label = norm.ref.name
             reason = "it computes statistics" if norm.keeps_statistics else None
             reason = reason or _fold(edit, site, norm, last)
             if reason is not None:
@@ -88,7 +89,7 @@ def _fold(edit: GraphEdit, site: IgpcSubgraph, norm: BatchNorm, last: NodeRef) -
         return f"the folded weights would not be finite in {site.dtype}"
     if not _is_close(site, stored, factor):
         return f"the folded weights would lose precision in {site.dtype}"
-    nodes = {id(ref): [_copy(ref.proto)] for ref in site.refs}
+    nodes = {id(ref): [copied(ref.proto)] for ref in site.refs}
     stages = [("K", site.layout.k, site.k_convs, stored.k)]
     if site.layout.l is not None:
         stages.append(("L", site.layout.l, site.l_convs, stored.l))
@@ -169,9 +170,3 @@ def _write(
             name = f"{base}/igpc/{label}.folded_bias"
             node.input.append(edit.constant(site.holder, name, part))
         first += path.filters
-
-
-def _copy(proto: onnx.NodeProto) -> onnx.NodeProto:
-    node = onnx.NodeProto()
-    node.CopyFrom(proto)
-    return node

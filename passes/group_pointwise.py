@@ -148,7 +148,7 @@ class GroupPointwise(Pass):
             input=source,
             output=region.output,
             nodes=nodes.node_names,
-            replaced=tuple(ref.proto.name or ref.proto.output[0] for ref in region.refs),
+            replaced=tuple(ref.name for ref in region.refs),
             convolutions=tuple(nodes.convolutions),
             shares_weight_with=first,
             activation=region.activation.name if region.activation else None,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-import onnx
 
 from onnx_igpc.graph.edit import GraphEdit
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.graph.traversal import scopes
+from onnx_igpc.graph.traversal import copied, scopes
 from onnx_igpc.graph.view import GraphView, NodeRef
 from onnx_igpc.layout.permutations import compose_gathers
 from onnx_igpc.passes.base import Pass, PassResult
@@ -50,9 +49,8 @@ class MergeGathers(Pass):
             if before.scope.holder is not ref.scope.holder:
                 continue
             indices = np.asarray(compose_gathers(inner, outer), dtype=np.int64)
-            base = ref.proto.name or ref.proto.output[0]
-            node = onnx.NodeProto()
-            node.CopyFrom(ref.proto)
+            base = ref.name
+            node = copied(ref.proto)
             node.input[0] = before.proto.input[0]
             node.input[1] = edit.constant(ref.scope.holder, f"{base}/merged_indices", indices)
             edit.replace(ref, [node])

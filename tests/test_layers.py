@@ -1,4 +1,4 @@
-"""The layers of the house: an import never goes up, and no two rooms import one another."""
+"""The house: an import never goes up, no two rooms import one another, no module is too long."""
 
 from __future__ import annotations
 
@@ -101,3 +101,13 @@ def test_what_needs_no_runtime_knows_none() -> None:
                 "onnxruntime",
             }
             assert not heavy, f"{inner} imports {', '.join(sorted(heavy))}"
+
+
+def test_no_module_is_over_400_lines() -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): path.read_bytes().count(b"\n")
+        for path in [*modules(), *(ROOT / "tests").rglob("*.py")]
+    }
+    assert len(lengths) > 400, "these are not all modules"
+    too_long = {path: length for path, length in lengths.items() if length > 400}
+    assert not too_long, f"split by subject: {too_long}"

@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnx_igpc.cli.lower import read_lowering, setting_options
+from onnx_igpc.cli.lower import SettingOptions, setting_options
 from onnx_igpc.cli.options import (
     OUTPUT,
+    all_options,
     check_files,
     console,
     goes_to_stdout,
     guard_model_output,
     output_path,
-    preprocessing_options,
-    read_preprocessing,
     write_text,
 )
+from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_options
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import report_option, write_report
 from onnx_igpc.errors import UsageError
 
 if TYPE_CHECKING:
     from onnx_igpc.calibration.options import Calibration
+    from onnx_igpc.data.preprocessing import Preprocessing
     from onnx_igpc.planning.options import Budget, Keep, Published
     from onnx_igpc.sites.find import SiteFilter
 
@@ -38,42 +39,38 @@ def register(main: click.Group) -> None:
         main.add_command(command)
 
 
-def _site_options(command: Any) -> Any:
-    options = (
-        click.option(
-            "--ch",
-            "channels_per_group",
-            type=int,
-            help="Channels per group, the schemes' parameter [16].",
-        ),
-        click.option(
-            "--scheme",
-            type=click.Choice(["v1", "v2"]),
-            default="v2",
-            show_default=True,
-            help="v2: without divisibility constraints; v1: with.",
-        ),
-        click.option(
-            "--include",
-            metavar="GLOB",
-            multiple=True,
-            help="Only sites whose name matches. Repeatable.",
-        ),
-        click.option(
-            "--exclude",
-            metavar="GLOB",
-            multiple=True,
-            help="No site whose name matches. Repeatable.",
-        ),
-        click.option(
-            "--include-heads", is_flag=True, help="Rewrite convolutions that make an output, too."
-        ),
-        click.option("-v", "--verbose", is_flag=True, help="Every name and note in full."),
-        click.option("-q", "--quiet", is_flag=True, help="Errors only."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+_site_options = all_options(
+    click.option(
+        "--ch",
+        "channels_per_group",
+        type=int,
+        help="Channels per group, the schemes' parameter [16].",
+    ),
+    click.option(
+        "--scheme",
+        type=click.Choice(["v1", "v2"]),
+        default="v2",
+        show_default=True,
+        help="v2: without divisibility constraints; v1: with.",
+    ),
+    click.option(
+        "--include",
+        metavar="GLOB",
+        multiple=True,
+        help="Only sites whose name matches. Repeatable.",
+    ),
+    click.option(
+        "--exclude",
+        metavar="GLOB",
+        multiple=True,
+        help="No site whose name matches. Repeatable.",
+    ),
+    click.option(
+        "--include-heads", is_flag=True, help="Rewrite convolutions that make an output, too."
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Every name and note in full."),
+    click.option("-q", "--quiet", is_flag=True, help="Errors only."),
+)
 
 
 @click.command(epilog="Example: onnx-igpc inspect model.onnx --ch 32")
@@ -214,17 +211,19 @@ def compress(
     if output is None and not dry_run:
         raise click.UsageError("say where to write the model with -o FILE, or use --dry-run")
     kept = options["save_sensitivity"]
+    preprocessing: PreprocessingOptions = options.pop("preprocessing")
+    setting: SettingOptions = options.pop("setting")
     guard = FileGuard()
     guard.reads_model(model)
     guard.reads_data(options["calibration"], "--calibration")
-    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(preprocessing.preprocess, "--preprocess")
     guard.reads(options["sensitivity"], "--sensitivity")
-    guard.writes_folder(options["cache_folder"], "--cache")
+    guard.writes_folder(setting.cache_folder, "--cache")
     guard_model_output(guard, output, model, copied=True)
     check_files(guard, save_sensitivity=kept, report=report_file, json=json_file)
     options["save_sensitivity"] = output_path(kept) if kept is not None else None
-    sites, calibration = _read_sites(options), _read_calibration(options)
-    speed, lowering = read_lowering(options), options.pop("lowering")
+    sites, calibration = _read_sites(options), _read_calibration(options, preprocessing.read())
+    speed, lowering = setting.lowering(), options.pop("lowering")
     fold, passes = options.pop("fold_batch_norm"), options.pop("passes")
     plan = _read_plan(options, calibrated=calibration is not None)
     measured = lowering == "auto" or (not isinstance(plan, Published) and plan.quantity.is_latency)
@@ -262,7 +261,9 @@ def _read_sites(values: dict[str, Any]) -> SiteFilter:
     return SiteFilter(include, exclude, values.pop("include_heads"))
 
 
-def _read_calibration(values: dict[str, Any]) -> Calibration | None:
+def _read_calibration(
+    values: dict[str, Any], preprocessing: Preprocessing | None
+) -> Calibration | None:
     """Take what belongs to calibration out of ``values``; ``None`` if there is no data.
 
     Raises:
@@ -270,9 +271,8 @@ def _read_calibration(values: dict[str, Any]) -> Calibration | None:
     """
     from onnx_igpc.calibration.options import Calibration
 
-    preprocessing, data = read_preprocessing(values), values.pop("calibration")
-    samples, sequential = values.pop("samples"), values.pop("sequential")
-    holdout = values.pop("holdout")
+    data, samples = values.pop("calibration"), values.pop("samples")
+    sequential, holdout = values.pop("sequential"), values.pop("holdout")
     if data is not None:
         return Calibration(data, preprocessing, samples, sequential, holdout)
     if preprocessing is not None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from onnx_igpc.cli.options import (
     OUTPUT,
-    Command,
     check_files,
     console,
     goes_to_stdout,
     guard_model_output,
+    option_group,
     output_path,
     parse_shapes,
+    shape_option,
     write_text,
 )
 from onnx_igpc.cli.progress import ProgressLine
@@ -31,61 +33,62 @@ def register(main: click.Group) -> None:
     main.add_command(lower)
 
 
-def setting_options(command: Command) -> Command:
-    """Options that say where and how the model will run."""
-    options = (
-        click.option(
-            "--provider",
-            default="cpu",
-            show_default=True,
-            help="Execution provider that is measured: cpu, cuda, tensorrt, openvino, ...",
-        ),
-        click.option("--threads", type=int, help="Threads of a run [onnxruntime's choice]."),
-        click.option(
-            "--batch", type=int, default=1, show_default=True, help="Batch size that is measured."
-        ),
-        click.option(
-            "--shape",
-            "shapes",
-            multiple=True,
-            metavar="NAME:DIMS",
-            help="Size of a dynamic input, as x:1,3,224,224.",
-        ),
-        click.option(
-            "--allow-slower",
-            is_flag=True,
-            help="Keep sites rewritten that are slower than dense, for the sake of size.",
-        ),
-        click.option(
-            "--cache",
-            "cache_folder",
-            type=_FILE,
-            metavar="FOLDER",
-            help="Where measured times are kept [the user's cache folder].",
-        ),
-        click.option("--no-cache", is_flag=True, help="Measure anew, and keep nothing."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class SettingOptions:
+    """Where and how the model will run, and what is kept of measuring it there."""
+
+    provider: str
+    threads: int | None
+    batch: int
+    shapes: tuple[str, ...]
+    allow_slower: bool
+    cache_folder: Path | None
+    no_cache: bool
+
+    def lowering(self, kind: str = "auto") -> Lowering:
+        """As the API takes it.
+
+        Raises:
+            UsageError: a value that cannot be used.
+        """
+        from onnx_igpc.lowering.options import Lowering
+        from onnx_igpc.runtime.setting import Setting
+
+        if self.cache_folder is not None and self.no_cache:
+            raise click.UsageError("--cache and --no-cache exclude each other")
+        setting = Setting(self.provider, self.threads, self.batch, parse_shapes(self.shapes))
+        cache = False if self.no_cache else self.cache_folder or True
+        return Lowering(kind, setting, self.allow_slower, cache)
 
 
-def read_lowering(values: dict[str, Any], kind: str = "auto") -> Lowering:
-    """Take the options of :func:`setting_options` out of ``values``, as the API takes them.
-
-    Raises:
-        UsageError: a value that cannot be used.
-    """
-    from onnx_igpc.lowering.options import Lowering
-    from onnx_igpc.runtime.setting import Setting
-
-    folder, without = values.pop("cache_folder"), values.pop("no_cache")
-    if folder is not None and without:
-        raise click.UsageError("--cache and --no-cache exclude each other")
-    given = {name: values.pop(name) for name in ("provider", "threads", "batch")}
-    setting = Setting(**given, shapes=parse_shapes(values.pop("shapes")))
-    cache = False if without else folder or True
-    return Lowering(kind, setting, values.pop("allow_slower"), cache)
+setting_options = option_group(
+    "setting",
+    SettingOptions,
+    click.option(
+        "--provider",
+        default="cpu",
+        show_default=True,
+        help="Execution provider that is measured: cpu, cuda, tensorrt, openvino, ...",
+    ),
+    click.option("--threads", type=int, help="Threads of a run [onnxruntime's choice]."),
+    click.option(
+        "--batch", type=int, default=1, show_default=True, help="Batch size that is measured."
+    ),
+    shape_option,
+    click.option(
+        "--allow-slower",
+        is_flag=True,
+        help="Keep sites rewritten that are slower than dense, for the sake of size.",
+    ),
+    click.option(
+        "--cache",
+        "cache_folder",
+        type=_FILE,
+        metavar="FOLDER",
+        help="Where measured times are kept [the user's cache folder].",
+    ),
+    click.option("--no-cache", is_flag=True, help="Measure anew, and keep nothing."),
+)
 
 
 @click.command(epilog="Example: onnx-igpc lower tuned.onnx -o fast.onnx --threads 1")
@@ -111,7 +114,7 @@ def lower(
     json_file: Path | None,
     verbose: bool,
     quiet: bool,
-    **options: Any,
+    setting: SettingOptions,
 ) -> None:
     """Write MODEL down for a runtime: its function stays, its operators are chosen for speed.
 
@@ -124,10 +127,10 @@ def lower(
 
     guard = FileGuard()
     guard.reads_model(model)
-    guard.writes_folder(options["cache_folder"], "--cache")
+    guard.writes_folder(setting.cache_folder, "--cache")
     guard_model_output(guard, output, model)
     check_files(guard, json=json_file)
-    chosen = read_lowering(options, lowering)
+    chosen = setting.lowering(lowering)
     with ProgressLine("lowering:", quiet, undisturbed=True) as line:
         result = lower_model(model, lowering=chosen, progress=line.update)
     result.save(output_path(output))

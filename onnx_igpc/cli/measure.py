@@ -15,10 +15,13 @@ from onnx_igpc.cli.options import (
     goes_to_stdout,
     label_offset_option,
     parse_shapes,
-    preprocessing_options,
-    read_preprocessing,
-    recorded_preprocessing,
+    shape_option,
     write_text,
+)
+from onnx_igpc.cli.preprocessing import (
+    PreprocessingOptions,
+    preprocessing_options,
+    recorded_preprocessing,
 )
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import report_option, write_report
@@ -51,6 +54,14 @@ def register(main: click.Group) -> None:
         main.add_command(command)
 
 
+_provider_option = click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
+)
+
+
 @click.command(epilog="Example: onnx-igpc verify model.onnx small.onnx --data images/")
 @click.argument("original", type=_MODEL)
 @click.argument("candidate", type=_MODEL)
@@ -59,19 +70,8 @@ def register(main: click.Group) -> None:
 )
 @click.option("--samples", type=int, help="At most so many samples.")
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Samples run at once.")
-@click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:DIMS",
-    help="Size of a dynamic input, as x:1,3,224,224.",
-)
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
-)
+@shape_option
+@_provider_option
 @click.option("--scores", metavar="NAME", help="The output with class scores.")
 @click.option(
     "--outputs",
@@ -95,6 +95,7 @@ def verify(
     report_file: Path | None,
     json_file: Path | None,
     quiet: bool,
+    preprocessing: PreprocessingOptions,
     **options: Any,
 ) -> None:
     """Run ORIGINAL and CANDIDATE on the same inputs and compare what they make.
@@ -112,14 +113,13 @@ def verify(
     guard = FileGuard()
     guard.reads_model(original, candidate)
     guard.reads_data(options["data"], "--data")
-    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(preprocessing.preprocess, "--preprocess")
     guard.reads(_module_file(options["metric"]), "--metric")
     check_files(guard, report=report_file, json=json_file)
-    options["preprocessing"] = read_preprocessing(options)
-    if options["preprocessing"] is None and options["data"] is not None:
-        options["preprocessing"] = recorded_preprocessing(candidate, options["data"])
-    names = ("preprocessing", "samples", "label_offset")
-    data = Dataset(options.pop("data"), **{name: options.pop(name) for name in names})
+    source, prepared = options.pop("data"), preprocessing.read()
+    if prepared is None and source is not None:
+        prepared = recorded_preprocessing(candidate, source)
+    data = Dataset(source, prepared, options.pop("samples"), options.pop("label_offset"))
     bounds = {name: options.pop(name) for name in ("min_agreement", "atol", "rtol")}
     if (batch := options.pop("batch_size")) < 1:
         raise UsageError(f"batch size must be at least 1, not {batch}")
@@ -149,12 +149,7 @@ def verify(
     epilog="Example: onnx-igpc benchmark model.onnx small.onnx --batch 1,8 --threads 1,2"
 )
 @click.argument("models", type=_MODEL, nargs=-1, required=True)
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Execution provider: cpu, cuda, tensorrt, openvino, ...",
-)
+@_provider_option
 @click.option(
     "--batch",
     "batches",
@@ -170,13 +165,7 @@ def verify(
     callback=_counts,
     help="Threads of a run, as 1,2; also repeatable. Every batch size is raced with each.",
 )
-@click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:DIMS",
-    help="Size of a dynamic input, as x:1,3,224,224.",
-)
+@shape_option
 @click.option("--data", type=_FILE, help="Images or arrays; random if left out.")
 @click.option("--rounds", type=int, default=30, show_default=True, help="Turns of each model.")
 @click.option("--warmup", type=int, default=3, show_default=True, help="Turns that do not count.")
@@ -198,6 +187,7 @@ def benchmark(
     report_file: Path | None,
     json_file: Path | None,
     quiet: bool,
+    preprocessing: PreprocessingOptions,
     **options: Any,
 ) -> None:
     """Race MODELS in one process, in turns; the first is the baseline.
@@ -214,9 +204,9 @@ def benchmark(
     guard = FileGuard()
     guard.reads_model(*models)
     guard.reads_data(options["data"], "--data")
-    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(preprocessing.preprocess, "--preprocess")
     check_files(guard, report=report_file, json=json_file)
-    data = Dataset(options.pop("data"), read_preprocessing(options))
+    data = Dataset(options.pop("data"), preprocessing.read())
     provider, batches = options.pop("provider"), options.pop("batches")
     settings = Settings(provider, batches, threads or (None,), parse_shapes(shapes))
     with ProgressLine("benchmarking", quiet, undisturbed=True) as line:

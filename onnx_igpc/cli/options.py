@@ -1,18 +1,19 @@
-"""What every command shares: errors as one line and an exit code, output, data options."""
+"""What every command shares: errors as one line and an exit code, output, groups of options."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import errno
-import json
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce, wraps
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnx_igpc.data.file_guard import FileGuard
-    from onnx_igpc.data.preprocessing import Preprocessing
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 # The longest message; a hostile model's names can be of any length.
 _MAX_ERROR = 2000
 
@@ -193,36 +194,41 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
 
 
-def preprocessing_options(command: Command) -> Command:
-    """Options that say how images become model inputs."""
-    options = (
-        click.option(
-            "--preprocess", type=click.Path(path_type=Path), help="JSON with all of these."
-        ),
-        click.option("--resize", type=int, help="Short side in pixels."),
-        click.option("--crop", type=int, help="Side of the centre crop."),
-        click.option("--scale", type=float, help="What pixels 0-255 are multiplied by [1/255]."),
-        click.option(
-            "--mean", type=str, help="Subtracted after scaling: one value or one a channel."
-        ),
-        click.option("--std", type=str, help="Divided by after that: one value or one a channel."),
-        click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout of the input."),
-        click.option(
-            "--color", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of channels."
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+def all_options(*options: Decorator) -> Decorator:
+    """The options as one decorator, listed by ``--help`` in this order."""
+    return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
-def label_offset_option(command: Command) -> Command:
-    """The option that shifts labels."""
-    return click.option(
-        "--label-offset",
-        type=int,
-        help="Added to every label: 1 where the model has a background class in front.",
-    )(command)
+def option_group(name: str, kind: Callable[..., object], *options: Decorator) -> Decorator:
+    """Give a command the values of the options as one argument ``name``: what ``kind`` makes of them.
+
+    ``kind``: a dataclass or function whose parameters are called as the options are.
+    """
+    taken, together = tuple(signature(kind).parameters), all_options(*options)
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def grouped(**values: Any) -> Any:
+            values[name] = kind(**{each: values.pop(each) for each in taken})
+            return command(**values)
+
+        return together(grouped)
+
+    return decorate
+
+
+label_offset_option = click.option(
+    "--label-offset",
+    type=int,
+    help="Added to every label: 1 where the model has a background class in front.",
+)
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME:DIMS",
+    help="Size of a dynamic input, as x:1,3,224,224.",
+)
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -240,53 +246,3 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
 def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Read several ``name:1,3,224,224``."""
     return dict(parse_shape(text) for text in texts)
-
-
-def read_preprocessing(values: dict[str, Any]) -> Preprocessing | None:
-    """Take the options of :func:`preprocessing_options` out of ``values``; ``None`` if not given.
-
-    Raises:
-        UsageError: a file that is not JSON, or values that cannot be used.
-    """
-    from onnx_igpc.data.preprocessing import Preprocessing
-
-    file = values.pop("preprocess")
-    names = ("resize", "crop", "scale", "mean", "std", "layout", "color")
-    given = {name: values.pop(name) for name in names}
-    chosen: dict[str, Any] = {}
-    if file is not None:
-        try:
-            chosen = json.loads(Path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"--preprocess {file} cannot be read: {error}") from error
-        if not isinstance(chosen, dict):
-            raise UsageError(f"--preprocess {file} holds no JSON object")
-    for name, value in given.items():
-        if value is not None:
-            chosen[name] = _floats(name, value) if name in ("mean", "std") else value
-    return Preprocessing.from_dict(chosen) if chosen else None
-
-
-def recorded_preprocessing(model: Path, data: Path) -> Preprocessing | None:
-    """How ``compress`` or ``finetune`` preprocessed images for ``model``; ``None`` if it does not say.
-
-    Also ``None`` where ``data`` are arrays, which are taken as they are.
-
-    Raises:
-        ModelError: the model cannot be read.
-    """
-    from onnx_igpc.graph.model import open_model
-    from onnx_igpc.report.digest import read_digest
-
-    files = data.iterdir() if data.is_dir() else [data]
-    if any(file.suffix in (".npz", ".npy") for file in files):
-        return None
-    digest = read_digest(open_model(model).proto)
-    return digest.preprocessing if digest is not None else None
-
-
-def _floats(name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise UsageError(f"--{name} takes numbers separated by commas, not {text!r}") from None

@@ -14,10 +14,9 @@ from onnx_igpc.cli.options import (
     goes_to_stdout,
     guard_model_output,
     output_path,
-    preprocessing_options,
-    read_preprocessing,
     write_text,
 )
+from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_options
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import report_option, write_report
 
@@ -110,13 +109,14 @@ def quantize(
     from onnx_igpc.report.console.quantization import show_quantization
     from onnx_igpc.report.console.rewrite import show_summary
 
+    preprocessing: PreprocessingOptions = options.pop("preprocessing")
     guard = FileGuard()
     guard.reads_model(model)
     guard.reads_data(calibration, "--calibration")
-    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(preprocessing.preprocess, "--preprocess")
     guard_model_output(guard, output, model)
     check_files(guard, report=report_file, json=json_file)
-    data = Calibration(calibration, read_preprocessing(options), samples)
+    data = Calibration(calibration, preprocessing.read(), samples)
     chosen = _read_quantization(options)
     with ProgressLine("quantizing:", quiet) as line:
         result = quantize_model(model, data, quantization=chosen, progress=line.update)

@@ -11,22 +11,21 @@ import click
 
 from onnx_igpc.cli.options import (
     OUTPUT,
+    all_options,
     check_files,
     console,
     goes_to_stdout,
     guard_model_output,
     label_offset_option,
     output_path,
-    preprocessing_options,
-    read_preprocessing,
     write_text,
 )
+from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_options
 from onnx_igpc.cli.progress import ProgressLine
 from onnx_igpc.cli.report import report_option, write_report
 from onnx_igpc.errors import CheckFailedError
 
 if TYPE_CHECKING:
-    from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.report.sections import EpochReport
     from onnx_igpc.torch_bridge.training.log import Progress
     from onnx_igpc.torch_bridge.training.recipe import Recipe
@@ -88,70 +87,60 @@ def _duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
 
 
-def _recipe_options(command: Any) -> Any:
-    options = (
-        click.option(
-            "--recipe",
-            metavar="few|many|FILE.json",
-            help="What fills in the options left out  [few up to 1200 training samples].",
-        ),
-        click.option("--epochs", type=int, help="Passes over the data  [few 700 steps, many 500]."),
-        click.option(
-            "--lr", type=float, help="Highest; adamw: relative  [few 0.002, many 0.01, sgd x5]."
-        ),
-        click.option(
-            "--batch-size", type=int, help="Of all processes together  [few 32, many 64]."
-        ),
-        click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),
-        click.option("--weight-decay", type=float, help="[0.001]"),
-        click.option(
-            "--schedule", type=click.Choice(["cosine", "linear", "constant"]), help="[cosine]"
-        ),
-        click.option("--warmup", type=float, help="Share of the steps with a rising rate  [0.05]."),
-        click.option(
-            "--loss",
-            type=click.Choice(["kd", "kd+ce", "ce", "mse"]),
-            help="Distillation, labels, both, or values  [kd; ce without a teacher].",
-        ),
-        click.option("--temperature", type=float, help="Of the distillation  [4]."),
-        click.option("--label-weight", type=float, help="Share of the labels in kd+ce  [0.5]."),
-        click.option(
-            "--features",
-            type=click.Choice(["sites", "penultimate"]),
-            help="What is matched inside: the rewritten sites, or what the last layer reads.",
-        ),
-        click.option(
-            "--feature-loss", type=float, help="Weight of that  [sites 1, penultimate 3]."
-        ),
-        click.option(
-            "--augment",
-            multiple=True,
-            metavar="WORD",
-            help="flip, shift, shift=PIXELS, crop, resized-crop, mixup, none. Repeatable.",
-        ),
-        click.option(
-            "--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision  [float32]."
-        ),
-        click.option(
-            "--freeze",
-            multiple=True,
-            metavar="GLOB",
-            help="Weights to leave. Repeatable  [few: the last layer].",
-        ),
-        click.option(
-            "--batch-norm",
-            type=click.Choice(["train", "frozen"]),
-            help="Whether its statistics move  [few frozen, many train].",
-        ),
-        click.option("--seed", type=int, help="[0]"),
-        click.option("--scores", metavar="NAME", help="The output with class scores."),
-        click.option(
-            "--hold-out", type=float, help="Share of the data to judge by, without --val  [0.1]."
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+_recipe_options = all_options(
+    click.option(
+        "--recipe",
+        metavar="few|many|FILE.json",
+        help="What fills in the options left out  [few up to 1200 training samples].",
+    ),
+    click.option("--epochs", type=int, help="Passes over the data  [few 700 steps, many 500]."),
+    click.option(
+        "--lr", type=float, help="Highest; adamw: relative  [few 0.002, many 0.01, sgd x5]."
+    ),
+    click.option("--batch-size", type=int, help="Of all processes together  [few 32, many 64]."),
+    click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),
+    click.option("--weight-decay", type=float, help="[0.001]"),
+    click.option(
+        "--schedule", type=click.Choice(["cosine", "linear", "constant"]), help="[cosine]"
+    ),
+    click.option("--warmup", type=float, help="Share of the steps with a rising rate  [0.05]."),
+    click.option(
+        "--loss",
+        type=click.Choice(["kd", "kd+ce", "ce", "mse"]),
+        help="Distillation, labels, both, or values  [kd; ce without a teacher].",
+    ),
+    click.option("--temperature", type=float, help="Of the distillation  [4]."),
+    click.option("--label-weight", type=float, help="Share of the labels in kd+ce  [0.5]."),
+    click.option(
+        "--features",
+        type=click.Choice(["sites", "penultimate"]),
+        help="What is matched inside: the rewritten sites, or what the last layer reads.",
+    ),
+    click.option("--feature-loss", type=float, help="Weight of that  [sites 1, penultimate 3]."),
+    click.option(
+        "--augment",
+        multiple=True,
+        metavar="WORD",
+        help="flip, shift, shift=PIXELS, crop, resized-crop, mixup, none. Repeatable.",
+    ),
+    click.option("--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision  [float32]."),
+    click.option(
+        "--freeze",
+        multiple=True,
+        metavar="GLOB",
+        help="Weights to leave. Repeatable  [few: the last layer].",
+    ),
+    click.option(
+        "--batch-norm",
+        type=click.Choice(["train", "frozen"]),
+        help="Whether its statistics move  [few frozen, many train].",
+    ),
+    click.option("--seed", type=int, help="[0]"),
+    click.option("--scores", metavar="NAME", help="The output with class scores."),
+    click.option(
+        "--hold-out", type=float, help="Share of the data to judge by, without --val  [0.1]."
+    ),
+)
 
 
 _RECIPE_OPTIONS = (
@@ -185,14 +174,6 @@ def _take_recipe(options: dict[str, Any]) -> Recipe:
     values |= {"augment": options.pop("augment") or None, "freeze": options.pop("freeze") or None}
     given = {name: value for name, value in values.items() if value is not None}
     return replace(read_recipe(named) if named is not None else Recipe(), **given)
-
-
-def _take_data(options: dict[str, Any]) -> Dataset:
-    """The training data and how it is read, taken out of ``options``."""
-    from onnx_igpc.data.dataset import Dataset
-
-    preprocessing, label_offset = options.pop("preprocessing"), options.pop("label_offset")
-    return Dataset(options.pop("data"), preprocessing, label_offset=label_offset)
 
 
 def _let_threads_sleep() -> None:
@@ -241,6 +222,7 @@ def finetune(
     json_file: Path | None,
     require_gain: bool,
     quiet: bool,
+    preprocessing: PreprocessingOptions,
     **options: Any,
 ) -> None:
     """Train COMPRESSED against the original, and write the weights into the same graph.
@@ -248,6 +230,7 @@ def finetune(
     Without --teacher it learns from labels: class folders, .cls files, an array 'labels'. The weights of the
     best epoch are written, or those that were given where no epoch is better.
     """
+    from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.torch_bridge import require_torch
     from onnx_igpc.torch_bridge.training.run_files import finetune_files
 
@@ -257,11 +240,11 @@ def finetune(
         raise click.UsageError("--log is the start of two files' names: it cannot be stdout")
     sources = (options["data"], options["val"])
     guard = finetune_files((compressed, teacher), sources, output_path(output), options["log"])
-    guard.reads(options["preprocess"], "--preprocess")
+    guard.reads(preprocessing.preprocess, "--preprocess")
     if options["recipe"] not in (None, "few", "many"):
         guard.reads(options["recipe"], "--recipe")
     check_files(guard, report=report_file, json=json_file)
-    options["preprocessing"] = read_preprocessing(options)
+    prepared = preprocessing.read()
     require_torch()
     _let_threads_sleep()
     # Of the processes of a torchrun, the first one speaks.
@@ -270,7 +253,8 @@ def finetune(
         from onnx_igpc.torch_bridge.training.options import Run
 
         val, fold_batch_norm = options.pop("val"), options.pop("fold_batch_norm")
-        recipe, data = _take_recipe(options), _take_data(options)
+        recipe = _take_recipe(options)
+        data = Dataset(options.pop("data"), prepared, label_offset=options.pop("label_offset"))
         result = run(
             compressed,
             data,

@@ -50,7 +50,7 @@ class _Write:
 class FileGuard:
     """The files of one run. What is ``None``, or no path, is no file and left out."""
 
-    _models: list[OpenModel | Path] = field(default_factory=list)
+    _models: list[Path] = field(default_factory=list)
     _data: list[_Read] = field(default_factory=list)
     _files: list[_Read] = field(default_factory=list)
     _writes: list[_Write] = field(default_factory=list)
@@ -62,7 +62,7 @@ class FileGuard:
                 self._models.append(Path(model))
             elif isinstance(model, OpenModel) and model.path is not None:
                 # The message changes while the model is rewritten: look at it now.
-                self._files += _model_files(model)
+                self._files += _model_files(model.path, external_locations(model.proto))
 
     def reads_data(self, source: object, what: str) -> None:
         """Images or arrays, by path or opened, given for ``what``."""
@@ -137,7 +137,7 @@ class FileGuard:
             return
         reads = list(self._files)
         for model in self._models:
-            reads += _model_files(model)
+            reads += _model_files(model, _locations(model))
         for number, write in enumerate(self._writes):
             for read in reads:
                 if _same_file(write.goal, read.path):
@@ -244,12 +244,7 @@ def _locations(model: Path) -> set[str]:
         return set()
 
 
-def _model_files(model: OpenModel | Path) -> list[_Read]:
-    if isinstance(model, OpenModel):
-        assert model.path is not None
-        path, locations = model.path, external_locations(model.proto)
-    else:
-        path, locations = model, _locations(model)
+def _model_files(path: Path, locations: set[str]) -> list[_Read]:
     found = [_Read(path, "the input itself")]
     for location in sorted(locations):
         for folder in (path.parent, path.resolve().parent):

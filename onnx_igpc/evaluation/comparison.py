@@ -166,7 +166,7 @@ class Comparison:
                 )
             bounded = atol is not None or rtol is not None
             if output.agreement is not None:
-                found += _class_failures(output, min_agreement, bounded)
+                found += _class_failures(output.name, output.agreement, min_agreement, bounded)
             elif bounded and output.nonfinite_original == output.elements > 0:
                 found.append(
                     f"output {output.name}: the bound says nothing, as all {output.elements} values are "
@@ -187,13 +187,12 @@ class Comparison:
         return found
 
 
-def _class_failures(output: OutputDifference, least: float | None, bounded: bool) -> list[str]:
+def _class_failures(name: str, agreement: float, least: float | None, bounded: bool) -> list[str]:
     """Whether class numbers agree as much as was asked; a tolerance of values asks for all of them."""
-    assert output.agreement is not None
-    told = f"output {output.name}: {output.agreement:.4f} of the class numbers are equal"
+    told = f"output {name}: {agreement:.4f} of the class numbers are equal"
     if least is not None:
-        return [f"{told}, which is below {least:g}"] if output.agreement < least else []
-    if bounded and output.agreement < 1.0:
+        return [f"{told}, which is below {least:g}"] if agreement < least else []
+    if bounded and agreement < 1.0:
         bound = "tolerances are for quantities, bound class numbers with `min_agreement`"
         return [with_flags(f"{told}: {bound}")]
     return []

@@ -11,10 +11,8 @@ import onnx
 
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.errors import CheckFailedError, UsageError
-from onnx_igpc.graph.external_data import is_external
 from onnx_igpc.graph.inputs import Shapes, resolve_shapes
-from onnx_igpc.graph.model import OpenModel, open_model
-from onnx_igpc.graph.traversal import tensors
+from onnx_igpc.graph.model import OpenModel, file_bytes, open_model
 from onnx_igpc.report.benchmark import ModelFacts
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.tree import RewriteReport
@@ -49,7 +47,7 @@ class Contender:
         weights = {tensor.name for tensor in opened.proto.graph.initializer}
         kept = [value for value in opened.proto.graph.input if value.name not in weights]
         self.constant_weights = len(opened.proto.graph.input) - len(kept)
-        self.file_bytes = _file_bytes(opened)
+        self.file_bytes = file_bytes(path, opened.proto)
         self.digest: RewriteReport | None = read_digest(opened.proto)
         self.quantized = any(
             node.op_type.startswith(_QUANTIZED) for node in opened.proto.graph.node
@@ -147,17 +145,3 @@ def natural_batch(sessions: Sequence[Session], shapes: Shapes | None) -> int:
 def batched(shapes: Shapes | None, batch: int) -> dict[str, tuple[int, ...]]:
     """Given shapes with another first dimension."""
     return {name: (batch, *shape[1:]) for name, shape in (shapes or {}).items()}
-
-
-def _file_bytes(model: OpenModel) -> int:
-    """The size of a model file and of the files with its external data."""
-    assert model.path is not None
-    names = {
-        entry.value
-        for tensor in tensors(model.proto)
-        if is_external(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    files = [model.path, *(model.path.parent / name for name in names)]
-    return sum(file.stat().st_size for file in files)

@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto
 
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.graph.traversal import scopes, tensors
+from onnx_igpc.graph.traversal import copied, scopes, tensors
 
 _TYPED = ("to", "dtype")
 
@@ -22,8 +22,7 @@ def in_single_precision(model: OpenModel) -> onnx.ModelProto:
 
     What float32 cannot hold becomes infinite. The data of other tensors must lie in the model.
     """
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = copied(model.proto)
     for tensor in tensors(proto):
         values = model.array(tensor)
         if tensor.data_type == TensorProto.DOUBLE:

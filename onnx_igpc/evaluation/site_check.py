@@ -10,11 +10,17 @@ from functools import partial
 import numpy as np
 import onnx
 
-from onnx_igpc.errors import CheckFailedError, IgpcError, MissingExtraError, first_line
+from onnx_igpc.errors import (
+    CheckFailedError,
+    IgpcError,
+    MissingExtraError,
+    ModelError,
+    first_line,
+)
 from onnx_igpc.fitting.weights import IgpcWeights, apply_igpc, apply_stage
 from onnx_igpc.graph.checks import IR_CHECKED, OPSET_CHECKED
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.graph.traversal import opset_version
+from onnx_igpc.graph.traversal import copied, opset_version
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.group_layout import GroupedStage, GroupLayout
 from onnx_igpc.runtime.session import import_onnxruntime, make_session, run_session
@@ -142,7 +148,8 @@ class _WrittenGraph:
 
     def _matrix(self, path: str, name: str) -> np.ndarray:
         kernel = self.constant(path, name)
-        assert kernel is not None
+        if kernel is None:
+            raise ModelError(f"tensor {name!r} is no constant")
         return kernel.astype(np.float64).reshape(kernel.shape[:2])
 
     def deviation(self, rewrite: Rewritten, part: _LinearPart) -> float:
@@ -256,8 +263,7 @@ def _with_little_padding(node: onnx.NodeProto) -> onnx.NodeProto:
     ]
     if node.op_type != "Conv" or not wide:
         return node
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+    copy = copied(node)
     for attribute in copy.attribute:
         if attribute.name == "pads":
             attribute.ints[:] = [min(pad, _MOST_PADDING) for pad in attribute.ints]

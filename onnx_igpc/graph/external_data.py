@@ -91,7 +91,7 @@ class ExternalData:
 
     def __init__(self, base_dir: Path | None, real_dir: Path | None = None) -> None:
         self.base_dir = base_dir
-        self.real_dir = real_dir or base_dir
+        self._folders = [each for each in (base_dir, real_dir or base_dir) if each is not None]
         self._scratch: IO[bytes] | None = None
 
     def check(self, tensor: onnx.TensorProto) -> None:
@@ -147,11 +147,10 @@ class ExternalData:
         Raises:
             ModelError: as :meth:`check`.
         """
-        if self._in_scratch(tensor):
-            assert self._scratch is not None
-            _, offset, length = external_entry(tensor)
+        location, offset, known_length = external_entry(tensor)
+        if self._scratch is not None and location == SCRATCH_LOCATION:
             self._scratch.seek(offset)
-            yield from _pieces(self._scratch, length or 0, most)
+            yield from _pieces(self._scratch, known_length or 0, most)
             return
         path, offset, length = self._place(tensor)
         try:
@@ -211,17 +210,9 @@ class ExternalData:
                 position += len(piece)
         return offsets
 
-    def _in_scratch(self, tensor: onnx.TensorProto) -> bool:
-        return external_entry(tensor)[0] == SCRATCH_LOCATION and self._scratch is not None
-
     def _place(self, tensor: onnx.TensorProto) -> tuple[Path, int, int]:
         """File, offset and length of an external tensor, checked to lie in the model's folder."""
         location, offset, length = external_entry(tensor)
-        if self.base_dir is None:
-            raise ModelError(
-                f"tensor {tensor.name!r} has external data ({location!r}), but the model was not "
-                "read from a file: pass its path instead"
-            )
         path = self.locate(location, tensor.name)
         if length is None:
             length = expected_bytes(tensor)
@@ -233,10 +224,13 @@ class ExternalData:
         """The file that an entry of tensor ``name`` refers to.
 
         Raises:
-            ModelError: it is missing or lies outside the model's folder.
+            ModelError: it is missing or lies outside the model's folder, or the model has no file.
         """
-        assert self.base_dir is not None
-        assert self.real_dir is not None
+        if not self._folders:
+            raise ModelError(
+                f"tensor {name!r} has external data ({location!r}), but the model was not "
+                "read from a file: pass its path instead"
+            )
         relative = Path(location)
         inside = (
             location
@@ -245,7 +239,7 @@ class ExternalData:
             and ".." not in relative.parts
             and "\\" not in location
         )
-        roots = [self.base_dir.resolve(), self.real_dir.resolve()]
+        roots = [folder.resolve() for folder in self._folders]
         found = [root / relative for root in roots if inside and _is_file(root / relative)]
         path = found[0] if found else roots[0] / relative
         if not inside or not any(path.resolve().is_relative_to(root) for root in roots):

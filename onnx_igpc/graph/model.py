@@ -43,7 +43,7 @@ from onnx_igpc.graph.external_data import (
 from onnx_igpc.graph.parsing import check_message, parse_model
 from onnx_igpc.graph.replaced_data import own_data_of, used_by_others
 from onnx_igpc.graph.spellings import settle_spellings
-from onnx_igpc.graph.traversal import tensors
+from onnx_igpc.graph.traversal import copied, tensors
 
 __all__ = [
     "OpenModel",
@@ -123,8 +123,7 @@ class OpenModel:
         Raises:
             ModelError: the result would not fit into one protobuf message (2 GiB).
         """
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.proto)
+        proto = copied(self.proto)
         external = [tensor for tensor in tensors(proto) if is_external(tensor)]
         if sum(expected_bytes(tensor) or 0 for tensor in external) > MAX_INLINE_BYTES:
             raise ModelError(f"{self.name}: too large for one message; write it with save instead")
@@ -138,8 +137,7 @@ class OpenModel:
 
 def snapshot(model: OpenModel) -> OpenModel:
     """The model as it is now; external data is not copied."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = copied(model.proto)
     return replace(model, proto=proto)
 
 
@@ -210,10 +208,14 @@ def save_model(
 def copy_model(model: OpenModel, path: PathLike) -> None:
     """Copy the file that ``model`` was read from, with its external data, byte for byte.
 
+    A model that was not read from a file is saved.
+
     Raises:
         UsageError: a file cannot be written, or another file of that name is in the way.
     """
-    assert model.path is not None
+    if model.path is None:
+        save_model(model, path)
+        return
     target = Path(path)
     locations = sorted(external_locations(model.proto))
     if locations:
@@ -288,8 +290,7 @@ def _make_folder(folder: Path) -> None:
 def _save_with_data(model: OpenModel, path: Path) -> None:
     """Write the large tensors to one data file and the rest to the model file."""
     target = _regular(path)
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = copied(model.proto)
     large = [
         tensor
         for tensor in tensors(proto)

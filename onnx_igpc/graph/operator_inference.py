@@ -13,6 +13,7 @@ import onnx
 from onnx import TypeProto, defs, helper, numpy_helper, shape_inference
 
 from onnx_igpc.graph.shape_values import MAX_KNOWN_ELEMENTS, Value, tensor_type
+from onnx_igpc.graph.traversal import copied
 
 # What an operator may raise for inputs or attributes that it cannot take.
 EVALUATION_ERRORS = (
@@ -112,8 +113,7 @@ class OperatorInference:
     def _evaluate(self, node: onnx.NodeProto, arrays: Sequence[np.ndarray | None]) -> list[Value]:
         """The outputs of an operator on known inputs; none if it cannot be evaluated."""
         names = [f"i{index}" if array is not None else "" for index, array in enumerate(arrays)]
-        alone = onnx.NodeProto()
-        alone.CopyFrom(node)
+        alone = copied(node)
         del alone.input[:]
         alone.input.extend(names)
         inputs = [

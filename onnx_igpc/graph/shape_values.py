@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from onnx import TensorProto, TypeProto, helper
 
+from onnx_igpc.graph.traversal import copied
+
 MAX_KNOWN_ELEMENTS = 1024
 """Larger tensors are weights or maps, not shapes: their elements are not looked at."""
 
@@ -63,8 +65,7 @@ def tensor_type(data_type: int, dims: Sequence[int]) -> TypeProto:
 
 def bound(declared: TypeProto, symbols: Mapping[str, int]) -> TypeProto:
     """A declared type with its symbolic dimensions replaced by numbers."""
-    bound = TypeProto()
-    bound.CopyFrom(declared)
+    bound = copied(declared)
     if bound.HasField("tensor_type"):
         for dim in bound.tensor_type.shape.dim:
             if dim.dim_param in symbols:
@@ -75,8 +76,7 @@ def bound(declared: TypeProto, symbols: Mapping[str, int]) -> TypeProto:
 def without_first(known: TypeProto | None) -> TypeProto | None:
     if known is None or not known.tensor_type.shape.dim:
         return None
-    rest = TypeProto()
-    rest.CopyFrom(known)
+    rest = copied(known)
     del rest.tensor_type.shape.dim[0]
     return rest
 
@@ -101,8 +101,7 @@ def merged(values: Sequence[Value]) -> Value:
     dims = [[(d.dim_value, d.dim_param) for d in t.tensor_type.shape.dim] for t in types if t]
     if any(len(d) != len(dims[0]) for d in dims):
         return UNKNOWN
-    merged = TypeProto()
-    merged.CopyFrom(first)
+    merged = copied(first)
     for axis, dim in enumerate(merged.tensor_type.shape.dim):
         if any(d[axis] != dims[0][axis] for d in dims):
             dim.Clear()

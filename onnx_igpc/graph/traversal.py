@@ -8,10 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from typing import TypeVar
 
 import onnx
+from google.protobuf.message import Message
 
 NodeHolder = onnx.GraphProto | onnx.FunctionProto
+_Message = TypeVar("_Message", bound=Message)
+
+
+def copied(message: _Message) -> _Message:
+    """A copy of a message and all in it."""
+    copy: _Message = type(message)()
+    copy.CopyFrom(message)
+    return copy
 
 
 @dataclass(frozen=True)
@@ -114,8 +124,7 @@ def bind_attributes(
     function: onnx.FunctionProto, attributes: Mapping[str, onnx.AttributeProto]
 ) -> onnx.FunctionProto:
     """The body for one call: references to the function's attributes replaced by their values."""
-    body = onnx.FunctionProto()
-    body.CopyFrom(function)
+    body = copied(function)
     pending = list(body.node)
     while pending:
         node = pending.pop()
@@ -128,8 +137,7 @@ def bind_attributes(
             source = attributes.get(attribute.ref_attr_name, attribute)
             if source is attribute and attribute.ref_attr_name:
                 continue  # left out by the caller and without a default
-            value = onnx.AttributeProto()
-            value.CopyFrom(source)
+            value = copied(source)
             value.name = attribute.name
             bound_attributes.append(value)
         del node.attribute[:]

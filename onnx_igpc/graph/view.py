@@ -21,7 +21,14 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 from onnx_igpc.errors import ModelError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.operator_inference import EVALUATION_ERRORS
-from onnx_igpc.graph.traversal import NodeHolder, Scope, function_path, opset_version, subgraph_path
+from onnx_igpc.graph.traversal import (
+    NodeHolder,
+    Scope,
+    copied,
+    function_path,
+    opset_version,
+    subgraph_path,
+)
 
 # The most elements of a constant that is computed rather than stored: 1 GiB of float32.
 _MAX_CONSTANT = 2**28
@@ -47,6 +54,16 @@ class NodeRef:
         return str(self.proto.op_type)
 
     @property
+    def name(self) -> str:
+        """The node's name, or that of its first output where it has none."""
+        return str(self.proto.name or self.proto.output[0])
+
+    @property
+    def label(self) -> str:
+        """The node in words, for reasons."""
+        return f"{self.op_type} '{self.name}'"
+
+    @property
     def is_standard(self) -> bool:
         """Whether the operator is one of ONNX itself and not of a custom domain."""
         return self.proto.domain in ("", "ai.onnx")
@@ -55,6 +72,10 @@ class NodeRef:
     def is_parametrized(self) -> bool:
         """Whether an attribute is given by the caller of the function that the node lies in."""
         return any(attribute.ref_attr_name for attribute in self.proto.attribute)
+
+    def has_input(self, index: int) -> bool:
+        """Whether an input is there and not left out."""
+        return index < len(self.proto.input) and bool(self.proto.input[index])
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The value of an attribute, or ``default`` where the node does not have it."""
@@ -266,8 +287,7 @@ class GraphView:
 
     def _run(self, link: NodeRef, values: Sequence[np.ndarray]) -> np.ndarray:
         names = [f"input_{index}" for index in range(len(values))]
-        node = onnx.NodeProto()
-        node.CopyFrom(link.proto)
+        node = copied(link.proto)
         del node.input[:]
         node.input.extend(names)
         graph = onnx.helper.make_graph(

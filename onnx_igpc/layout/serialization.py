@@ -101,20 +101,20 @@ def _published(data: Mapping[str, Any]) -> GroupLayout:
 def _explicit(data: Mapping[str, Any]) -> GroupLayout:
     C = data["C"]
     k = _stage_from_list(C, data["k"])
-    rest: dict[str, Any] = {
-        key: tuple(data[key]) for key in ("interleave", "output_interleave") if key in data
-    }
-    if "l" in data:
-        rest["l"] = _stage_from_list(k.out_channels, data["l"])
+    interleave, output_interleave = (
+        tuple(data[key]) if key in data else None for key in ("interleave", "output_interleave")
+    )
     return GroupLayout(
         data["scheme"],
         C,
         data["F"],
         data["ch"],
         k,
+        _stage_from_list(k.out_channels, data["l"]) if "l" in data else None,
+        interleave,
+        output_interleave,
         kept_reason=data.get("kept_reason"),
         has_sum=data.get("sum", False) if "l" in data else data["scheme"] in SCHEMES,
-        **rest,
     )
 
 

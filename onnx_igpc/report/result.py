@@ -19,6 +19,7 @@ from onnx_igpc.graph.model import (
 )
 from onnx_igpc.graph.parsing import check_message
 from onnx_igpc.graph.spellings import settle_spellings
+from onnx_igpc.graph.traversal import copied
 from onnx_igpc.report.tree import RewriteReport
 
 
@@ -59,10 +60,8 @@ class CompressResult:
         """
         target = Path(path)
         self.guard.with_output(target).check()
-        if not self.changed and self.opened.path is not None:
-            copy_model(self.opened, target)
-        else:
-            save_model(self.opened, target)
+        write = save_model if self.changed else copy_model
+        write(self.opened, target)
         if not destination(target).is_stream:
             self.report.totals.file_bytes.after = file_bytes(target)
 
@@ -76,7 +75,6 @@ def open_copy(model: onnx.ModelProto | PathLike) -> OpenModel:
     if not isinstance(model, onnx.ModelProto):
         return open_model(model)
     check_message("the model", model)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     settle_spellings(copy)
     return OpenModel(copy)

@@ -11,10 +11,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from onnx_igpc.errors import ModelError
 
@@ -33,29 +32,34 @@ class Footprint:
     loaded_bytes: int | None
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What the process is to load."""
+
+    path: str
+    provider: str
+    threads: int | None
+    shapes: Mapping[str, Sequence[int]]
+
+
 def measure(
     path: str | os.PathLike[str],
     *,
     provider: str = "cpu",
     threads: int | None = None,
-    shapes: dict[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Footprint:
     """Load a model and run it once on random inputs, in a new process.
 
     shapes: input shapes by name, dynamic dimensions included. Raises ModelError where that fails.
     """
-    request = {
-        "path": os.fspath(path),
-        "provider": provider,
-        "threads": threads,
-        "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
-    }
+    request = _Request(os.fspath(path), provider, threads, shapes or {})
     # The child must find this package also where the parent found it on its own path.
     root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     result = subprocess.run(
         [sys.executable, "-m", "onnx_igpc.runtime.footprint"],
-        input=json.dumps(request),
+        input=json.dumps(asdict(request)),
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_SECONDS,
@@ -67,7 +71,7 @@ def measure(
     return Footprint(**json.loads(result.stdout.splitlines()[-1]))
 
 
-def _run(request: dict[str, Any]) -> Footprint:
+def _run(request: _Request) -> Footprint:
     from onnx_igpc.data.random_inputs import random_inputs
     from onnx_igpc.runtime.session import (
         import_onnxruntime,
@@ -79,9 +83,9 @@ def _run(request: dict[str, Any]) -> Footprint:
     import_onnxruntime()
     before = peak_memory()
     start = time.perf_counter()
-    session = make_session(request["path"], request["provider"], threads=request["threads"])
+    session = make_session(request.path, request.provider, threads=request.threads)
     load_seconds = time.perf_counter() - start
-    run_session(session, random_inputs(session_inputs(session), shapes=request["shapes"]))
+    run_session(session, random_inputs(session_inputs(session), shapes=request.shapes))
     return Footprint(load_seconds, peak_memory(), before)
 
 
@@ -102,11 +106,9 @@ def peak_memory() -> int | None:
 
 
 if __name__ == "__main__":
-    from dataclasses import asdict
-
     from onnx_igpc.errors import IgpcError
 
     try:
-        print(json.dumps(asdict(_run(json.load(sys.stdin)))))
+        print(json.dumps(asdict(_run(_Request(**json.load(sys.stdin))))))
     except IgpcError as failure:
         sys.exit(str(failure))

@@ -99,11 +99,10 @@ class NodeRun:
 
 @dataclass(frozen=True)
 class ProviderShare:
-    """An execution provider's share of the executed nodes and of their time, each in [0, 1]."""
+    """How many of the executed nodes a provider ran, and its share of their time, in [0, 1]."""
 
     provider: str
     nodes: int
-    node_share: float
     time_share: float
 
 
@@ -123,7 +122,6 @@ class ExecutionProfile:
             ProviderShare(
                 name,
                 len(runs),
-                len(runs) / len(self.nodes),
                 sum(run.microseconds for run in runs) / time,
             )
             for name, runs in by_provider.items()

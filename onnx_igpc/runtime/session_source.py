@@ -17,7 +17,7 @@ import onnx
 from onnx_igpc.errors import ModelError
 from onnx_igpc.graph.external_data import MAX_INLINE_BYTES, SCRATCH_LOCATION, is_external
 from onnx_igpc.graph.model import OpenModel, open_model, save_model
-from onnx_igpc.graph.traversal import tensors
+from onnx_igpc.graph.traversal import copied, tensors
 
 AnyModel = onnx.ModelProto | OpenModel | str | os.PathLike[str]
 """A model that a session can be made from: in memory, or a path."""
@@ -72,8 +72,7 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     computed = {name for node in model.graph.node for name in node.output}
     if missing := [name for name in names if name not in computed]:
         raise ModelError(f"no node of the model computes {missing[0]!r}: it cannot be an output")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     present = {output.name for output in copy.graph.output}
     for name in dict.fromkeys(names):
         if name not in present:

@@ -15,7 +15,11 @@ import onnx_graphsurgeon as gs
 from onnx_igpc.errors import ModelError, UsageError, texts, with_flags
 from onnx_igpc.graph.view import TRANSPARENT, ConstantRef, GraphView, NodeRef
 from onnx_igpc.sites.conv_form import malformed
-from onnx_igpc.sites.foreign_convolutions import foreign_convolution, foreign_reason
+from onnx_igpc.sites.foreign_convolutions import (
+    ForeignConvolution,
+    foreign_convolution,
+    foreign_reason,
+)
 from onnx_igpc.sites.weight_shapes import Shape, constant_shape, sparse_weight, weight_shapes
 
 # Between a head and the output that it makes stand only operators that move, normalise or choose values.
@@ -104,7 +108,7 @@ class Rewritable:
 
     @property
     def has_bias(self) -> bool:
-        return _has_bias(self.ref)
+        return self.ref.has_input(2)
 
     def weight_matrix(self) -> np.ndarray:
         """The dense weight W, shape (F, C), in its own dtype."""
@@ -143,27 +147,27 @@ def find_sites(
         ModelError: a convolution lacks its weight, or a constant cannot be evaluated.
     """
     chosen, taken = site_filter or SiteFilter(), taken or {}
-    pointwise = [
-        (ref, shapes) for ref, shapes in _convolutions(view) if _may_be_pointwise(ref, shapes)
-    ]
-    names = _names([ref for ref, _ in pointwise])
+    pointwise = [each for each in _convolutions(view) if _may_be_pointwise(*each)]
+    names = _names([ref for ref, _, _ in pointwise])
     # Nodes that share a name are matched by it as well as by the one that tells them apart.
     # Sites of an earlier run are no convolutions any more, but may be asked for as before.
-    own = [_own_name(ref) for ref, _ in pointwise]
+    own = [ref.name for ref, _, _ in pointwise]
     known = list(dict.fromkeys([*names, *own, *taken.values()]))
     _require_matches(chosen.include, known, "`include`")
     _require_matches(chosen.exclude, known, "`exclude`")
     found = [
         _describe(view, ref, _only(shapes), name, chosen, taken)
-        if foreign_convolution(ref) is None
-        else _foreign(ref, _only(shapes), name)
-        for (ref, shapes), name in zip(pointwise, names, strict=True)
+        if kind is None
+        else _foreign(ref, kind, _only(shapes), name)
+        for (ref, kind, shapes), name in zip(pointwise, names, strict=True)
     ]
     return FoundSites(view, tuple(found))
 
 
-def _convolutions(view: GraphView) -> Iterator[tuple[NodeRef, frozenset[Shape] | None]]:
-    """Every convolution with the shapes of its weight as far as they are known without running it."""
+def _convolutions(
+    view: GraphView,
+) -> Iterator[tuple[NodeRef, ForeignConvolution | None, frozenset[Shape] | None]]:
+    """Every convolution, what it is if no Conv of ONNX, and the shapes that its weight may have."""
     for ref in view.nodes:
         kind = foreign_convolution(ref)
         if kind is None and not (ref.op_type == "Conv" and ref.is_standard):
@@ -172,7 +176,7 @@ def _convolutions(view: GraphView) -> Iterator[tuple[NodeRef, frozenset[Shape] |
         if len(ref.node.inputs) <= position or not ref.proto.output:
             name = f"{ref.op_type} {ref.proto.name!r}"
             raise ModelError(f"{view.model.name}: {name} lacks its weight or output")
-        yield ref, weight_shapes(view, ref, position)
+        yield ref, kind, weight_shapes(view, ref, position)
 
 
 def _only(shapes: frozenset[Shape] | None) -> Shape | None:
@@ -180,10 +184,8 @@ def _only(shapes: frozenset[Shape] | None) -> Shape | None:
     return next(iter(shapes)) if shapes is not None and len(shapes) == 1 else None
 
 
-def _foreign(ref: NodeRef, shape: Shape | None, name: str) -> Kept:
+def _foreign(ref: NodeRef, kind: ForeignConvolution, shape: Shape | None, name: str) -> Kept:
     """A convolution that is kept for the operator that it is."""
-    kind = foreign_convolution(ref)
-    assert kind is not None
     kept = Kept(name, ref, str(ref.proto.output[0]), foreign_reason(ref, kind))
     if shape is None or len(shape) <= 2 or ref.attribute("group", 1) != 1:
         return kept
@@ -198,9 +200,10 @@ def _is_dequantized(view: GraphView, tensor: gs.Tensor) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _may_be_pointwise(ref: NodeRef, shapes: frozenset[Shape] | None) -> bool:
+def _may_be_pointwise(
+    ref: NodeRef, kind: ForeignConvolution | None, shapes: frozenset[Shape] | None
+) -> bool:
     """Whether the kernel is 1, or not known."""
-    kind = foreign_convolution(ref)
     spatial = slice(1, -1) if kind is not None and kind.channels_last else slice(2, None)
     kernel = ref.attribute("kernel_shape")
     if kernel is None:
@@ -214,16 +217,12 @@ def _is_one(kernel: Sequence[int]) -> bool:
 
 def _names(refs: Sequence[NodeRef]) -> list[str]:
     """The nodes' names; the first output's where there is none, both where names are not unique."""
-    own = [_own_name(ref) for ref in refs]
+    own = [ref.name for ref in refs]
     count = Counter(own)
     return [
         name if count[name] == 1 else f"{name}:{ref.scope.path}/{ref.proto.output[0]}"
         for name, ref in zip(own, refs, strict=True)
     ]
-
-
-def _own_name(ref: NodeRef) -> str:
-    return str(ref.proto.name or ref.proto.output[0])
 
 
 def _matches(name: str, glob: str) -> bool:
@@ -249,7 +248,7 @@ def _describe(
 ) -> Rewritable | Kept:
     inputs = ref.node.inputs
     weight = view.constant(inputs[1], ref.scope)
-    bias = view.constant(inputs[2], ref.scope) if _has_bias(ref) else None
+    bias = view.constant(inputs[2], ref.scope) if ref.has_input(2) else None
     flaw = malformed(ref, shape, constant_shape(bias) if bias else None)
     shape = None if flaw else shape
     groups = 1 if flaw else ref.attribute("group", 1)
@@ -272,21 +271,17 @@ def _describe(
         return replace(kept, reason="attributes are parameters of the function")
     if weight is None or shape is None:
         return replace(kept, reason=_reason_no_weight(view, ref, shape))
-    if _has_bias(ref) and bias is None:
+    if ref.has_input(2) and bias is None:
         return replace(kept, reason="bias is computed at run time")
     dtype = _dtype(weight)
     if dtype not in _SUPPORTED_DTYPES:
         return replace(kept, reason=f"{dtype} weights are not supported")
     site = Rewritable(name, ref, shape[1], shape[0], weight, bias, dtype, len(shape) - 2)
-    reason = _reason_globs({name, _own_name(ref)}, chosen)
+    reason = _reason_globs({name, ref.name}, chosen)
     if reason is None and not chosen.include_heads:
         reason = _reason_head(view, site.output_tensor)
     reason = reason or _reason_values(site)
     return site.kept(reason) if reason else site
-
-
-def _has_bias(ref: NodeRef) -> bool:
-    return len(ref.node.inputs) > 2 and bool(ref.node.inputs[2].name)
 
 
 def _reason_no_weight(view: GraphView, ref: NodeRef, shape: Shape | None) -> str:

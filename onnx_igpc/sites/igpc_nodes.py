@@ -168,7 +168,7 @@ def _gather_label(stage: GroupedStage, label: str) -> str:
 
 def base_name(site: Rewritable) -> str:
     """What the names of all that is written for a site begin with."""
-    return str(site.ref.proto.name or site.ref.proto.output[0])
+    return str(site.ref.name)
 
 
 def add_weights(

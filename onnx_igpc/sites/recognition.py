@@ -153,9 +153,9 @@ class _Reader:
         self.refs = refs
         for ref in refs:
             if not ref.is_standard or ref.op_type not in LINEAR:
-                raise NotRecognisedError(f"{_label(ref)} does not belong to such a site")
+                raise NotRecognisedError(f"{ref.label} does not belong to such a site")
             if len(ref.proto.input) < _LEAST_INPUTS[ref.op_type]:
-                raise NotRecognisedError(f"{_label(ref)} lacks inputs")
+                raise NotRecognisedError(f"{ref.label} lacks inputs")
         self.input = ""
         self.stages = {"K": _Stage(), "L": _Stage()}
         self.known: dict[str, _Channels] = {}
@@ -170,10 +170,10 @@ class _Reader:
     def read(self, ref: NodeRef) -> None:
         """Note what ``ref`` makes."""
         if ref.is_parametrized:
-            raise NotRecognisedError(f"{_label(ref)} has attributes that callers set")
+            raise NotRecognisedError(f"{ref.label} has attributes that callers set")
         made = getattr(self, f"_{ref.op_type.lower()}")(ref)
         if len(made) != len(ref.node.outputs):
-            raise NotRecognisedError(f"{_label(ref)} has {len(ref.node.outputs)} outputs")
+            raise NotRecognisedError(f"{ref.label} has {len(ref.node.outputs)} outputs")
         for tensor, channels in zip(ref.node.outputs, made, strict=True):
             self.known[str(tensor.name)] = channels
 
@@ -265,45 +265,43 @@ class _Reader:
             return max(self._indices(ref), default=0) + 1, False
         if ref.op_type == "Split":
             return sum(self._sizes(ref)), True
-        raise NotRecognisedError(f"{_label(ref)} reads the site's input")
+        raise NotRecognisedError(f"{ref.label} reads the site's input")
 
     def _constant(self, ref: NodeRef, index: int) -> np.ndarray:
         found = None
         if index < len(ref.node.inputs):
             found = self.view.constant(ref.node.inputs[index], ref.scope)
         if found is None:
-            raise NotRecognisedError(f"{_label(ref)} reads what is computed at run time")
+            raise NotRecognisedError(f"{ref.label} reads what is computed at run time")
         return found.values()
 
     def _weight(self, ref: NodeRef) -> np.ndarray:
         weight = self._constant(ref, 1)
         if weight.ndim < 3 or any(size != 1 for size in weight.shape[2:]):
-            raise NotRecognisedError(f"{_label(ref)} is not pointwise")
+            raise NotRecognisedError(f"{ref.label} is not pointwise")
         return weight
 
     def _indices(self, ref: NodeRef) -> tuple[int, ...]:
         indices = self._constant(ref, 1)
         if ref.attribute("axis", 0) != 1 or indices.ndim != 1 or (indices < 0).any():
-            raise NotRecognisedError(f"{_label(ref)} does not gather channels")
+            raise NotRecognisedError(f"{ref.label} does not gather channels")
         return tuple(int(each) for each in indices)
 
     def _source(self, ref: NodeRef, index: int = 0) -> _Channels:
         name = str(ref.proto.input[index])
         if name not in self.known:
-            raise NotRecognisedError(f"{_label(ref)} reads '{name}', which is not made before it")
+            raise NotRecognisedError(f"{ref.label} reads '{name}', which is not made before it")
         return self.known[name]
 
     def _gather(self, ref: NodeRef) -> list[_Channels]:
         source, chosen = self._source(ref), self._indices(ref)
         if max(chosen, default=0) >= len(source.order):
-            raise NotRecognisedError(
-                f"{_label(ref)} gathers more than {len(source.order)} channels"
-            )
+            raise NotRecognisedError(f"{ref.label} gathers more than {len(source.order)} channels")
         return [_Channels(source.kind, compose_gathers(source.order, chosen))]
 
     def _sizes(self, ref: NodeRef) -> list[int]:
         if ref.attribute("axis", 0) != 1:
-            raise NotRecognisedError(f"{_label(ref)} does not split channels")
+            raise NotRecognisedError(f"{ref.label} does not split channels")
         given = ref.attribute("split")
         return [int(each) for each in (given or self._constant(ref, 1))]
 
@@ -311,39 +309,39 @@ class _Reader:
         source, sizes = self._source(ref), self._sizes(ref)
         bounds = [0, *accumulate(sizes)]
         if bounds[-1] != len(source.order) or min(sizes) < 0:
-            raise NotRecognisedError(f"{_label(ref)} splits {bounds[-1]} channels")
+            raise NotRecognisedError(f"{ref.label} splits {bounds[-1]} channels")
         return [_Channels(source.kind, source.order[a:b]) for a, b in pairwise(bounds)]
 
     def _concat(self, ref: NodeRef) -> list[_Channels]:
         parts = [self._source(ref, index) for index in range(len(ref.proto.input))]
         kinds = {part.kind for part in parts}
         if ref.attribute("axis") != 1 or len(kinds) > 1:
-            raise NotRecognisedError(f"{_label(ref)} does not join the paths of a stage")
+            raise NotRecognisedError(f"{ref.label} does not join the paths of a stage")
         return [_Channels(kinds.pop(), tuple(i for part in parts for i in part.order))]
 
     def _add(self, ref: NodeRef) -> list[_Channels]:
         first, second = self._source(ref), self._source(ref, 1)
         whole = tuple(range(self.stages["K"].filters))
         if {first.kind, second.kind} != {"k", "l"} or not first.order == second.order == whole:
-            raise NotRecognisedError(f"{_label(ref)} does not add K's output to L's")
+            raise NotRecognisedError(f"{ref.label} does not add K's output to L's")
         return [_Channels("y", whole)]
 
     def _conv(self, ref: NodeRef) -> list[_Channels]:
         source = self._source(ref)
         if source.kind not in ("x", "k"):
-            raise NotRecognisedError(f"{_label(ref)} comes after L")
+            raise NotRecognisedError(f"{ref.label} comes after L")
         label = "K" if source.kind == "x" else "L"
         stage, weight = self.stages[label], self._weight(ref)
         groups = int(ref.attribute("group", 1))
         if groups * weight.shape[1] != len(source.order) or weight.shape[0] % groups:
-            raise NotRecognisedError(f"{_label(ref)} does not fit {len(source.order)} channels")
+            raise NotRecognisedError(f"{ref.label} does not fit {len(source.order)} channels")
         self._check_attributes(ref, label, weight)
         bias = np.zeros(weight.shape[0])
-        if len(ref.proto.input) > 2 and ref.proto.input[2]:
+        if ref.has_input(2):
             bias = self._constant(ref, 2).astype(np.float64)
             stage.has_bias = True
         if bias.shape != weight.shape[:1]:
-            raise NotRecognisedError(f"{_label(ref)} has a bias that does not fit its filters")
+            raise NotRecognisedError(f"{ref.label} has a bias that does not fit its filters")
         first = stage.filters
         filters = weight.shape[0] // groups
         stage.paths.append(GroupPath(groups, weight.shape[1], filters, source.order))
@@ -355,16 +353,16 @@ class _Reader:
     def _check_attributes(self, ref: NodeRef, label: str, weight: np.ndarray) -> None:
         """All paths of K move over the input alike, those of L do not, and all have one dtype."""
         if weight.dtype != self.dtype or weight.ndim - 2 != self.rank:
-            raise NotRecognisedError(f"{_label(ref)} has weights of another type or rank")
+            raise NotRecognisedError(f"{ref.label} has weights of another type or rank")
         own = tuple(entry for entry in ref.proto.attribute if entry.name not in _SHAPE_ONLY)
         if label == "L":
             steps, pads = ref.attribute("strides", ()), ref.attribute("pads", ())
             if any(step != 1 for step in steps) or any(pads):
-                raise NotRecognisedError(f"{_label(ref)} has strides or padding")
+                raise NotRecognisedError(f"{ref.label} has strides or padding")
         elif not self.stages["K"].paths:
             self.attributes = own
         elif _plain(own) != _plain(self.attributes):
-            raise NotRecognisedError(f"{_label(ref)} has other attributes than the rest of K")
+            raise NotRecognisedError(f"{ref.label} has other attributes than the rest of K")
 
 
 def _channels(view: GraphView, tensor: gs.Tensor) -> int | None:
@@ -386,7 +384,3 @@ def _channels(view: GraphView, tensor: gs.Tensor) -> int | None:
 
 def _plain(attributes: tuple[onnx.AttributeProto, ...]) -> dict[str, object]:
     return {entry.name: onnx.helper.get_attribute_value(entry) for entry in attributes}
-
-
-def _label(ref: NodeRef) -> str:
-    return f"{ref.op_type} '{ref.proto.name or ref.proto.output[0]}'"

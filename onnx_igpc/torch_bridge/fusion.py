@@ -23,9 +23,9 @@ def fuse(program: Program) -> list[Step]:
     )
     reads.update(value.name for value in program.outputs if isinstance(value, Local))
     gates = {
-        step.outputs[0]: step
+        step.outputs[0]: replace(step, run=run)
         for step in program.steps
-        if _gated(step) is not None and reads[step.outputs[0]] == 1
+        if reads[step.outputs[0]] == 1 and (run := _gated(step)) is not None
     }
     result: list[Step] = []
     fused: set[str] = set()
@@ -35,9 +35,7 @@ def fuse(program: Program) -> list[Step]:
             result.append(step)
             continue
         fused.add(gate.outputs[0])
-        run = _gated(gate)
-        assert run is not None
-        result.append(replace(gate, label=step.label, run=run, outputs=step.outputs))
+        result.append(replace(gate, label=step.label, outputs=step.outputs))
     return [step for step in result if step.outputs[0] not in fused]
 
 
@@ -50,7 +48,7 @@ def _gated(step: Step) -> Callable[..., Any] | None:
 
 
 def _gate_of(step: Step, gates: dict[str, Step]) -> Step | None:
-    """The gate g where ``step`` is x * g(x)."""
+    """Of the gates that have become x * g(x), the one that ``step`` is."""
     if step.op_type != "Mul" or len(step.arguments) != 2:
         return None
     for gate_value, data in (step.arguments, step.arguments[::-1]):

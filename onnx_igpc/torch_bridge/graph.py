@@ -11,6 +11,7 @@ import torch
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from onnx_igpc.errors import ModelError
+from onnx_igpc.graph.traversal import copied
 from onnx_igpc.torch_bridge.registry import Operator, find_operator
 from onnx_igpc.torch_bridge.tensors import constant_value, to_tensor
 
@@ -113,8 +114,7 @@ class _Reader:
             elif node.op_type == "If" and node.input[0] in self.constants:
                 self._take_branch(node)
             else:
-                copy = NodeProto()
-                copy.CopyFrom(node)
+                copy = copied(node)
                 self.nodes.append(copy)
 
     def _take_branch(self, node: NodeProto) -> None:

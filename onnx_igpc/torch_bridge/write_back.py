@@ -7,6 +7,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from torch import nn
 
 from onnx_igpc.errors import ModelError
+from onnx_igpc.graph.traversal import copied
 from onnx_igpc.torch_bridge.module import OnnxModule
 from onnx_igpc.torch_bridge.tensors import store, store_constant
 from onnx_igpc.torch_bridge.weights import Untied
@@ -15,8 +16,7 @@ from onnx_igpc.torch_bridge.weights import Untied
 def write_back(module: nn.Module, model: ModelProto) -> ModelProto:
     """See :func:`onnx_igpc.torch_bridge.from_torch`."""
     source = _unwrap(module)
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     writer = _Writer(result)
     state = dict(source.named_parameters()) | dict(source.named_buffers())
     # Copies of a shared tensor compare with it, so they come before it is overwritten.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,12 @@ from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import load_model
 from onnx_igpc.planning.options import Published
 from onnx_igpc.runtime.session import make_session
+from tests.real_models import each_model
 from tests.untouched import assert_untouched
-
-MODELS = os.environ.get("ONNX_IGPC_MODELS")
-FILES = sorted(Path(MODELS).glob("*.onnx")) if MODELS else []
-pytestmark = pytest.mark.skipif(not FILES, reason="ONNX_IGPC_MODELS names no folder of models")
 
 
 @pytest.mark.parametrize("ch", [8, 16, 32])
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@each_model
 def test_linear_form(path: Path, ch: int, tmp_path: Path) -> None:
     result = compress(path, Published(ch))
     result.save(tmp_path / "small.onnx")
@@ -42,7 +38,7 @@ def test_linear_form(path: Path, ch: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["v1", "v2"])
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@each_model
 def test_papers_form_and_folding(path: Path, scheme: str) -> None:
     before = load_model(path)
     result = compress(path, Published(8, scheme=scheme, form="paper"), fold_batch_norm=True)

@@ -15,7 +15,7 @@ from onnx_igpc.errors import DataError
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.torch_bridge.training.data import open_training_data
 from tests import runtime_graphs as graphs
-from tests.data.test_sources import PLAIN, SPEC, labels, png, values, write_folder, write_tar
+from tests.data.image_files import PLAIN, SPEC, labels, png, values, write_folder, write_tar
 
 CLASSES = {"ant/1.png": png(1), "cat/2.png": png(2), "cat/3.png": png(3), "emu/4.png": png(4)}
 

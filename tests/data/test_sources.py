@@ -1,12 +1,10 @@
-"""Data sources: order, labels, subsets, streaming, and what is refused before or during a run."""
+"""Images as data: order, labels, subsets, damage, doubts."""
 
 from __future__ import annotations
 
 import io
-import tarfile
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from onnx_igpc.data.batches import Data, data_doubts, random_data
+from onnx_igpc.data.batches import data_doubts
 from onnx_igpc.data.class_folders import labelled_by_folder
 from onnx_igpc.data.images import spread
 from onnx_igpc.data.preprocessing import Preprocessing
@@ -24,49 +22,7 @@ from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec
 from onnx_igpc.torch_bridge.training.augment import parse_augmentation
 from onnx_igpc.torch_bridge.training.data import open_training_data
-
-F32 = np.dtype(np.float32)
-SPEC = InputSpec("x", F32, ("n", 3, 4, 4))
-PLAIN = Preprocessing(scale=1.0)
-
-
-def png(value: int, size: int = 4) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (size, size), (value, value, value)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_folder(root: Path, files: Mapping[str, bytes]) -> Path:
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
-
-
-def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
-    mode = "w:gz" if path.suffix in (".gz", ".tgz") else "w"
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
-def values(data: Data) -> list[int]:
-    """The gray value of every sample: which image it was."""
-    return [int(v) for batch in data for v in batch.feeds["x"][: batch.count, 0, 0, 0]]
-
-
-def labels(data: Data) -> list[int]:
-    found: list[int] = []
-    for batch in data:
-        assert batch.labels is not None
-        assert batch.labels.dtype == np.int64
-        found += batch.labels.tolist()
-    return found
-
+from tests.data.image_files import F32, PLAIN, SPEC, labels, png, values, write_folder, write_tar
 
 CLASSES = {"cat/b.png": png(1), "cat/a.png": png(2), "ant/c.PNG": png(3), "ant/notes.txt": b"x"}
 
@@ -241,116 +197,6 @@ def test_float16_model_gets_float16(tmp_path: Path) -> None:
     root = write_folder(tmp_path, {"a.png": png(1)})
     [batch] = open_data(root, [InputSpec("x", np.dtype(np.float16), (1, 3, 4, 4))])
     assert batch.feeds["x"].dtype == np.float16
-
-
-ARRAY = np.arange(5 * 3 * 4 * 4, dtype=np.float64).reshape(5, 3, 4, 4)
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_npz_rows_are_streamed(tmp_path: Path, compressed: bool, order: str) -> None:
-    save = np.savez_compressed if compressed else np.savez
-    arrays = {"x": np.asarray(ARRAY, order=order), "labels": np.arange(5)}  # type: ignore[call-overload]
-    save(tmp_path / "a.npz", **arrays)
-    data = open_data(tmp_path / "a.npz", [SPEC], batch_size=2)
-    batches = list(data)
-    assert [batch.count for batch in batches] == [2, 2, 1]
-    fed = np.concatenate([batch.feeds["x"] for batch in batches])
-    assert fed.dtype == np.float32
-    np.testing.assert_array_equal(fed, ARRAY)
-    assert labels(data) == [0, 1, 2, 3, 4]
-    assert data.preprocessing is None
-
-
-def test_npz_of_two_inputs_and_the_name_of_one(tmp_path: Path) -> None:
-    other = InputSpec("mask", np.dtype(bool), ("n", 2))
-    np.savez(tmp_path / "two.npz", x=ARRAY, mask=np.zeros((5, 2), bool))
-    [batch] = open_data(tmp_path / "two.npz", [SPEC, other])
-    assert batch.feeds["mask"].dtype == np.bool_
-    np.savez(tmp_path / "one.npz", anything=ARRAY, labels=np.arange(5))
-    assert open_data(tmp_path / "one.npz", [SPEC]).size == 5
-    with pytest.raises(DataError, match=r"no array named 'x'.* it has anything"):
-        open_data(tmp_path / "one.npz", [SPEC, other])
-
-
-def test_npy_and_folders_of_arrays(tmp_path: Path) -> None:
-    np.save(tmp_path / "b.npy", ARRAY)
-    np.save(tmp_path / "a.npy", ARRAY[0] + 1000)  # one sample, without a batch dimension
-    data = open_data(tmp_path, [SPEC], batch_size=4)
-    assert values(data) == [1000, 0, 48, 96, 144, 192]
-    assert values(open_data(tmp_path, [SPEC], samples=2)) == [1000, 96]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"x": ARRAY[:, :2]}, r"\[5, 2, 4, 4\] does not fit x float32\[n, 3, 4, 4\]"),
-        ({"x": ARRAY.astype(np.uint8)}, "uint8 cannot be fed"),
-        ({"x": ARRAY, "labels": np.arange(4)}, "labels must be 5 integers"),
-        ({"x": ARRAY, "labels": np.arange(5.0)}, "labels must be 5 integers"),
-        ({"x": ARRAY[:0]}, "no samples"),
-        ({"x": np.array([{}], dtype=object)}, "Python objects"),
-    ],
-)
-def test_unusable_arrays_are_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
-) -> None:
-    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=message):
-        open_data(tmp_path / "a.npz", [SPEC])
-
-
-def test_damaged_array_files_are_one_line(tmp_path: Path) -> None:
-    for name in ("a.npz", "a.npy"):
-        (tmp_path / name).write_bytes(b"not numpy")
-        with pytest.raises(DataError, match="not a readable NumPy file"):
-            open_data(tmp_path / name, [SPEC])
-
-
-def test_preprocessing_of_arrays_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", ARRAY)
-    with pytest.raises(UsageError, match="preprocessing is for images"):
-        open_data(tmp_path / "a.npy", [SPEC], PLAIN)
-
-
-def test_random_samples_do_not_depend_on_the_batch_size() -> None:
-    one, four = (
-        np.concatenate([b.feeds["x"] for b in random_data([SPEC], samples=6, batch_size=size)])
-        for size in (1, 4)
-    )
-    np.testing.assert_array_equal(one, four)
-    assert one.shape == (6, 3, 4, 4)
-    assert not np.array_equal(one[0], one[1])
-
-
-def test_random_data_for_inputs_without_a_common_batch() -> None:
-    inputs = [InputSpec("x", F32, (1, 3)), InputSpec("size", F32, (2,)), InputSpec("s", F32, ())]
-    batches = list(random_data(inputs, samples=2))
-    assert [{k: v.shape for k, v in b.feeds.items()} for b in batches] == [
-        {"x": (1, 3), "size": (2,), "s": ()}
-    ] * 2
-
-
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (np.nan, "holds NaN"),
-        (np.inf, "holds infinite values"),
-        (1e300, "holds values that float32 cannot hold"),
-    ],
-)
-def test_arrays_that_are_not_finite_are_refused_by_place(
-    tmp_path: Path, suffix: str, value: float, message: str
-) -> None:
-    array = np.zeros((5, 3, 4, 4))
-    array[3, 1, 2, 2] = value
-    path = tmp_path / f"d.{suffix}"
-    np.save(path, array) if suffix == "npy" else np.savez(path, x=array)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(DataError, match=rf"d\.{suffix}: sample 3 of 'x' {message}"):
-            list(open_data(path, [SPEC]))
 
 
 def doubts(path: Path) -> list[str]:

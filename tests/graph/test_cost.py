@@ -1,9 +1,8 @@
-"""Parameters and multiply-accumulates counted on graphs small enough to count by hand."""
+"""Parameters counted on graphs, and the published counts of whole networks."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.errors import ModelError
 from onnx_igpc.graph.cost import FIXED_TENSORS_KEY, count
 from onnx_igpc.graph.model import open_model
 from sample_models import build
 from tests.helpers import GraphBuilder, WeightForm, pointwise_model
-
-MODELS = os.environ.get("ONNX_IGPC_MODELS")
-MODEL_FILES = sorted(Path(MODELS).glob("*.onnx")) if MODELS else []
+from tests.real_models import each_model
 
 # The published trainable parameters and multiply-accumulates (CCIA 2021, Entropy 2022) of the dense
 # networks.
@@ -165,266 +162,6 @@ def test_sparse_initializer_counts_what_is_stored() -> None:
     assert (cost.parameters, cost.macs) == (4, 3 * 10 * 3)
 
 
-# --------------------------------------------------------------------------- MACs
-
-
-@pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_macs_of_convolutions(dims: int, stride: int) -> None:
-    cost = count(pointwise_model(8, 6, dims=dims, stride=stride))
-    places = (5 if stride == 1 else 3) ** dims
-    assert cost.nodes["conv"].macs == places * 8 * 6
-    assert cost.nodes["last"].macs == places * 6 * 3**dims
-    assert cost.macs == places * (48 + 6 * 3**dims)
-
-
-def test_macs_of_transposed_convolution() -> None:
-    builder = GraphBuilder()
-    builder.input("x", [1, 8, 5, 4])
-    builder.initializer("w", builder.random(8, 3, 2, 2))
-    builder.output(builder.add("ConvTranspose", ["x", "w"], "y", strides=[2, 2], group=2))
-    # Every input element meets the filters of its group: (F / groups) * kernel.
-    assert count(builder.model()).macs == 8 * 5 * 4 * 3 * 4
-
-
-def test_macs_of_matrix_products() -> None:
-    builder = GraphBuilder()
-    builder.input("x", ["batch", 10])
-    builder.initializer("w", builder.random(7, 10))
-    builder.add("Gemm", ["x", "w"], "dense", transB=1)
-    builder.initializer("v", builder.random(7, 3))
-    builder.add("MatMul", ["dense", "v"], "scores")
-    builder.input("tall", [10, 4])
-    builder.add("Gemm", ["tall", "v7"], "turned", transA=1)
-    builder.initializer("v7", builder.random(10, 2))
-    for name in ("scores", "turned"):
-        builder.output(name)
-    cost = count(builder.model())
-    assert {name: node.macs for name, node in cost.nodes.items()} == {
-        "dense": 70,
-        "scores": 21,
-        "turned": 4 * 10 * 2,
-    }
-
-
-def test_product_of_two_activations_costs_but_holds_no_weights() -> None:
-    builder = GraphBuilder()
-    builder.input("a", [2, 3, 4, 5])
-    builder.input("b", [2, 3, 5, 6])
-    builder.output(builder.add("MatMul", ["a", "b"], "y"))
-    cost = count(builder.model())
-    assert (cost.parameters, cost.macs) == (0, 2 * 3 * 4 * 5 * 6)
-
-
-def test_input_shapes_scale_the_cost() -> None:
-    builder = GraphBuilder()
-    builder.input("x", ["n", 3, "side", "side"])
-    builder.output(builder.conv("x", "y", 3, 4))
-    model = builder.model()
-    assert count(model).macs == 12 * 224 * 224
-    cost = count(model, {"x": (2, 3, 10, 10)})
-    assert cost.macs == 12 * 200
-    assert dict(cost.input_shapes) == {"x": (2, 3, 10, 10)}
-    for wrong in ({"x": (1, 4, 10, 10)}, {"x": (1, 3, 10)}, {"z": (1,)}):
-        with pytest.raises(UsageError):
-            count(model, wrong)
-
-
-def test_a_shape_that_the_graph_computes_is_known() -> None:
-    builder = GraphBuilder()
-    builder.input("x", ["n", 6, "h", "w"])
-    builder.add("Shape", ["x"], "shape")
-    for name, values in (("two", [2]), ("three", [3]), ("half", [2])):
-        builder.initializer(name, np.array(values))
-    builder.add("Gather", ["shape", "two"], "height")
-    builder.add("Gather", ["shape", "three"], "width")
-    builder.add("Div", ["width", "half"], "half_width")
-    builder.initializer("first", np.array([1, 12]))
-    builder.add("Concat", ["first", "height", "half_width"], "target", axis=0)
-    builder.add("Reshape", ["x", "target"], "folded")
-    builder.output(builder.conv("folded", "y", 12, 4))
-    cost = count(builder.model(check=False), {"x": (1, 6, 10, 8)})
-    assert (cost.macs, cost.unknown) == (12 * 4 * 10 * 4, ())
-
-
-def test_unknown_shapes_are_listed_and_not_guessed() -> None:
-    builder = GraphBuilder()
-    builder.input("x", [1, 4, 5, 5])
-    builder.conv("x", "known", 4, 4)
-    builder.input("target", [4], TensorProto.INT64)
-    builder.add("Reshape", ["known", "target"], "reshaped")
-    builder.output(builder.conv("reshaped", "lost", 4, 2))
-    cost = count(builder.model(check=False))
-    assert cost.unknown == ("lost",)
-    assert cost.nodes["lost"].macs is None
-    assert cost.nodes["lost"].weights == 8
-    assert cost.macs == 16 * 25
-
-
-def test_declared_shapes_help_where_inference_ends() -> None:
-    builder = GraphBuilder()
-    builder.input("x", ["n", 4, "h", "h"])
-    builder.nodes.append(helper.make_node("Strange", ["x"], ["s"], domain="elsewhere"))
-    builder.output(builder.conv("s", "y", 4, 2))
-    model = builder.model(check=False)
-    model.opset_import.append(helper.make_opsetid("elsewhere", 1))
-    assert count(model).unknown == ("y",)
-    model.graph.value_info.append(
-        helper.make_tensor_value_info("s", TensorProto.FLOAT, ["n", 4, "h", 3])
-    )
-    cost = count(model, {"x": (1, 4, 7, 7)})
-    assert (cost.macs, cost.unknown) == (8 * 21, ())
-    assert cost.notes == ("MACs of Strange are not counted",)
-
-
-def test_nodes_that_break_the_standard_are_unknown_and_no_crash() -> None:
-    model = pointwise_model(8, 8)
-    model.graph.node[0].attribute.append(helper.make_attribute("surprise", 1))
-    cost = count(model)
-    assert "conv" in cost.unknown
-    assert cost.parameters == 8 * 8 + 8 + 8 * 9
-    broken = _if_model(True)
-    del broken.graph.node[0].attribute[:]
-    assert count(broken).macs == 2 * 25, "y, whose shape is declared"
-
-
-def test_a_function_that_calls_itself_is_unknown() -> None:
-    builder = GraphBuilder()
-    builder.functions.append(
-        helper.make_function(
-            "local",
-            "Endless",
-            ["a"],
-            ["b"],
-            [helper.make_node("Endless", ["a"], ["b"], domain="local")],
-            [helper.make_opsetid("local", 1)],
-        )
-    )
-    builder.input("x", [1, 4, 5, 5])
-    builder.add("Endless", ["x"], "e", domain="local")
-    builder.output(builder.conv("e", "y", 4, 4))
-    cost = count(builder.model(check=False))
-    assert (cost.parameters, cost.unknown) == (16, ("y",))
-
-
-# --------------------------------------------------------------------------- scopes
-
-
-def _branch(name: str, F: int) -> onnx.GraphProto:
-    inner = GraphBuilder(seed=F)
-    inner.conv("x", f"{name}_y", 4, F)
-    inner.add("ReduceMean", [f"{name}_y"], f"{name}_out", axes=[1], keepdims=1)
-    inner.output(f"{name}_out")
-    return inner.graph(name)
-
-
-def _if_model(condition: bool | None) -> onnx.ModelProto:
-    builder = GraphBuilder()
-    builder.input("x", [1, 4, 5, 5])
-    if condition is None:
-        builder.input("cond", [], TensorProto.BOOL)
-    else:
-        builder.initializer("cond", np.array(condition))
-    builder.add("If", ["cond"], "chosen", then_branch=_branch("a", 2), else_branch=_branch("b", 3))
-    builder.output(builder.conv("chosen", "y", 1, 2))
-    return builder.model()
-
-
-def test_if_counts_the_branch_with_more_macs() -> None:
-    cost = count(_if_model(None))
-    assert cost.parameters == 8 + 12 + 2
-    assert cost.macs == (12 + 2) * 25
-    assert {name: node.macs for name, node in cost.nodes.items()} == {
-        "a_y": 200,
-        "b_y": 300,
-        "y": 50,
-    }
-    assert cost.notes == ("of If 'chosen' the branch with more MACs is counted",)
-
-
-def test_if_with_a_known_condition_costs_its_branch_and_holds_both() -> None:
-    cost = count(_if_model(True))
-    assert (cost.parameters, cost.macs, cost.notes) == (22, 10 * 25, ())
-
-
-def test_loop_counts_its_body_once() -> None:
-    body = GraphBuilder()
-    body.inputs = [
-        helper.make_tensor_value_info("i", TensorProto.INT64, []),
-        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-        helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, 4, 5, 5]),
-    ]
-    body.add("Identity", ["go"], "go_on")
-    body.conv("state", "next", 4, 4)
-    body.output("go_on", [], TensorProto.BOOL)
-    body.output("next")
-    builder = GraphBuilder()
-    builder.input("x", [1, 4, 5, 5])
-    builder.initializer("trips", np.array(3))
-    builder.add("Loop", ["trips", "", "x"], "last", body=body.graph("body"))
-    builder.output(builder.conv("last", "y", 4, 1), [1, 1, 5, 5])
-    cost = count(builder.model())
-    assert (cost.parameters, cost.macs) == (16 + 4, (16 + 4) * 25)
-    assert cost.notes == ("the body of Loop 'last' is counted once",)
-
-
-def test_function_bodies_are_counted_at_every_call() -> None:
-    weight = numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32))
-    convolution = helper.make_node("Conv", ["z", "inner_w"], ["out"])
-    strides = convolution.attribute.add(name="strides", ref_attr_name="strides")
-    strides.type = onnx.AttributeProto.INTS
-    function = helper.make_function(
-        "local",
-        "Block",
-        ["z"],
-        ["out"],
-        [helper.make_node("Constant", [], ["inner_w"], value=weight), convolution],
-        [helper.make_opsetid("", 17)],
-        ["strides"],
-    )
-    builder = GraphBuilder()
-    builder.functions.append(function)
-    builder.input("x", [1, 4, 8, 8])
-    builder.add("Block", ["x"], "a", domain="local", strides=[1, 1])
-    builder.add("Block", ["a"], "b", domain="local", strides=[2, 2])
-    builder.output("b")
-    cost = count(builder.model())
-    assert cost.parameters == 16
-    assert cost.macs == 16 * (64 + 16)
-    assert {name: (n.weights, n.macs) for name, n in cost.nodes.items()} == {"out": (16, 16 * 80)}
-
-
-def test_equal_names_in_two_scopes_stay_apart() -> None:
-    model = _if_model(None)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                attribute.g.node[0].output[0] = attribute.g.node[1].input[0] = "same"
-    keys = set(count(model).nodes)
-    assert keys == {"chosen.then_branch/same", "chosen.else_branch/same", "y"}
-
-
-def test_nodes_are_found_by_their_scope() -> None:
-    cost = count(_if_model(None))
-    inner = cost.node("chosen.then_branch", "a_y")
-    assert inner is not None
-    assert (inner.weights, inner.macs) == (8, 200)
-    assert cost.node("", "a_y") is None
-    assert cost.node("", "y") == cost.nodes["y"]
-
-
-def test_parameters_of_several_nodes_count_shared_tensors_once() -> None:
-    builder = GraphBuilder()
-    builder.input("x", [1, 8, 5, 5])
-    builder.conv("x", "a", 8, 8, bias=True)
-    builder.add("Conv", ["a", "a_w"], "b")
-    builder.output("b")
-    cost = count(builder.model())
-    assert cost.parameters_of([("", "a"), ("", "b")]) == 64 + 8
-    assert cost.parameters_of([("", "b")]) == 64
-    assert cost.parameters_of([("", "none")]) == 0
-
-
 def test_learned_tensors_count_even_with_one_element() -> None:
     """A layer of one filter has a bias of one element; a scalar elsewhere is no parameter."""
     cost = count(pointwise_model(8, 1, bias=True, batch_norm=True))
@@ -448,13 +185,6 @@ def test_external_weights_are_counted_without_reading_them(tmp_path: Path) -> No
         count(opened)  # the biases are small and looked at
 
 
-def test_the_model_is_not_changed() -> None:
-    model = _if_model(None)
-    before = model.SerializeToString()
-    count(model)
-    assert model.SerializeToString() == before
-
-
 def test_counting_needs_neither_onnxruntime_nor_torch_nor_click() -> None:
     program = (
         "import sys; import onnx_igpc.graph.cost; "
@@ -466,8 +196,7 @@ def test_counting_needs_neither_onnxruntime_nor_torch_nor_click() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.skipif(not MODEL_FILES, reason="ONNX_IGPC_MODELS names no folder of models")
-@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.stem)
+@each_model
 def test_real_models_are_counted_completely(path: Path) -> None:
     cost = count(open_model(path))
     assert cost.parameters > 10_000

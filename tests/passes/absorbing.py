@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,19 @@ from tests.passes.graphs import copy_of
 
 C = 12
 NEWEST = 21
+Layers = Callable[[GraphBuilder, str], str]
+
+
+def vector(b: GraphBuilder, name: str, *shape: int) -> str:
+    return b.initializer(name, b.random(*shape))
+
+
+def ints(b: GraphBuilder, name: str, *values: int) -> str:
+    return b.initializer(name, np.array(values, np.int64))
+
+
+def floats(b: GraphBuilder, name: str, *values: float) -> str:
+    return b.initializer(name, np.array(values, np.float32))
 
 
 @dataclass

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,50 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_igpc.errors import UsageError
-from onnx_igpc.graph.model import OpenModel, open_model
+from onnx_igpc.graph.model import open_model
 from onnx_igpc.graph.view import GraphView
-from onnx_igpc.sites.find import Kept, Rewritable, SiteFilter, find_sites
+from onnx_igpc.sites.find import Rewritable, find_sites
 from tests.helpers import GraphBuilder, WeightForm, pointwise_model, tensor_named
-from tests.helpers import with_following_layers as following
-
-MODELS = os.environ.get("ONNX_IGPC_MODELS")
-MODEL_FILES = sorted(Path(MODELS).glob("*.onnx")) if MODELS else []
-
-
-Site = Rewritable | Kept
-
-
-def reason_of(site: Site) -> str | None:
-    return site.reason if isinstance(site, Kept) else None
-
-
-def sites_of(model: onnx.ModelProto, site_filter: SiteFilter | None = None) -> list[Site]:
-    return list(find_sites(GraphView(OpenModel(model)), site_filter).all)
-
-
-def only_site(model: onnx.ModelProto, site_filter: SiteFilter | None = None) -> Site:
-    (site,) = sites_of(model, site_filter)
-    return site
-
-
-def reasons(
-    model: onnx.ModelProto,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    include_heads: bool = False,
-) -> dict[str, str | None]:
-    chosen = SiteFilter(tuple(include), tuple(exclude), include_heads)
-    return {site.name: reason_of(site) for site in sites_of(model, chosen)}
-
-
-def site_with_weight(builder: GraphBuilder, weight: str, bias: str = "") -> Site:
-    """The convolution ``conv`` of 6 channels that reads the value ``weight``; no head."""
-    builder.input("x", ["n", 6, 5, 5])
-    builder.add("Conv", ["x", weight, bias] if bias else ["x", weight], "conv", kernel_shape=[1, 1])
-    builder.output(builder.add("Relu", ["conv"], "y"), ["n", 4, 5, 5])
-    return only_site(builder.model())
-
+from tests.real_models import each_model
+from tests.sites.finding import only_site, reason_of, reasons, site_with_weight, sites_of
 
 # --------------------------------------------------------------------------- what is found
 
@@ -258,205 +218,10 @@ def test_quantized_weights(transposed: bool) -> None:
         assert (site.in_channels, site.out_channels) == (6, 4)
 
 
-# --------------------------------------------------------------------------- heads
-
-
-def _reshape(builder: GraphBuilder, value: str) -> str:
-    return builder.add("Reshape", [value, builder.stored("s", np.array([1, -1]))], "y")
-
-
-def _squeeze(builder: GraphBuilder, value: str) -> str:
-    pooled = builder.add("ReduceMean", [value], "pooled", axes=[2, 3])
-    return builder.add("Squeeze", [pooled, builder.stored("axes", np.array([2, 3]))], "y")
-
-
-def _concat(builder: GraphBuilder, value: str) -> str:
-    return builder.add("Concat", [value, "x"], "y", axis=1)
-
-
-def _slice(builder: GraphBuilder, value: str) -> str:
-    ends = [builder.stored(n, np.array([v])) for n, v in (("start", 0), ("end", 2), ("axis", 2))]
-    return builder.add("Slice", [value, *ends], "y")
-
-
-def _resize(builder: GraphBuilder, value: str) -> str:
-    scales = builder.stored("scales", np.array([1, 1, 2, 2], np.float32))
-    return builder.add("Resize", [value, "", scales], "y", mode="nearest")
-
-
-def _split(builder: GraphBuilder, value: str) -> str:
-    builder.nodes.append(helper.make_node("Split", [value], ["left", "y"], name="split", axis=1))
-    return "y"
-
-
-def _chain(builder: GraphBuilder, value: str) -> str:
-    turned = builder.add("Transpose", [value], "turned", perm=[0, 2, 3, 1])
-    return builder.add("Sigmoid", [_reshape(builder, turned)], "z")
-
-
-@pytest.mark.parametrize("op_type", ["Flatten", "Identity", "Softmax", "LogSoftmax", "Sigmoid"])
-def test_heads_through_operators_of_one_input(op_type: str) -> None:
-    model = following(lambda builder, value: builder.add(op_type, [value], "y"))
-    assert reason_of(only_site(model)) == f"head: only {op_type} before output 'y'"
-    assert reasons(model, include_heads=True) == {"conv_node": None}
-
-
-@pytest.mark.parametrize("add", [_reshape, _concat, _slice, _resize, _split])
-def test_heads_through_operators_that_move_values(add: object) -> None:
-    reason = reason_of(only_site(following(add)))  # type: ignore[arg-type]
-    assert reason == f"head: only {str(add.__name__)[1:].title()} before output 'y'"  # type: ignore[attr-defined]
-
-
-def test_heads_through_cast_squeeze_transpose_and_several() -> None:
-    model = following(lambda b, v: b.add("Transpose", [v], "y", perm=[0, 2, 3, 1]))
-    assert reason_of(only_site(model)) == "head: only Transpose before output 'y'"
-    assert reason_of(only_site(following(_chain))) == (
-        "head: only Transpose, Reshape, Sigmoid before output 'z'"
-    )
-    cast = GraphBuilder()
-    cast.input("x", [1, 8, 1, 1])
-    cast.conv("x", "conv", 8, 8)
-    cast.add("Squeeze", ["conv", cast.stored("axes", np.array([2, 3]))], "flat")
-    cast.add("Cast", ["flat"], "y", to=TensorProto.FLOAT16)
-    cast.output("y", elem_type=TensorProto.FLOAT16)
-    assert reason_of(only_site(cast.model())) == "head: only Squeeze, Cast before output 'y'"
-
-
-def test_a_site_that_makes_an_output() -> None:
-    model = following(lambda builder, value: value)
-    assert reason_of(only_site(model)) == "head: it makes output 'conv'"
-
-
-@pytest.mark.parametrize(
-    "op_type", ["Relu", "GlobalAveragePool", "HardSwish", "LeakyRelu", "Tanh", "Neg"]
-)
-def test_no_head_before_operators_that_compute(op_type: str) -> None:
-    model = following(lambda builder, value: builder.add(op_type, [value], "y"))
-    assert reason_of(only_site(model)) is None
-
-
-@pytest.mark.parametrize("op_type", ["Add", "Mul", "Max"])
-def test_no_head_before_operators_of_two_inputs(op_type: str) -> None:
-    model = following(lambda builder, value: builder.add(op_type, [value, "x"], "y"))
-    assert reason_of(only_site(model)) is None
-
-
-def test_no_head_before_squeeze_of_a_mean() -> None:
-    assert reason_of(only_site(following(_squeeze))) is None
-
-
-def test_one_of_several_ways_to_an_output_makes_a_head() -> None:
-    def add(builder: GraphBuilder, value: str) -> str:
-        builder.add("Relu", [value], "busy")
-        builder.conv("busy", "next", 32, 32, kernel=3)
-        return builder.add("Sigmoid", [value], "y")
-
-    assert reason_of(only_site(following(add))) == "head: only Sigmoid before output 'y'"
-
-
-def test_a_head_inside_a_branch_is_a_head() -> None:
-    branches = {}
-    for name in ("then_branch", "else_branch"):
-        inner = GraphBuilder()
-        inner.output(inner.conv("x", f"{name}_y", 8, 8))
-        branches[name] = inner.graph(name)
-    builder = GraphBuilder()
-    builder.input("x", [1, 8, 5, 5])
-    builder.input("cond", [], TensorProto.BOOL)
-    builder.add("If", ["cond"], "chosen", **branches)
-    builder.output(builder.add("Sigmoid", ["chosen"], "y"))
-    found = reasons(builder.model())
-    assert set(found.values()) == {"head: only Sigmoid before output 'y'"}
-    builder.nodes[-1].op_type = "Relu"
-    assert set(reasons(builder.model()).values()) == {None}
-
-
-# --------------------------------------------------------------------------- names and globs
-
-
-def _three_sites(*names: str) -> onnx.ModelProto:
-    builder = GraphBuilder()
-    value = builder.input("x", [1, 8, 5, 5])
-    for index, name in enumerate(names):
-        value = builder.conv(value, f"v{index}", 8, 8, name=name)
-    builder.output(builder.add("Relu", [value], "y"))
-    return builder.model()
-
-
-def test_include_and_exclude() -> None:
-    model = _three_sites("block/a", "block/b", "neck/a")
-    assert reasons(model, include=["block/*"]) == {
-        "block/a": None,
-        "block/b": None,
-        "neck/a": "not matched by --include",
-    }
-    assert reasons(model, include=["block/*"], exclude=["*/a"]) == {
-        "block/a": "excluded by --exclude */a",
-        "block/b": None,
-        "neck/a": "not matched by --include",
-    }
-    assert reasons(model, include=["block/a", "neck/?"])["block/b"] is not None
-    assert reasons(model, exclude=["*"])["block/a"] == "excluded by --exclude *"
-
-
-def test_nodes_without_a_name_go_by_their_output() -> None:
-    model = _three_sites("", "", "named")
-    assert list(reasons(model)) == ["v0", "v1", "named"]
-    assert reasons(model, exclude=["v1"])["v1"] == "excluded by --exclude v1"
-
-
-def test_nodes_with_one_name_are_told_apart_and_match_it() -> None:
-    model = _three_sites("conv", "conv", "other")
-    found = reasons(model)
-    assert len(found) == 3
-    assert all(name in found for name in ("conv:/v0", "conv:/v1", "other"))
-    assert list(reasons(model, exclude=["conv"]).values()) == [
-        "excluded by --exclude conv",
-        "excluded by --exclude conv",
-        None,
-    ]
-    assert list(reasons(model, include=["conv:/v1"]).values()) == [
-        "not matched by --include",
-        None,
-        "not matched by --include",
-    ]
-
-
-def test_a_glob_that_matches_nothing_lists_near_matches() -> None:
-    model = _three_sites("block1/expand", "block1/project", "stem")
-    with pytest.raises(
-        UsageError,
-        match=r"`exclude` 'block1/expnd' matches no pointwise .*near matches: block1/expand",
-    ) as caught:
-        reasons(model, exclude=["block1/expnd"])
-    assert "\n" not in str(caught.value)
-    assert "stem" not in str(caught.value)
-    with pytest.raises(UsageError, match="`include` 'zzz' matches no"):
-        reasons(model, include=["zzz", "stem"])
-    with pytest.raises(UsageError, match="matches no"):
-        reasons(model, include=["STEM"])
-
-
-def test_a_name_with_brackets_matches_itself() -> None:
-    model = _three_sites("conv[0]", "conv[1]", "conv0")
-    found = reasons(model, include=["conv[0]"])
-    assert found["conv[0]"] is None
-    assert found["conv[1]"] == "not matched by --include"
-
-
-def test_nodes_of_an_earlier_run_are_left_alone() -> None:
-    view = GraphView(OpenModel(_three_sites("block/a", "b", "c")))
-    found = {s.name: s for s in find_sites(view, taken={"block/a": "block/original"}).all}
-    assert reason_of(found["block/a"]) == "part of the already rewritten block/original"
-    assert getattr(found["block/a"], "part_of", None) == "block/original"
-    assert reason_of(found["b"]) is None
-
-
 # --------------------------------------------------------------------------- real models
 
 
-@pytest.mark.skipif(not MODEL_FILES, reason="ONNX_IGPC_MODELS names no folder of models")
-@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.stem)
+@each_model
 def test_every_pointwise_convolution_of_a_real_model_is_accounted_for(path: Path) -> None:
     sites = find_sites(GraphView(open_model(path))).all
     model = onnx.shape_inference.infer_shapes(onnx.load(path))

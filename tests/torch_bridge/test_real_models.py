@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,8 @@ import pytest
 import torch
 
 from onnx_igpc.torch_bridge import from_torch, to_torch
+from tests.real_models import each_model
 from tests.torch_bridge.graphs import difference, run_onnx, run_torch, train
-
-FOLDER = os.environ.get("ONNX_IGPC_MODELS", "")
-MODELS = sorted(Path(FOLDER).glob("*.onnx")) if FOLDER else []
-pytestmark = pytest.mark.skipif(not MODELS, reason="ONNX_IGPC_MODELS names no folder with models")
-EACH = pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 
 
 def _open(path: Path) -> onnx.ModelProto:
@@ -70,7 +65,7 @@ def _takes_bytes(model: onnx.ModelProto) -> bool:
     return bool(names & {"obj_8", "images"})
 
 
-@EACH
+@each_model
 def test_agrees_with_onnxruntime(path: Path) -> None:
     model = _open(path)
     inputs = _inputs(model)
@@ -86,13 +81,13 @@ def test_agrees_with_onnxruntime(path: Path) -> None:
             assert difference(got, want) < limit
 
 
-@EACH
+@each_model
 def test_untrained_module_gives_the_same_bytes(path: Path) -> None:
     model = _open(path)
     assert from_torch(to_torch(model), model).SerializeToString() == model.SerializeToString()
 
 
-@EACH
+@each_model
 def test_ten_steps_reach_every_weight(path: Path) -> None:
     model = _open(path)
     module = to_torch(model)

@@ -13,9 +13,8 @@ from onnx_igpc.graph.channels.region import (
     ChannelRegion,
     NewConstant,
     NodeChange,
-    label,
 )
-from onnx_igpc.graph.view import NodeRef
+from onnx_igpc.graph.view import ConstantRef, NodeRef
 from onnx_igpc.layout.permutations import Order, block_order, is_identity, spread_order
 
 
@@ -23,9 +22,7 @@ class Convolution:
     """Conv: orders within groups go into the kernel, an order of whole groups is handed on."""
 
     def relate(self, region: ChannelRegion, ref: NodeRef) -> None:
-        constant = region.constant(ref, 1)
-        if constant is None:
-            raise CannotReorderError(f"{label(ref)} has no constant weight")
+        constant = _constant(region, ref, 1, "has no constant weight")
         groups = int(ref.attribute("group", 1))
         shape = constant.values().shape if constant.chain else tuple(constant.root.dims)
         region.see_rank(ref, len(shape))
@@ -34,7 +31,7 @@ class Convolution:
         of_read = _group_order(ref, read, before, groups)
         of_made = _group_order(ref, made, after, groups)
         if of_read and of_made and of_read != of_made:
-            raise CannotReorderError(f"{label(ref)} would need two orders of its groups at once")
+            raise CannotReorderError(f"{ref.label} would need two orders of its groups at once")
         moved = of_read or of_made
         if moved is None or is_identity(moved):
             return
@@ -48,9 +45,7 @@ class Convolution:
 
     def change(self, region: ChannelRegion, ref: NodeRef) -> NodeChange:
         read, made = self._orders(region, ref)
-        constant = region.constant(ref, 1)
-        assert constant is not None
-        kernel = constant.values()
+        kernel = _constant(region, ref, 1, "has no constant weight").values()
         groups = int(ref.attribute("group", 1))
         changed = kernel if made is None else kernel[list(made)]
         if read is not None:
@@ -58,12 +53,17 @@ class Convolution:
         found = []
         if not np.array_equal(changed, kernel):
             found.append(NewConstant(1, "weight", changed))
-        if made is not None and len(ref.node.inputs) > 2 and ref.node.inputs[2].name:
-            bias = region.constant(ref, 2)
-            if bias is None:
-                raise CannotReorderError(f"{label(ref)} computes its bias at run time")
+        if made is not None and ref.has_input(2):
+            bias = _constant(region, ref, 2, "computes its bias at run time")
             found.append(NewConstant(2, "bias", bias.values()[list(made)]))
         return NodeChange(ref, tuple(found))
+
+
+def _constant(region: ChannelRegion, ref: NodeRef, index: int, otherwise: str) -> ConstantRef:
+    constant = region.constant(ref, index)
+    if constant is None:
+        raise CannotReorderError(f"{ref.label} {otherwise}")
+    return constant
 
 
 def _group_order(ref: NodeRef, order: Order | None, channels: int, groups: int) -> Order | None:
@@ -71,10 +71,10 @@ def _group_order(ref: NodeRef, order: Order | None, channels: int, groups: int) 
     if order is None:
         return None
     if len(order) != channels:
-        raise CannotReorderError(f"{label(ref)} has another number of channels")
+        raise CannotReorderError(f"{ref.label} has another number of channels")
     found = block_order(order, groups)
     if found is None:
-        raise CannotReorderError(f"{label(ref)} has {groups} groups, which the order would mix")
+        raise CannotReorderError(f"{ref.label} has {groups} groups, which the order would mix")
     return found
 
 

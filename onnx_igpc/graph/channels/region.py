@@ -69,14 +69,14 @@ class Operators:
     def rule(self, ref: NodeRef) -> Rule:
         """The rule of a node; raises CannotReorderError where there is none."""
         if ref.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            raise CannotReorderError(f"{label(ref)} quantizes")
+            raise CannotReorderError(f"{ref.label} quantizes")
         known = self.rules.get(ref.op_type) if ref.is_standard else None
         if known is None:
-            raise CannotReorderError(f"{label(ref)} may depend on the order of channels")
+            raise CannotReorderError(f"{ref.label} may depend on the order of channels")
         if ref.is_parametrized:
-            raise CannotReorderError(f"{label(ref)} has attributes that callers set")
+            raise CannotReorderError(f"{ref.label} has attributes that callers set")
         if ref.proto.name in self.leave:
-            raise CannotReorderError(f"{label(ref)} belongs to a site of an earlier run")
+            raise CannotReorderError(f"{ref.label} belongs to a site of an earlier run")
         return known
 
 
@@ -111,7 +111,7 @@ class ChannelRegion:
                 raise CannotReorderError(f"'{current.name}' is an input of the graph")
             for ref in (producer, *self.view.consumers(current)):
                 if ref.scope.holder is not self.scope.holder:
-                    raise CannotReorderError(f"{label(ref)} lies in another scope")
+                    raise CannotReorderError(f"{ref.label} lies in another scope")
                 self.nodes[id(ref.node)] = ref
                 self.operators.rule(ref).relate(self, ref)
 
@@ -134,6 +134,10 @@ class ChannelRegion:
         """The new order of a tensor; ``None`` where it stays as it is."""
         return self._orders.get(id(tensor))
 
+    def new_order(self, tensor: gs.Tensor) -> Order:
+        """The new order of a tensor of the region; KeyError for any other."""
+        return self._orders[id(tensor)]
+
     def constant(self, ref: NodeRef, index: int) -> ConstantRef | None:
         """An input of a node as a constant; ``None`` if it is left out or computed."""
         inputs = ref.node.inputs
@@ -144,18 +148,13 @@ class ChannelRegion:
     def see_rank(self, ref: NodeRef, rank: int) -> None:
         """Note how many dimensions a node's tensors have."""
         if self.rank not in (None, rank):
-            raise CannotReorderError(f"{label(ref)} has tensors of {rank} dimensions among others")
+            raise CannotReorderError(f"{ref.label} has tensors of {rank} dimensions among others")
         self.rank = rank
 
     def changes(self) -> list[NodeChange]:
         """What becomes of each node, in the order of the graph; raises CannotReorderError."""
         refs = sorted(self.nodes.values(), key=lambda ref: ref.index)
         return [self.operators.rule(ref).change(self, ref) for ref in refs]
-
-
-def label(ref: NodeRef) -> str:
-    """A node in words, for reasons."""
-    return f"{ref.op_type} '{ref.proto.name or ref.proto.output[0]}'"
 
 
 def _annotated(scope: Scope) -> set[str]:

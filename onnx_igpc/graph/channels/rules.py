@@ -19,7 +19,6 @@ from onnx_igpc.graph.channels.region import (
     NewConstant,
     NodeChange,
     Rule,
-    label,
 )
 from onnx_igpc.graph.channels.spatial import pads_channels, reduces_channels, resizes_channels
 from onnx_igpc.graph.traversal import opset_version
@@ -76,11 +75,11 @@ class PerChannel:
     def relate(self, region: ChannelRegion, ref: NodeRef) -> None:
         for extra in ref.node.outputs[1:]:
             if region.view.consumers(extra) or region.view.is_output(extra):
-                raise CannotReorderError(f"{label(ref)} has a second output")
+                raise CannotReorderError(f"{ref.label} has a second output")
         tensors = self._tensors(region, ref)
         orders = [order for tensor in tensors if (order := region.order_of(tensor))]
         if not orders:
-            raise CannotReorderError(f"{label(ref)} reads the channels as a parameter")
+            raise CannotReorderError(f"{ref.label} reads the channels as a parameter")
         for tensor in tensors:
             region.assign(tensor, orders[0])
 
@@ -96,15 +95,14 @@ class PerChannel:
     def change(self, region: ChannelRegion, ref: NodeRef) -> NodeChange:
         reason = self.check(region, ref)
         if reason:
-            raise CannotReorderError(f"{label(ref)} {reason}")
+            raise CannotReorderError(f"{ref.label} {reason}")
         if any(
             region.order_of(tensor)
             for index, tensor in enumerate(ref.node.inputs)
             if self.data is not None and index not in self.data
         ):
-            raise CannotReorderError(f"{label(ref)} reads the channels as a parameter")
-        order = region.order_of(ref.node.outputs[0])
-        assert order is not None
+            raise CannotReorderError(f"{ref.label} reads the channels as a parameter")
+        order = region.new_order(ref.node.outputs[0])
         found = [
             self._vector(region, ref, index, order) for index in range(1, len(self.vectors) + 1)
         ]
@@ -117,7 +115,7 @@ class PerChannel:
         constant = region.constant(ref, index)
         values = constant.values() if constant else None
         if values is None or values.shape != (len(order),):
-            raise CannotReorderError(f"{label(ref)} computes its {what} at run time")
+            raise CannotReorderError(f"{ref.label} computes its {what} at run time")
         return NewConstant(index, what, values[list(order)])
 
 
@@ -132,12 +130,12 @@ def _operands(region: ChannelRegion, ref: NodeRef, order: Order) -> list[NewCons
         if values.size == 1 and values.ndim <= (region.rank or 0):
             continue
         if region.rank is None or values.ndim > region.rank:
-            raise CannotReorderError(f"{label(ref)} has an operand of unknown alignment")
+            raise CannotReorderError(f"{ref.label} has an operand of unknown alignment")
         axis = values.ndim - (region.rank - 1)
         if axis < 0 or values.shape[axis] == 1:
             continue
         if values.shape[axis] != len(order):
-            raise CannotReorderError(f"{label(ref)} has an operand of another number of channels")
+            raise CannotReorderError(f"{ref.label} has an operand of another number of channels")
         found.append(NewConstant(index, f"operand{index + 1}", values.take(order, axis)))
     return found
 
@@ -147,7 +145,7 @@ class _OrderBlind:
 
     def relate(self, region: ChannelRegion, ref: NodeRef) -> None:
         if region.order_of(ref.node.outputs[0]):
-            raise CannotReorderError(f"{label(ref)} makes no channels")
+            raise CannotReorderError(f"{ref.label} makes no channels")
 
     def change(self, region: ChannelRegion, ref: NodeRef) -> NodeChange:
         return NodeChange(ref)
@@ -164,17 +162,17 @@ class _ChannelGather:
         read = region.order_of(ref.node.inputs[0])
         made = region.order_of(ref.node.outputs[0])
         if made is not None and len(made) != len(indices):
-            raise CannotReorderError(f"{label(ref)} has another number of channels")
+            raise CannotReorderError(f"{ref.label} has another number of channels")
         if read is not None and max(indices) >= len(read):
-            raise CannotReorderError(f"{label(ref)} has another number of channels")
+            raise CannotReorderError(f"{ref.label} has another number of channels")
 
     def _indices(self, region: ChannelRegion, ref: NodeRef) -> list[int]:
         constant = region.constant(ref, 1)
         known = constant.values() if constant and ref.attribute("axis", 0) == 1 else None
         if known is None or known.ndim != 1 or not known.size or (known < 0).any():
-            raise CannotReorderError(f"{label(ref)} may depend on the order of channels")
+            raise CannotReorderError(f"{ref.label} may depend on the order of channels")
         if ref.proto.name not in self.names:
-            raise CannotReorderError(f"{label(ref)} is the model's own")
+            raise CannotReorderError(f"{ref.label} is the model's own")
         return [int(index) for index in known]
 
     def change(self, region: ChannelRegion, ref: NodeRef) -> NodeChange:

@@ -19,7 +19,7 @@ def pads_channels(region: ChannelRegion, ref: NodeRef) -> str | None:
     """Pad: the amounts are an attribute up to opset 10, then an input; later with axes."""
     pads = _setting(region, ref, ("pads", 1))
     axes = _setting(region, ref, (None, 3))
-    if pads is None or (_is_given(ref, 3) and axes is None):
+    if pads is None or (ref.has_input(3) and axes is None):
         return _UNKNOWN
     count = len(pads) // 2
     place = _place(region, axes, count)
@@ -47,9 +47,7 @@ def resizes_channels(region: ChannelRegion, ref: NodeRef) -> str | None:
     place = _place(region, axes, len(known))
     if place is None:
         return _UNKNOWN
-    order = region.order_of(ref.node.outputs[0])
-    assert order is not None
-    wanted = len(order) if known is sizes else 1
+    wanted = len(region.new_order(ref.node.outputs[0])) if known is sizes else 1
     return "resizes channels" if place < len(known) and known[place] != wanted else None
 
 
@@ -76,10 +74,6 @@ def _setting(
         return np.asarray(value)
     constant = region.constant(ref, index)
     return constant.values().reshape(-1) if constant else None
-
-
-def _is_given(ref: NodeRef, index: int) -> bool:
-    return len(ref.node.inputs) > index and bool(ref.node.inputs[index].name)
 
 
 def _place(region: ChannelRegion, axes: np.ndarray | None, count: int) -> int | None:

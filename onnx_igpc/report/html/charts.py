@@ -134,6 +134,18 @@ def opened_by(summary: str, *contents: Child) -> Element:
     return element("details", None, element("summary", None, summary), contents)
 
 
+def definitions(facts: Iterable[tuple[str, Child]]) -> Element:
+    """Facts by what they are called."""
+    return element(
+        "dl",
+        {"class": "facts"},
+        [
+            element("div", None, element("dt", None, name), element("dd", None, fact))
+            for name, fact in facts
+        ],
+    )
+
+
 def value_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[Element]:
     """A table whose first column names the row; the rest are numbers. It scrolls where it is too wide."""
     heading = element("tr", None, [element("th", {"scope": "col"}, each) for each in head])

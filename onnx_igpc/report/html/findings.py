@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from onnx_igpc.report.benchmark import BenchmarkReport
-from onnx_igpc.report.html.charts import opened_by, value_table
+from onnx_igpc.report.html.charts import definitions, opened_by, value_table
 from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.numbers import exact
 from onnx_igpc.report.quantization import QuantizationReport, counts
@@ -14,6 +13,9 @@ from onnx_igpc.report.sections import CalibrationReport, FinetuneReport, Lowerin
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.report.verification import VerifyReport
+
+Facts = Mapping[str, object]
+"""JSON values by what they are called."""
 
 
 def verification(verified: VerifyReport | None) -> list[Child]:
@@ -114,7 +116,7 @@ def making(report: RewriteReport) -> list[Child]:
     return parts
 
 
-def _calibration(calibration: CalibrationReport | None) -> dict[str, Any]:
+def _calibration(calibration: CalibrationReport | None) -> Facts:
     """The facts without the fits that were tried, which have a table."""
     facts = {} if calibration is None else to_values(calibration)
     return {key: value for key, value in facts.items() if key != "chosen_by"}
@@ -131,7 +133,7 @@ def _fits(calibration: CalibrationReport) -> list[Element]:
     return value_table(said, ("fit", "damage", ""), rows) if rows else []
 
 
-def _training(finetune: FinetuneReport | None) -> dict[str, Any]:
+def _training(finetune: FinetuneReport | None) -> Facts:
     """The facts of a run without its curves, which are drawn."""
     if finetune is None:
         return {}
@@ -140,7 +142,7 @@ def _training(finetune: FinetuneReport | None) -> dict[str, Any]:
     return {**facts, **finetune.recipe}
 
 
-def _lowering(lowering: LoweringReport | None) -> dict[str, Any]:
+def _lowering(lowering: LoweringReport | None) -> Facts:
     """Where it was measured, how many sites became what, and the times of whole models."""
     if lowering is None:
         return {}
@@ -153,7 +155,7 @@ def _lowering(lowering: LoweringReport | None) -> dict[str, Any]:
     return facts
 
 
-def _quantization(said: QuantizationReport | None) -> dict[str, Any]:
+def _quantization(said: QuantizationReport | None) -> Facts:
     """What was chosen and by what; the damage is told where the page says what all of it brought."""
     if said is None:
         return {}
@@ -176,24 +178,15 @@ def _sites_lowered(lowering: LoweringReport) -> Element:
     return opened_by(said, value_table(said, ("site", "written as", "reason"), rows))
 
 
-def _definitions(facts: Mapping[str, Any]) -> Element:
-    return element(
-        "dl",
-        {"class": "facts"},
-        [
-            element(
-                "div",
-                None,
-                element("dt", None, str(key).replace("_", " ")),
-                element("dd", None, _plain(value)),
-            )
-            for key, value in facts.items()
-            if value not in (None, [], {}, "")
-        ],
+def _definitions(facts: Facts) -> Element:
+    return definitions(
+        (key.replace("_", " "), _plain(value))
+        for key, value in facts.items()
+        if value not in (None, [], {}, "")
     )
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """A JSON value as a person would write it."""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -31,18 +31,14 @@ class Drawings:
 
     def of(self, layout: GroupLayout) -> list[Element]:
         """Figures of the parts of a layout, in the order in which they are computed."""
-        figures = [self._stage("K", layout.k, layout)]
+        figures = [self._stage("K", layout.k)]
         if layout.interleave is not None:
-            figures.append(
-                self._order("P", "interleave", layout.interleave, _first_rows(layout.k), layout)
-            )
+            figures.append(self._order("P", "interleave", layout.interleave, _first_rows(layout.k)))
         if layout.l is not None:
-            figures.append(self._stage("L", layout.l, layout))
+            figures.append(self._stage("L", layout.l))
         if layout.output_interleave is not None:
             rows = range(0) if layout.l is not None else _first_rows(layout.k)
-            figures.append(
-                self._order("", "order of the output", layout.output_interleave, rows, layout)
-            )
+            figures.append(self._order("", "order of the output", layout.output_interleave, rows))
         return figures
 
     def definitions(self) -> Element:
@@ -53,7 +49,7 @@ class Drawings:
             [symbol for _, symbol in self._made.values()],
         )
 
-    def _stage(self, name: str, stage: GroupedStage, layout: GroupLayout) -> Element:
+    def _stage(self, name: str, stage: GroupedStage) -> Element:
         key = (name, stage)
         if key not in self._made:
             self._made[key] = _symbol(
@@ -61,9 +57,7 @@ class Drawings:
             )
         return _figure(self._made[key][0], "matrix", name, stage_text(stage))
 
-    def _order(
-        self, name: str, what: str, order: tuple[int, ...], first: range, layout: GroupLayout
-    ) -> Element:
+    def _order(self, name: str, what: str, order: tuple[int, ...], first: range) -> Element:
         key = (name, order, first)
         if key not in self._made:
             self._made[key] = _symbol(len(self._made), _crossing(order, first), 1, len(order))

@@ -19,7 +19,7 @@ from onnx_igpc.report.html.latency_charts import latency_charts
 from onnx_igpc.report.html.layout_drawing import Drawings
 from onnx_igpc.report.html.ledger import ledger, percent_left
 from onnx_igpc.report.html.site_detail import SiteDetails
-from onnx_igpc.report.html.sites_table import sites_section
+from onnx_igpc.report.html.sites_table import sites_table
 from onnx_igpc.report.html.texts import percent, short_names
 from onnx_igpc.report.html.training_charts import training_charts
 from onnx_igpc.report.numbers import exact
@@ -40,21 +40,19 @@ def render_html(report: RewriteReport, title: str) -> str:
     """
     report = replace(report, benchmark=_with_short_paths(report.benchmark))
     drawings = Drawings()
-    sites = sites_section(report, SiteDetails(drawings))
     style, script = _resource("report.css"), _resource("report.js")
-    sections = [
-        _section("brought", "What it cost and brought", [ledger(report, title)]),
-        _section("depth", "Along the network", depth_charts(report)),
-        _section("choice", "The budget", [choice_chart(report.selection)]),
-        _section("training", "Fine-tuning", training_charts(report.finetune)),
-        _section(
-            "latency", "Latency", [*latency_charts(report.benchmark), *machine(report.benchmark)]
-        ),
-        _section("verified", "Verification", verification(report.verify)),
-        sites,
-        _section("made", "How it was made", making(report)),
+    latency = [*latency_charts(report.benchmark), *machine(report.benchmark)]
+    sections: list[tuple[str, str, Sequence[Child]]] = [
+        ("brought", "What it cost and brought", [ledger(report, title)]),
+        ("depth", "Along the network", depth_charts(report)),
+        ("choice", "The budget", [choice_chart(report.selection)]),
+        ("training", "Fine-tuning", training_charts(report.finetune)),
+        ("latency", "Latency", latency),
+        ("verified", "Verification", verification(report.verify)),
+        ("sites", "Every pointwise convolution", sites_table(report, SiteDetails(drawings))),
+        ("made", "How it was made", making(report)),
     ]
-    shown = [each for each in sections if each is not None]
+    shown = [each for each in sections if any(child is not None for child in each[2])]
     head = element(
         "head",
         None,
@@ -75,11 +73,11 @@ def render_html(report: RewriteReport, title: str) -> str:
         "body",
         None,
         element("a", {"class": "skip", "href": "#sites"}, "Skip to the sites")
-        if sites is not None
+        if report.sites
         else None,
         drawings.definitions(),
         element("header", None, _header(report, title), _contents(shown)),
-        element("main", None, shown),
+        element("main", None, [_section(*each) for each in shown]),
         element("footer", None, element("p", None, f"Written by {report.tool}.")),
     )
     return to_html(element("html", {"lang": "en"}, head, body))
@@ -139,26 +137,21 @@ def _answers(damage: DamageReport | None) -> str | None:
     return f"It gives the original's answer {on}{left_out}."
 
 
-def _section(name: str, title: str, contents: Sequence[Child]) -> Element | None:
-    filled = [each for each in contents if each is not None]
-    if not filled:
-        return None
+def _section(name: str, title: str, contents: Sequence[Child]) -> Element:
     return element(
         "section",
         {"id": name, "aria-labelledby": f"{name}-title"},
         element("h2", {"id": f"{name}-title"}, title),
-        filled,
+        contents,
     )
 
 
-def _contents(sections: Sequence[Element]) -> Element:
+def _contents(sections: Sequence[tuple[str, str, Sequence[Child]]]) -> Element:
     """Links to the sections."""
-    links = []
-    for section in sections:
-        heading = section.find("h2")
-        assert heading is not None
-        link = element("a", {"href": f"#{section.get('id')}"}, heading.text)
-        links.append(element("li", None, link))
+    links = [
+        element("li", None, element("a", {"href": f"#{name}"}, title))
+        for name, title, _ in sections
+    ]
     return element("nav", {"aria-label": "Sections"}, element("ul", None, links))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnx_igpc.report.html.charts import definitions
 from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.html.layout_drawing import Drawings, formula
 from onnx_igpc.report.numbers import exact
@@ -121,20 +122,7 @@ def _thumbnail(site: SiteReport, name: str) -> Thumbnail | None:
 
 
 def _facts(facts: Mapping[str, str | None]) -> Element:
-    return element(
-        "dl",
-        {"class": "facts"},
-        [
-            element(
-                "div",
-                None,
-                element("dt", None, label),
-                element("dd", None, element("bdi", None, value)),
-            )
-            for label, value in facts.items()
-            if value
-        ],
-    )
+    return definitions((name, element("bdi", None, each)) for name, each in facts.items() if each)
 
 
 def _scheme(site: SiteReport) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx_igpc.report.html.elements import Element, element
+from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.html.site_detail import SiteDetails
 from onnx_igpc.report.html.texts import percent
 from onnx_igpc.report.numbers import count_text
@@ -26,20 +26,17 @@ _COLUMNS = (
 _SPOKEN = {6: "parameters left", 8: "MACs left", 0: "number along the network"}
 
 
-def sites_section(report: RewriteReport, details: SiteDetails) -> Element | None:
-    """Filter and table; ``None`` for a report without sites."""
+def sites_table(report: RewriteReport, details: SiteDetails) -> list[Child]:
+    """Filter and table; nothing for a report without sites."""
     if not report.sites:
-        return None
+        return []
     damages = report.selection.damage_by_site if report.selection is not None else {}
     rows = [
         row
         for number, site in enumerate(report.sites, start=1)
         for row in _rows(number, site, details, damages)
     ]
-    return element(
-        "section",
-        {"id": "sites", "aria-labelledby": "sites-title"},
-        element("h2", {"id": "sites-title"}, "Every pointwise convolution"),
+    return [
         element(
             "p",
             {"class": "explanation"},
@@ -63,7 +60,7 @@ def sites_section(report: RewriteReport, details: SiteDetails) -> Element | None
             ),
             element("tbody", {"role": "rowgroup"}, rows),
         ),
-    )
+    ]
 
 
 def _controls(count: int) -> Element:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from onnx_igpc.torch_bridge.node import Node, Run
+from onnx_igpc.torch_bridge.node import Node, Run, numbers
 from onnx_igpc.torch_bridge.registry import Inputs, register_operator
 
 
@@ -41,13 +41,8 @@ def slice_(node: Node) -> Run:
     fixed = [node.constant_list(index) for index in range(1, 5)]
 
     def run(x: torch.Tensor, *bounds: torch.Tensor | None) -> torch.Tensor:
-        given = [bound.tolist() if bound is not None else None for bound in bounds]
-        given += [None] * (4 - len(given))
-        starts, ends, axes, steps = (
-            f if g is None else g for f, g in zip(fixed, given, strict=True)
-        )
-        assert starts is not None
-        assert ends is not None
+        given = (*bounds, *[None] * (4 - len(bounds)))
+        starts, ends, axes, steps = map(numbers, fixed, given)
         return _cut(x, starts, ends, axes or range(len(starts)), steps or [1] * len(starts))
 
     return run

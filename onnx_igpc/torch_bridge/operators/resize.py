@@ -190,9 +190,8 @@ def resize(node: Node) -> Run:
     fixed = [node.constant_list(index) for index in (1, 2, 3)]
 
     def run(x: torch.Tensor, *inputs: torch.Tensor | None) -> torch.Tensor:
-        given = [None if value is None else value.tolist() for value in inputs]
-        given += [None] * (3 - len(given))
-        roi, scales, sizes = (f if g is None else g for f, g in zip(fixed, given, strict=True))
+        given = (*inputs, *[None] * (3 - len(inputs)))
+        roi, scales, sizes = map(numbers, fixed, given)
         axes = [a % x.dim() for a in chosen] if chosen else list(range(x.dim()))
         return method.apply(x, _plan(x, axes, roi, scales, sizes, policy))
 
@@ -202,9 +201,9 @@ def resize(node: Node) -> Run:
 def _plan(
     x: torch.Tensor,
     axes: Sequence[int],
-    roi: Sequence[float] | None,
-    scales: Sequence[float] | None,
-    sizes: Sequence[int] | None,
+    roi: Sequence[float],
+    scales: Sequence[float],
+    sizes: Sequence[int],
     policy: str,
 ) -> list[Axis]:
     count = len(axes)
@@ -217,7 +216,6 @@ def _plan(
             factors = [factor] * count
             targets = [math.floor(factor * x.shape[axis] + 0.5) for axis in axes]
     else:
-        assert scales is not None
         factors = list(scales)
         targets = [math.floor(x.shape[axis] * f) for axis, f in zip(axes, factors, strict=True)]
     return [
@@ -249,9 +247,8 @@ def _upsample(node: Node) -> Run:
         known = node.constant_list(1)
 
     def run(x: torch.Tensor, scales: torch.Tensor | None = None) -> torch.Tensor:
-        factors = known if scales is None else scales.tolist()
         axes = list(range(x.dim()))
-        return method.apply(x, _plan(x, axes, None, factors, None, "stretch"))
+        return method.apply(x, _plan(x, axes, [], numbers(known, scales), [], "stretch"))
 
     return run
 

@@ -28,7 +28,7 @@ from onnx_igpc.torch_bridge.training.pairing import Pair
 from onnx_igpc.torch_bridge.training.recipe import MOST_FEW, Form, Recipe
 from onnx_igpc.torch_bridge.training.recipe_file import read_recipe
 from tests.torch_bridge.graphs import make_model, random
-from tests.torch_bridge.training_cases import arrays_of, classifier, smaller, write_data
+from tests.torch_bridge.training_cases import arrays_of, write_data
 
 CLASSIFIER = Form(penultimate=True, head=("head_w",), images=True, sized=True)
 
@@ -124,16 +124,6 @@ class TestFiles:
     def test_neither_name_nor_file(self) -> None:
         with pytest.raises(UsageError, match="few or many, or a JSON file, not 'som'"):
             read_recipe("som")
-
-
-@pytest.fixture(scope="module")
-def teacher() -> onnx.ModelProto:
-    return classifier()
-
-
-@pytest.fixture(scope="module")
-def compressed(teacher: onnx.ModelProto) -> onnx.ModelProto:
-    return smaller(teacher)
 
 
 def told_of(model: onnx.ModelProto, data: Any, **options: Any) -> FinetuneReport:
