@@ -213,17 +213,6 @@ class GraphCuts:
             yield numpy_helper.from_array(np.ascontiguousarray(array), name)
 
 
-def with_weights(model: OpenModel, replaced: Mapping[int, DenseWeight]) -> OpenModel:
-    """A copy of a model in which the convolutions at these positions of the main graph have other weights."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    proto.ir_version = max(proto.ir_version, IR_WITH_FREE_INITIALIZERS)
-    cuts = GraphCuts(OpenModel(proto, model.data, model.path), ())
-    for index, weight in replaced.items():
-        proto.graph.initializer.extend(cuts.replace(cuts.nodes[index], weight))
-    return cuts.model
-
-
 def _outer_reads(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node reads, with those that its sub-graphs take from outside; each once."""
     yield from dict.fromkeys(name for name in node.input if name)

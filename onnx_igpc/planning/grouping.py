@@ -20,7 +20,6 @@ from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.planning.clustering import Clustering, channel_affinity
 
 Grouping = Literal["learned", "contiguous"]
-GROUPINGS: tuple[Grouping, ...] = ("learned", "contiguous")
 
 _MAX_ROUNDS = 40
 

@@ -171,7 +171,7 @@ def build_networks(
         check_pairs(ours, theirs, student.output_names)
     scores = find_scores(with_outputs(model, [], names), ours, probe.count, recipe.scores)
     labelled = _labels_fit(recipe, data, scores, taught is None, notes)
-    loss = _choose_loss(recipe, data, scores, taught is not None)
+    loss = _choose_loss(recipe, taught is not None)
     outputs = len(names)
     objective = Objective(
         loss=loss,
@@ -301,7 +301,7 @@ def label_problem(data: TrainingData, scores: Scores | None) -> str | None:
     return problem
 
 
-def _choose_loss(recipe: Recipe, data: TrainingData, scores: Scores | None, taught: bool) -> str:
+def _choose_loss(recipe: Recipe, taught: bool) -> str:
     loss = recipe.loss or ("kd" if taught else "ce")
     if loss != "ce" and not taught:
         raise UsageError(f"`loss` {loss} learns from a teacher: give a `teacher`")
