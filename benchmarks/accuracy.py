@@ -35,7 +35,7 @@ from onnx_igpc.calibration.collect import collect_moments
 from onnx_igpc.calibration.options import Calibration, Fit
 from onnx_igpc.calibration.site_fitter import SiteCalibrator
 from onnx_igpc.calibration.taps import Tap
-from onnx_igpc.cli.options import preprocessing_options, read_preprocessing
+from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_options
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import Original, describe
 from onnx_igpc.data.batches import Data
@@ -271,18 +271,18 @@ def main(
     shares: tuple[float, ...],
     methods: tuple[str, ...],
     json_file: Path | None,
-    **options: Any,
+    preprocessing: PreprocessingOptions,
 ) -> None:
     """Compare methods at equal pointwise parameters, before any training."""
-    preprocessing = read_preprocessing(options)
-    original = verify(model, model, Dataset(validation, preprocessing)).classifier
+    preprocessed = preprocessing.read()
+    original = verify(model, model, Dataset(validation, preprocessed)).classifier
     before = original.original.top1 if original and original.original else float(np.nan)
     click.echo(f"original: top-1 {100 * before:.1f}\n")
     click.echo("| target | method | left | parameters | MACs | top-1 | agreement | seconds |")
     click.echo("|---|---|--:|--:|--:|--:|--:|--:|")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(model, calibration, validation, preprocessing, samples, Path(folder))
+        bench = Bench(model, calibration, validation, preprocessed, samples, Path(folder))
         for share in shares:
             rows += run_target(bench, share / 100.0, methods)
     for row in rows:

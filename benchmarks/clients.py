@@ -24,7 +24,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -34,7 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.client_reference import Reference
 from benchmarks.client_runners import RUNTIMES, TOOLS
-from onnx_igpc.cli.options import preprocessing_options, read_preprocessing, recorded_preprocessing
+from onnx_igpc.cli.preprocessing import (
+    PreprocessingOptions,
+    preprocessing_options,
+    recorded_preprocessing,
+)
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import IgpcError, ModelError
 from onnx_igpc.runtime.session import make_session, run_session, session_inputs
@@ -246,18 +249,18 @@ def main(
     pythons: Sequence[str],
     glob: str,
     json_file: Path | None,
-    **preprocess: Any,
+    preprocessing: PreprocessingOptions,
 ) -> None:
     """Print the table; exit code 1 where a client takes an original and not what we made of it."""
     own = dict(entry.split("=", 1) for entry in pythons)
     clients = {name: own.get(name, sys.executable) for name in names or CLIENTS}
-    preprocessing = read_preprocessing(preprocess)
+    preprocessed = preprocessing.read()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="onnx-igpc-") as folder:
         for model in sorted(models.glob(glob)) if models.is_dir() else [models]:
             try:
                 rows += measure(
-                    model, shlex.split(options), clients, Path(folder), data, preprocessing
+                    model, shlex.split(options), clients, Path(folder), data, preprocessed
                 )
             except IgpcError as error:
                 click.echo(f"error: {error}", err=True)
