@@ -195,7 +195,7 @@ def _take_data(options: dict[str, Any]) -> Dataset:
     return Dataset(options.pop("data"), preprocessing, label_offset=label_offset)
 
 
-def _let_threads_sleep() -> None:
+def let_threads_sleep() -> None:
     """Let OpenMP threads that wait for others sleep rather than spin, unless the user says otherwise.
 
     Where other processes share the processors, a spinning thread holds the one that it waits for off its
@@ -263,7 +263,7 @@ def finetune(
     check_files(guard, report=report_file, json=json_file)
     options["preprocessing"] = read_preprocessing(options)
     require_torch()
-    _let_threads_sleep()
+    let_threads_sleep()
     # Of the processes of a torchrun, the first one speaks.
     with ProgressLine("fine-tuning", quiet or os.environ.get("RANK", "0") != "0") as line:
         from onnx_igpc.torch_bridge.training.finetune import finetune as run
