@@ -23,7 +23,7 @@ STATE, VAL = "further images", "labelled data"
 # Within so much of the fastest, the one that does less damage is taken.
 _AS_FAST = 1.02
 _RACE_SECONDS = 60.0
-_LEAST_ROUNDS, _MOST_ROUNDS = 20, 100
+_LEAST_ROUNDS, _MOST_ROUNDS = 20, 60
 
 
 def race(attempts: Attempts, points: Sequence[PointReport]) -> BenchmarkReport:
@@ -34,9 +34,7 @@ def race(attempts: Attempts, points: Sequence[PointReport]) -> BenchmarkReport:
     """
     task, bench = attempts.task, attempts.bench
     setting = task.setting
-    settings = Settings(setting.provider, setting.batch, setting.threads, setting.shapes)
-    if setting.threads is None:
-        settings = replace(settings, threads=(None,))
+    settings = Settings(setting.provider, setting.batch, (setting.threads,), setting.shapes)
 
     rounds = _rounds(bench, points)
 
@@ -60,8 +58,8 @@ def race(attempts: Attempts, points: Sequence[PointReport]) -> BenchmarkReport:
     judge = task.images.dataset(task.images.choose)
     where = task.where(batch=True)
     options = [*task.data(judge), *where, "--rounds", rounds, "--no-limit"]
-    bench.clock.finish()
-    bench.step(RACE, "benchmark", lambda: task.command("benchmark", *words, *options), make)
+    line = task.command("benchmark", *words, *options)
+    bench.step(RACE, "benchmark", lambda: line, make, needed=True)
     found = bench.journal.read(RACE, BenchmarkReport)
     if found is None:
         raise CheckFailedError(f"the models could not be raced: {bench.steps[-1].note}")
@@ -73,10 +71,11 @@ def race(attempts: Attempts, points: Sequence[PointReport]) -> BenchmarkReport:
 
 
 def _rounds(bench: Workbench, points: Sequence[PointReport]) -> int:
-    """As many rounds as fit into a minute, by how long it took to verify the original against itself."""
+    """As many rounds as fit into a minute and half of what is left, by how long it took to verify the original against itself."""
     verified = bench.steps[0].seconds / points[0].damage.samples / 2
     turn = max(2 * verified, 2 * MIN_TURN_SECONDS)
-    return round(min(max(_RACE_SECONDS / (turn * len(points)), _LEAST_ROUNDS), _MOST_ROUNDS))
+    seconds = min(_RACE_SECONDS, (bench.clock.limit - bench.clock.spent) / 2)
+    return round(min(max(seconds / (turn * len(points)), _LEAST_ROUNDS), _MOST_ROUNDS))
 
 
 def _renamed(found: BenchmarkReport, names: dict[str, str]) -> BenchmarkReport:

@@ -142,9 +142,9 @@ def _share_arrays(
             start += file.count
         # savez has arguments of its own, whose names an input could have.
         with zipfile.ZipFile(folder / f"{part}.npz", "w") as archive:
-            for name, values in found.items():
+            for name, rows in found.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.stack(values), allow_pickle=False)
+                    np.lib.format.write_array(member, np.stack(rows), allow_pickle=False)
 
 
 def pictures(shared: Shared, inputs: Sequence[InputSpec]) -> list[PictureReport]:

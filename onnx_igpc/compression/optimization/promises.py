@@ -52,7 +52,7 @@ def settle_promise(
         able = f"these can show {best}" if best else "these can show no promise"
         most = wilson_interval(1.0, images.choose)[0]
         raise UsageError(
-            f"`keep` {promise} takes {images_to_show(promise):,} images, here are {images.total:,}: if all "
+            f"`keep` {promise} takes {images_to_show(promise):,} images to be shown, here are {images.total:,}: if all "
             f"{images.choose} that are held out agree, that shows {most:.1%}; {able}"
         )
     return promise

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from onnx_igpc.compression.optimization.attempts import fit_data
 from onnx_igpc.compression.optimization.task import Task
-from onnx_igpc.compression.optimization.workbench import Workbench
+from onnx_igpc.compression.optimization.workbench import LeftOutError, Workbench
 from onnx_igpc.data.progress import Progress
-from onnx_igpc.errors import CheckFailedError, IgpcError
+from onnx_igpc.errors import IgpcError
 from onnx_igpc.graph.model import open_model
 from onnx_igpc.report.digest import read_digest
 
@@ -59,9 +59,7 @@ def train(task: Task, bench: Workbench, point: str, source: str) -> bool:
             return _run(task, bench, (point, source), epochs, (allowed, progress))
         except _TooLongError as told:
             if not told.enough:
-                raise CheckFailedError(
-                    f"{allowed:.0f} s are too few to train it back in: give more time"
-                ) from None
+                raise LeftOutError(f"no time: {allowed:.0f} s are too few to train in") from None
             epochs = Epochs(told.epochs)
         bench.journal.write(f"epochs {point}", epochs)
         _forget(task, bench, point)

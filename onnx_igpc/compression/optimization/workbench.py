@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,6 +35,12 @@ class OutOfTimeError(IgpcError):
     exit_code = 1
 
 
+class LeftOutError(IgpcError):
+    """A step that turns out to have nothing to do, or no time for it."""
+
+    exit_code = 1
+
+
 @dataclass
 class Clock:
     """The time of a run. ``used`` before it was stopped and started again, by steps that were kept."""
@@ -43,7 +48,6 @@ class Clock:
     limit: float
     used: float = 0.0
     started: float = field(default_factory=time.monotonic)
-    trying: bool = True
 
     @property
     def spent(self) -> float:
@@ -53,14 +57,8 @@ class Clock:
     @property
     def left(self) -> float:
         """Seconds that trying has left; what the race and the report need is not among them."""
-        if not self.trying:
-            return math.inf
         reserved = min(max(_RESERVED * self.limit, _LEAST_RESERVED), _MOST_RESERVED)
         return self.limit - reserved - self.spent
-
-    def finish(self) -> None:
-        """From now on nothing is stopped: what comes is what time was kept for."""
-        self.trying = False
 
     def check(self) -> None:
         """Raise OutOfTimeError where nothing is left."""
@@ -121,17 +119,25 @@ class Workbench:
         """A file of a step."""
         return self.folder / name
 
-    def step(self, name: str, kind: str, command: Callable[[], str], make: Make) -> bool:
+    def step(
+        self,
+        name: str,
+        kind: str,
+        command: Callable[[], str],
+        make: Make,
+        *,
+        needed: bool = False,
+    ) -> bool:
         """Take a step, unless that was done before; whether it is done.
 
-        ``command`` is asked for the line that repeats it once it is done.
+        ``command`` is asked for the line that repeats it once it is done. ``needed``: whatever the time.
 
         A step that fails with a message of this tool, or for which there is no time, is left out, which its
         record says.
         """
         kept = self.journal.read(f"step {name}", StepReport)
         if kept is None:
-            kept = self._taken(name, kind, command, make)
+            kept = self._taken(name, kind, command, make, needed)
             self.journal.write(f"step {name}", kept)
         self.steps.append(kept)
         return kept.status == "done"
@@ -144,7 +150,9 @@ class Workbench:
             self._say(step)
         self.steps.append(step)
 
-    def _taken(self, name: str, kind: str, command: Callable[[], str], make: Make) -> StepReport:
+    def _taken(
+        self, name: str, kind: str, command: Callable[[], str], make: Make, needed: bool
+    ) -> StepReport:
         def record(status: Literal["done", "skipped", "failed"], note: str | None) -> StepReport:
             seconds = round(time.monotonic() - start, 3)
             line = command() if status == "done" else None
@@ -156,25 +164,28 @@ class Workbench:
 
         start = time.monotonic()
         expected = max((step.seconds for step in self.steps if step.kind == kind), default=0.0)
-        if self.clock.left <= expected:
+        if not needed and self.clock.left <= expected:
             left = max(self.clock.left, 0.0)
             takes = f"it takes about {expected:.0f} s" if expected else "the time is over"
             return record("skipped", f"no time: {takes}, {left:.0f} s are left")
         self.progress(0, 0, name)
         try:
-            return record("done", make(self.watched(name)))
+            return record("done", make(self._watched(name, needed)))
         except OutOfTimeError:
             return record("skipped", "no time: stopped when it was over")
+        except LeftOutError as error:
+            return record("skipped", str(error))
         except IgpcError as error:
             if error.exit_code > _LAST_OWN_EXIT_CODE:
                 raise
             return record("failed", with_flags(str(error)))
 
-    def watched(self, name: str) -> Progress:
-        """A progress that stops what reports to it when the time is over."""
+    def _watched(self, name: str, needed: bool) -> Progress:
+        """A progress that stops what reports to it when the time is over, unless that is needed."""
 
         def tell(done: int, total: int, label: str = "") -> None:
-            self.clock.check()
+            if not needed:
+                self.clock.check()
             self.progress(done, total, f"{name}: {label}" if label else name)
 
         return tell
