@@ -119,15 +119,19 @@ def optimize(
     chosen = Optimization(setting=setting, recipe=recipe, **options)
     let_threads_sleep()
     with ProgressLine("optimizing:", quiet, undisturbed=True) as line:
-        report = run(
-            model,
-            Dataset(data, preprocessing),
-            output,
-            val=Dataset(val, preprocessing, label_offset=offset) if val is not None else None,
-            optimization=chosen,
-            progress=line.update,
-            log=line.log,
-        )
+        try:
+            report = run(
+                model,
+                Dataset(data, preprocessing),
+                output,
+                val=Dataset(val, preprocessing, label_offset=offset) if val is not None else None,
+                optimization=chosen,
+                progress=line.update,
+                log=line.log,
+            )
+        except KeyboardInterrupt:
+            line.log("stopped: the same command goes on from here")
+            raise
     if json_file is not None:
         write_text(json_file, report.to_json())
     out = console(quiet or goes_to_stdout(json_file))

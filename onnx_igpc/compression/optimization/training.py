@@ -94,6 +94,7 @@ def _run(
 ) -> str:
     """Train, and say what came of it; raises _TooLongError where it would take longer than it may."""
     from onnx_igpc.torch_bridge.training.finetune import finetune
+    from onnx_igpc.torch_bridge.training.loop import RunInterruptedError
     from onnx_igpc.torch_bridge.training.options import Run
     from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 
@@ -117,14 +118,17 @@ def _run(
         if spent + left > allowed:
             raise _TooLongError(trained.epochs, (allowed - spent) / (spent + left))
 
-    result = finetune(
-        bench.file(task.file(source)),
-        task.images.dataset(task.images.fit),
-        teacher=task.model,
-        recipe=recipe,
-        output=output,
-        run=Run(resume=checkpoint_path(output).is_file()),
-        progress=tell,
-    )
+    try:
+        result = finetune(
+            bench.file(task.file(source)),
+            task.images.dataset(task.images.fit),
+            teacher=task.model,
+            recipe=recipe,
+            output=output,
+            run=Run(resume=checkpoint_path(output).is_file()),
+            progress=tell,
+        )
+    except RunInterruptedError as stopped:  # of which it says how to go on with that command
+        raise KeyboardInterrupt from stopped
     gain = "" if result.gained else ", which made it no better"
     return f"trained for {len(result.history)} epochs{gain}"

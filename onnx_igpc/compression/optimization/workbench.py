@@ -25,8 +25,6 @@ Make = Callable[[Progress], str | None]
 """Does a step, and returns what is to be known of it."""
 # Of the time, kept for the race and the report: this share, within these bounds.
 _RESERVED, _LEAST_RESERVED, _MOST_RESERVED = 0.1, 5.0, 120.0
-# Exit codes above it are signals': what raises them ends the run.
-_LAST_OWN_EXIT_CODE = 2
 
 
 class OutOfTimeError(IgpcError):
@@ -176,8 +174,6 @@ class Workbench:
         except LeftOutError as error:
             return record("skipped", str(error))
         except IgpcError as error:
-            if error.exit_code > _LAST_OWN_EXIT_CODE:
-                raise
             return record("failed", with_flags(str(error)))
 
     def _watched(self, name: str, needed: bool) -> Progress:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.compression.test_keep import valued
 from tests.planning.test_budget import CHANNELS, classifier
 
 DIGITS = Path(__file__).parents[3] / "sample_models" / "digits_net.onnx"
+Files = tuple[Path, Path]
 FILES = {"model.onnx", "report.html", "report.json", "commands.sh", "data"}
 
 
@@ -40,21 +42,27 @@ def raced(models: Sequence[Path], **_: Any) -> BenchmarkReport:
     return BenchmarkReport("cpu", "x", "a machine", 2, "arrays", (), (race,))
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
     """No races: their times, and with them the choice, would differ from run to run."""
-    monkeypatch.setattr(choice, "benchmark", raced)
     literal = property(lambda self: Lowering("literal", self.setting, cache=False))
-    monkeypatch.setattr(Optimization, "lowering", literal)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "benchmark", raced)
+        patch.setattr(Optimization, "lowering", literal)
+        yield
+
+
+def make_files(folder: Path) -> Files:
+    """A classifier, one layer of which can be made small at no cost, and 160 samples."""
+    values = np.random.default_rng(3).standard_normal((160, CHANNELS, 6, 6)).astype(np.float32)
+    onnx.save(classifier(), folder / "model.onnx")
+    np.savez(folder / "data.npz", x=values)
+    return folder / "model.onnx", folder / "data.npz"
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    """A classifier, one layer of which can be made small at no cost, and 160 samples."""
-    values = np.random.default_rng(3).standard_normal((160, CHANNELS, 6, 6)).astype(np.float32)
-    onnx.save(classifier(), tmp_path / "model.onnx")
-    np.savez(tmp_path / "data.npz", x=values)
-    return tmp_path / "model.onnx", tmp_path / "data.npz"
+def files(tmp_path: Path) -> Files:
+    return make_files(tmp_path)
 
 
 def options(**changed: Any) -> Optimization:
@@ -64,40 +72,75 @@ def options(**changed: Any) -> Optimization:
     return replace(made, **changed)
 
 
-def test_what_is_written(files: tuple[Path, Path], tmp_path: Path) -> None:
-    folder, log = tmp_path / "best", []
-    report = onnx_igpc.optimize(*files, folder, optimization=options(), log=log.append)
-    assert {file.name for file in folder.iterdir()} == FILES
-    assert not (tmp_path / "best.work").exists()
-    assert OptimizationReport.from_json((folder / "report.json").read_text()) == report
-    assert len(report.verdict) == 5
-    assert [line.partition(":")[0] for line in report.verdict] == [
-        *("chosen", "latency", "agreement", "size", "next")
-    ]
-    page = (folder / "report.html").read_text()
-    assert all(point.name in page for point in report.points)
+@dataclass(frozen=True)
+class Done:
+    """A finished run."""
+
+    files: Files
+    folder: Path
+    report: OptimizationReport
+    log: list[str]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, _quick: None) -> Done:
+    place = tmp_path_factory.mktemp("optimized")
+    files, log = make_files(place), list[str]()
+    report = onnx_igpc.optimize(*files, place / "best", optimization=options(), log=log.append)
+    return Done(files, place / "best", report, log)
+
+
+def test_what_is_written(done: Done) -> None:
+    assert {file.name for file in done.folder.iterdir()} == FILES
+    assert not done.folder.with_name("best.work").exists()
+    text = (done.folder / "report.json").read_text()
+    assert OptimizationReport.from_json(text) == done.report
+    assert json.loads(text)["images"] == {
+        "source": str(done.files[1]),
+        "total": 160,
+        "fit": 80,
+        "choose": 80,
+        "state": 0,
+    }
+    assert "160 images: 80 to fit to, 80 held out; the promise is agreement=80%" in done.log[0]
+
+
+def test_the_verdict_has_five_lines(done: Done) -> None:
+    heads = [line.partition(":")[0] for line in done.report.verdict]
+    assert heads == ["chosen", "latency", "agreement", "size", "next"]
+    chosen = done.report.chosen_point
+    assert (
+        f"on 80 held-out images, by which it was chosen among {len(done.report.points) - 1}"
+        in (done.report.verdict[2])
+    )
+    assert f"{chosen.file_bytes / 1e3:.3g} kB" in done.report.verdict[3]
+
+
+def test_the_page_has_every_point(done: Done) -> None:
+    page = html.unescape((done.folder / "report.html").read_text())
+    assert all(point.name in page for point in done.report.points)
     assert 'id="chart-tried"' in page
-    assert "160 images: 80 to fit to, 80 held out; the promise is agreement=80%" in log[0]
-    # The model does what the report says of it.
-    found = onnx_igpc.verify(files[0], folder / "model.onnx", folder / "data" / "choose.npz")
+    assert page.count('class="chosen"') == 2  # the point, and the legend
+    assert all(line.partition(": ")[2] in page for line in done.report.verdict)
+
+
+def test_the_chosen_model_does_what_is_said_of_it(done: Done) -> None:
+    data = done.folder / "data" / "choose.npz"
+    found = onnx_igpc.verify(done.files[0], done.folder / "model.onnx", data)
     assert found.classifier is not None
-    assert found.classifier.agreement == report.chosen_point.damage.agreement
+    assert found.classifier.agreement == done.report.chosen_point.damage.agreement
 
 
-def test_the_fastest_that_holds_is_chosen(files: tuple[Path, Path], tmp_path: Path) -> None:
-    report = onnx_igpc.optimize(*files, tmp_path / "best", optimization=options())
-    assert report.chosen_point.holds
-    slower = [
-        point
-        for point in report.points
-        if point.holds
-        and (point.milliseconds or 0) < (report.chosen_point.milliseconds or 0) / 1.02
-    ]
-    assert not slower
-    assert {point.precision for point in report.points} == {"fp32", "int8"}
+def test_the_fastest_that_holds_is_chosen(done: Done) -> None:
+    points, chosen = done.report.points, done.report.chosen_point
+    assert chosen.holds
+    assert chosen.milliseconds is not None
+    assert not [p for p in points if p.holds and (p.milliseconds or 0) < chosen.milliseconds / 1.02]
+    assert {point.precision for point in points} == {"fp32", "int8"}
+    assert [point.name for point in points if point.cut]
 
 
-def test_every_command_is_one(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_every_command_is_one(files: Files, tmp_path: Path) -> None:
     """The script has every step that was done, and the first of them make the same bytes again."""
     folder = tmp_path / "best"
     report = onnx_igpc.optimize(*files, folder, optimization=options(shares=()))
@@ -117,7 +160,7 @@ def test_every_command_is_one(files: tuple[Path, Path], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("precision", "others"), [("fp32", {"fp32"}), ("int8", {"int8"})])
 def test_the_precision_is_kept(
-    files: tuple[Path, Path], tmp_path: Path, precision: Any, others: set[str]
+    files: Files, tmp_path: Path, precision: Any, others: set[str]
 ) -> None:
     wanted = options(precision=precision, shares=())
     report = onnx_igpc.optimize(*files, tmp_path / "best", optimization=wanted)
@@ -126,7 +169,7 @@ def test_the_precision_is_kept(
 
 
 def test_where_nothing_holds_the_original_is_the_answer(
-    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(models: Sequence[Path], **_: Any) -> BenchmarkReport:
         found = raced(models)
@@ -144,9 +187,7 @@ def test_where_nothing_holds_the_original_is_the_answer(
     assert (tmp_path / "best" / "model.onnx").read_bytes() == files[0].read_bytes()
 
 
-def test_labelled_data_gives_the_accuracy_and_chooses_nothing(
-    files: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_labelled_data_gives_the_accuracy_and_chooses_nothing(files: Files, tmp_path: Path) -> None:
     values = np.random.default_rng(9).standard_normal((30, CHANNELS, 6, 6)).astype(np.float32)
     np.savez(tmp_path / "val.npz", x=values, labels=np.arange(30) % 5)
     val = Dataset(tmp_path / "val.npz")
@@ -176,7 +217,7 @@ class KilledError(BaseException):
 
 
 def killed_at_every_step(
-    files: tuple[Path, Path], folder: Path, wanted: Optimization, patch: pytest.MonkeyPatch
+    files: Files, folder: Path, wanted: Optimization, patch: pytest.MonkeyPatch
 ) -> set[str]:
     """Run until it is done, killed once before each value is kept; the names of those."""
     write = Journal.write
@@ -199,7 +240,7 @@ def killed_at_every_step(
 
 
 def compare_killed(
-    files: tuple[Path, Path], wanted: Optimization, patch: pytest.MonkeyPatch
+    files: Files, wanted: Optimization, patch: pytest.MonkeyPatch
 ) -> OptimizationReport:
     """Killed at every step or not, it ends with the same file and the same points."""
     ours, theirs = (files[0].with_name(name) for name in ("whole", "killed"))
@@ -235,7 +276,7 @@ def test_a_cut_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_finished_run_is_not_done_again(
-    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = options(shares=())
     report = onnx_igpc.optimize(*files, tmp_path / "best", optimization=wanted)
@@ -247,7 +288,7 @@ def test_a_finished_run_is_not_done_again(
         onnx_igpc.optimize(*files, tmp_path / "best", optimization=options(keep=None))
 
 
-def test_the_work_of_another_run_is_not_taken(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_work_of_another_run_is_not_taken(files: Files, tmp_path: Path) -> None:
     work = tmp_path / "best.work"
     work.mkdir()
     (work / "key").write_text("another")
@@ -258,16 +299,14 @@ def test_the_work_of_another_run_is_not_taken(files: tuple[Path, Path], tmp_path
         onnx_igpc.optimize(*files, tmp_path / "best", optimization=options())
 
 
-def test_without_time_the_original_is_left(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_without_time_the_original_is_left(files: Files, tmp_path: Path) -> None:
     wanted = options(seconds=1e-3)
     report = onnx_igpc.optimize(*files, tmp_path / "best", optimization=wanted)
     assert report.chosen == "original"
     assert "a longer --time" in report.verdict[4]
 
 
-def test_what_cannot_be_is_refused_before_any_work(
-    files: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_what_cannot_be_is_refused_before_any_work(files: Files, tmp_path: Path) -> None:
     model, data = files
     with pytest.raises(UsageError, match="takes 1,000 images"):
         onnx_igpc.optimize(model, data, tmp_path / "o", optimization=options(keep="agreement=98%"))
@@ -284,16 +323,3 @@ def test_what_cannot_be_is_refused_before_any_work(
     with pytest.raises(UsageError, match="a share must lie between"):
         options(shares=(100,))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data.npz", "model.onnx"]
-
-
-def test_the_report_is_json(files: tuple[Path, Path], tmp_path: Path) -> None:
-    onnx_igpc.optimize(*files, tmp_path / "best", optimization=options(shares=()))
-    data = json.loads((tmp_path / "best" / "report.json").read_text())
-    assert data["images"] == {
-        "source": str(files[1]),
-        "total": 160,
-        "fit": 80,
-        "choose": 80,
-        "state": 0,
-    }
-    assert data["report"]["benchmark"]["races"]
