@@ -124,7 +124,7 @@ def optimize(
                 model,
                 Dataset(data, preprocessing),
                 output,
-                val=Dataset(val, preprocessing, label_offset=offset) if val is not None else None,
+                val=Dataset(val, label_offset=offset) if val is not None else None,
                 optimization=chosen,
                 progress=line.update,
                 log=line.log,

@@ -31,9 +31,13 @@ class ImagesReport:
 
 @dataclass(kw_only=True)
 class PictureReport:
-    """A sample as the model gets it: its shape and values, and a picture as a ``data:`` address."""
+    """A sample as the model gets it: its shape and values, and a picture as a ``data:`` address.
+
+    ``color``: the order of its channels, which the picture does not show.
+    """
 
     shape: list[int]
+    color: IfKnown[str] = None
     low: float
     high: float
     mean: float

@@ -167,6 +167,7 @@ def pictures(shared: Shared, inputs: Sequence[InputSpec]) -> list[PictureReport]
         shown.append(
             PictureReport(
                 shape=list(values.shape),
+                color=shared.preprocessing.color if shared.preprocessing is not None else None,
                 low=low,
                 high=high,
                 mean=float(values.mean()),

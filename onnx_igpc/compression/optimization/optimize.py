@@ -140,12 +140,12 @@ class _Prepared:
         options = replace(options, setting=setting)
         itself = damage_of(verify(path, path, UnlabelledData(look), setting=setting))
         promise = settle_promise(options.keep, counts, itself, val is not None)
-        if val is not None and val.preprocessing is None and pixels:
-            val = replace(val, preprocessing=preprocessing)
         files = source_files(images.source)
         if val is not None:
             assert isinstance(val.source, Path)
             files += source_files(val.source)
+            if val.preprocessing is None and isinstance(find_source(val.source), ImageSource):
+                val = replace(val, preprocessing=preprocessing)
         decided_by = {
             "promise": str(promise),
             "precision": options.precision,

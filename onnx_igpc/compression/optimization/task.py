@@ -81,7 +81,8 @@ class Task:
         ):
             path = f"{DATA}/{data.source.name}"
         offset = [] if not data.label_offset else ["--label-offset", str(data.label_offset)]
-        return ["--data", path, *self.preprocessing, *offset]
+        how = [] if data.preprocessing is None else self.preprocessing
+        return ["--data", path, *how, *offset]
 
     @property
     def fitting(self) -> list[str]:

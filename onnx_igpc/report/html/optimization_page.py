@@ -173,9 +173,9 @@ def _images(report: OptimizationReport) -> list[Child]:
         element(
             "p",
             {"class": "note"},
-            "The least value of each is drawn black and the largest white. If these look wrong (cut off, in "
-            "wrong colours, in another range than the model was trained with), the preprocessing is, and "
-            "everything on this page with it.",
+            "The least value of each is drawn black and the largest white. Where these are cut off, squeezed, or "
+            "in another range or order of colours than the model was trained with, the preprocessing is wrong, "
+            "and everything on this page with it.",
         )
         if report.pictures
         else None,
@@ -184,7 +184,10 @@ def _images(report: OptimizationReport) -> list[Child]:
 
 def _picture(picture: PictureReport) -> Element:
     shape = f"{GAP}×{GAP}".join(map(str, picture.shape))
-    values = f"{shape}, values {picture.low:.3g} to {picture.high:.3g}, mean {picture.mean:.3g}"
+    order = f", {picture.color}" if picture.color is not None else ""
+    values = (
+        f"{shape}{order}, values {picture.low:.3g} to {picture.high:.3g}, mean {picture.mean:.3g}"
+    )
     return element(
         "figure",
         {"class": "input"},
