@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnx_igpc.compression.optimization.task import DATA, SENSITIVITY, STEPS, Task
+from onnx_igpc.compression.optimization.task import SENSITIVITY, STEPS, Task
 from onnx_igpc.compression.optimization.workbench import LeftOutError, Workbench
 from onnx_igpc.compression.pipeline import compress
 from onnx_igpc.data.dataset import Dataset
@@ -45,10 +45,11 @@ class Attempts:
                 raise LeftOutError("there is no BatchNormalization to fold")
             self._save(result, point)
 
-        words = [self.task.model, "-o", self.task.file(point), "--fold-batch-norm"]
-        return self.bench.step(
-            point, "compress", lambda: self.task.command("compress", *words, "--exclude", "*"), make
+        output = self.task.file(point)
+        line = self.task.command(
+            "compress", self.task.model, o=output, fold_batch_norm=True, exclude="*"
         )
+        return self.bench.step(point, "compress", lambda: line, make)
 
     def quantize(self, point: str, source: str, *, kept: bool = False) -> bool:
         """int8 of a model; ``kept``: the layers at both ends stay in float."""
@@ -62,19 +63,20 @@ class Attempts:
             said = result.report.quantization
             return None if said is None else f"ranges by {said.method}"
 
-        words = [self.task.place(source), "-o", self.task.file(point), *self.task.fitting]
-        ends = ["--exclude-first", "--exclude-heads"] if kept else []
-        return self.bench.step(
-            point,
+        line = self.task.command(
             "quantize",
-            lambda: self.task.command("quantize", *words, *ends, *self.task.where()),
-            make,
+            self.task.place(source),
+            o=self.task.file(point),
+            exclude_first=kept,
+            exclude_heads=kept,
+            **self.task.fitting,
+            **self.task.where,
         )
+        return self.bench.step(point, "quantize", lambda: line, make)
 
     def cut(self, point: str, share: int, *, first: bool) -> bool:
         """The cut that leaves a share; the first one measures what the others use, too."""
         target = f"{QUANTITY}={share}%"
-        flag = "--save-sensitivity" if first else "--sensitivity"
         kept = self.bench.file(SENSITIVITY)
 
         def make(progress: Progress) -> str:
@@ -92,13 +94,16 @@ class Attempts:
             self._save(result, point)
             return f"{len(result.report.rewritten)} pointwise convolutions rewritten"
 
-        words = [self.task.model, "-o", self.task.file(point), "--target", target]
-        return self.bench.step(
-            point,
+        line = self.task.command(
             "compress",
-            lambda: self.task.command("compress", *words, *self.task.fitting, flag, SENSITIVITY),
-            make,
+            self.task.model,
+            o=self.task.file(point),
+            target=target,
+            save_sensitivity=SENSITIVITY if first else None,
+            sensitivity=None if first else SENSITIVITY,
+            **self.task.fitting,
         )
+        return self.bench.step(point, "compress", lambda: line, make)
 
     def lower(self, point: str, source: str) -> bool:
         """A cut written for where it will run."""
@@ -119,11 +124,15 @@ class Attempts:
             self.bench.journal.write(f"speed {point}", speed)
             return f"{speed.value:.2f} x as fast as dense"
 
-        words = [self.task.place(source), "-o", self.task.file(point)]
-        where = self.task.where(batch=True, shapes=True)
-        return self.bench.step(
-            point, "lower", lambda: self.task.command("lower", *words, *where), make
+        line = self.task.command(
+            "lower",
+            self.task.place(source),
+            o=self.task.file(point),
+            **self.task.where,
+            **self.task.batch,
+            shape=self.task.setting.shapes,
         )
+        return self.bench.step(point, "lower", lambda: line, make)
 
     def speed(self, point: str) -> Interval | None:
         """How much faster than dense a lowered cut was when it was lowered, where that is known."""
@@ -148,12 +157,10 @@ class Attempts:
             self.bench.journal.write(f"found {name}", found)
             return figure_text(damage_of(found))
 
-        words = [self.task.model, self.task.place(point), *self.task.data(data)]
-        provider = self.task.setting.provider
-        words += ["--provider", provider] if provider != "cpu" else []
+        models = self.task.model, self.task.place(point)
+        line = self.task.command("verify", *models, **self.task.data(data), **self.task.provider)
         # What is stated of the chosen model is measured whatever the time, and what all is compared with.
         needed = point == ORIGINAL or bool(part)
-        line = self.task.command("verify", *words)
         return self.bench.step(name, "verify", lambda: line, make, needed=needed)
 
     def found(self, point: str, part: str = "") -> VerifyReport:
@@ -169,8 +176,3 @@ class Attempts:
     def _save(self, result: CompressResult, point: str) -> None:
         self.bench.file(STEPS).mkdir(exist_ok=True)
         result.save(self.bench.file(self.task.file(point)))
-
-
-def fit_data(task: Task) -> str:
-    """What models are fitted to, as commands name it."""
-    return f"{DATA}/{task.images.fit.name}"

@@ -54,11 +54,15 @@ def race(attempts: Attempts, points: Sequence[PointReport]) -> BenchmarkReport:
         bench.journal.write(RACE, _renamed(found, names))
         return f"{len(points)} models in one process"
 
-    words = [*(task.place(point.name) for point in points)]
-    judge = task.images.dataset(task.images.choose)
-    where = task.where(batch=True)
-    options = [*task.data(judge), *where, "--rounds", rounds, "--no-limit"]
-    line = task.command("benchmark", *words, *options)
+    line = task.command(
+        "benchmark",
+        *(task.place(point.name) for point in points),
+        **task.data(task.images.dataset(task.images.choose)),
+        **task.where,
+        **task.batch,
+        rounds=rounds,
+        no_limit=True,
+    )
     bench.step(RACE, "benchmark", lambda: line, make, needed=True)
     found = bench.journal.read(RACE, BenchmarkReport)
     if found is None:

@@ -54,7 +54,7 @@ class Optimization:
             known = ", ".join(get_args(Precision))
             raise UsageError(f"precision must be one of {known}, not {self.precision!r}")
         if not self.seconds > 0:
-            raise UsageError(f"the time must be above 0, not {self.seconds:g} seconds")
+            raise UsageError(f"`seconds` must be above 0, not {self.seconds:g}")
         object.__setattr__(self, "shares", tuple(self.shares))
         for share in self.shares:
             if not 0 < share < 100:

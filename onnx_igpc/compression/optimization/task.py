@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from onnx_igpc.planning.promise import Promise
 from onnx_igpc.report.optimization import ORIGINAL
 from onnx_igpc.runtime.setting import Setting
 
+Options = Mapping[str, object]
 STEPS = "steps"
 DATA = "data"
 PREPROCESSING = "preprocess.json"
@@ -62,44 +64,55 @@ class Task:
         """The file of a model that was tried, relative to the folder."""
         return f"{STEPS}/{slug(point)}.onnx"
 
-    def command(self, name: str, *words: object) -> str:
-        """A command line of this tool."""
-        return " ".join(["onnx-igpc", name, *(shlex.quote(str(each)) for each in words)])
+    def command(self, name: str, *places: object, **options: object) -> str:
+        """A command line of this tool; options by the names of their flags, ``None`` where it has none.
+
+        ``True`` is a flag alone, a mapping has an option for each of its entries.
+        """
+        words = [name, *(str(each) for each in places)]
+        for option, value in options.items():
+            flag = f"-{option}" if len(option) == 1 else f"--{option.replace('_', '-')}"
+            if isinstance(value, Mapping):
+                for key, sizes in value.items():
+                    words += [flag, f"{key}:{','.join(map(str, sizes))}"]
+            elif value is True:
+                words.append(flag)
+            elif value is not None and value is not False:
+                words += [flag, str(value)]
+        return " ".join(["onnx-igpc", *map(shlex.quote, words)])
 
     def place(self, point: str) -> str:
         """The file of a point, or of the original, as commands name it."""
         return str(self.model) if point == ORIGINAL else self.file(point)
 
-    def data(self, data: Dataset) -> list[str]:
+    def data(self, data: Dataset) -> Options:
         """The options that name data to verify on, and how it is read."""
         assert isinstance(data.source, Path)
-        path = str(data.source)
-        if data.source.parent.name == DATA and data.source in (
-            self.images.fit,
-            self.images.choose,
-            self.images.state,
-        ):
-            path = f"{DATA}/{data.source.name}"
-        offset = [] if not data.label_offset else ["--label-offset", str(data.label_offset)]
-        how = [] if data.preprocessing is None else self.preprocessing
-        return ["--data", path, *how, *offset]
+        parts = (self.images.fit, self.images.choose, self.images.state)
+        return {
+            "data": f"{DATA}/{data.source.name}" if data.source in parts else data.source,
+            "preprocess": None if data.preprocessing is None else PREPROCESSING,
+            "label_offset": data.label_offset or None,
+        }
 
     @property
-    def fitting(self) -> list[str]:
-        """The options that name what is fitted to."""
-        return ["--calibration", f"{DATA}/{self.images.fit.name}", *self.preprocessing]
+    def fitting(self) -> Options:
+        """The options of what is fitted to."""
+        named = self.data(self.images.dataset(self.images.fit))
+        return {"calibration": named["data"], "preprocess": named["preprocess"]}
 
     @property
-    def preprocessing(self) -> list[str]:
-        """The options that say how images are read."""
-        return [] if self.images.preprocessing is None else ["--preprocess", PREPROCESSING]
+    def provider(self) -> Options:
+        """The option of the provider, where it is another one than the CPU."""
+        named = self.setting.provider
+        return {"provider": None if named == "cpu" else named}
 
-    def where(self, *, batch: bool = False, shapes: bool = False) -> list[str]:
+    @property
+    def where(self) -> Options:
         """The options that say where models run."""
-        setting = self.setting
-        words = ["--provider", setting.provider] if setting.provider != "cpu" else []
-        words += ["--threads", str(setting.threads)] if setting.threads is not None else []
-        words += ["--batch", str(setting.batch)] if batch and setting.batch != 1 else []
-        for name, shape in setting.shapes.items() if shapes else ():
-            words += ["--shape", f"{name}:{','.join(map(str, shape))}"]
-        return words
+        return {**self.provider, "threads": self.setting.threads}
+
+    @property
+    def batch(self) -> Options:
+        """The option of the batch size, where it is not 1."""
+        return {"batch": None if self.setting.batch == 1 else self.setting.batch}

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from onnx_igpc.compression.optimization.attempts import fit_data
 from onnx_igpc.compression.optimization.task import Task
 from onnx_igpc.compression.optimization.workbench import LeftOutError, Workbench
 from onnx_igpc.data.progress import Progress
@@ -66,11 +65,14 @@ def train(task: Task, bench: Workbench, point: str, source: str) -> bool:
         return _run(task, bench, (point, source), epochs, (math.inf, progress))
 
     def command() -> str:
-        words = [task.file(source), "--teacher", task.model, "--data", fit_data(task)]
-        given = epochs.count if epochs is not None else task.options.recipe.epochs
-        words += ["-o", task.file(point), *task.preprocessing]
-        words += ["--epochs", given] if given is not None else []
-        return task.command("finetune", *words)
+        return task.command(
+            "finetune",
+            task.file(source),
+            teacher=task.model,
+            **task.data(task.images.dataset(task.images.fit)),
+            o=task.file(point),
+            epochs=epochs.count if epochs is not None else task.options.recipe.epochs,
+        )
 
     if not bench.step(point, "finetune", command, make):
         return False

@@ -9,6 +9,7 @@ from onnx_igpc.compression.optimization.images import FROM_WHERE_STATED_APART
 from onnx_igpc.compression.optimization.promises import AGREEMENTS, best_agreement, images_for
 from onnx_igpc.compression.optimization.task import Task
 from onnx_igpc.compression.optimization.training import torch_is_there
+from onnx_igpc.errors import with_flags
 from onnx_igpc.report.damage import figure_text
 from onnx_igpc.report.numbers import exact
 from onnx_igpc.report.optimization import (
@@ -32,7 +33,7 @@ def verdict(
         f"latency: {_latency(task, points[0], chosen)}",
         _answers(said, chosen),
         f"size: {_size(points[0], chosen)}",
-        f"next: {_next(task, points, steps, chosen)}",
+        with_flags(f"next: {_next(task, points, steps, chosen)}"),
     ]
 
 
@@ -107,7 +108,7 @@ def _next(
     advice = []
     late = [step.name for step in steps if (step.note or "").startswith("no time")]
     if late:
-        advice.append(f"a longer --time: there was none for {', '.join(late)}")
+        advice.append(f"more `seconds`: there was none for {', '.join(late)}")
     if not torch_is_there() and any(step.kind == "finetune" for step in steps):
         advice.append("pip install 'onnx-igpc[torch]': cuts were not trained back")
     images = task.images.counts
@@ -121,7 +122,7 @@ def _next(
             "on some that chose nothing"
         )
     if (missed := _missed(points, chosen)) is not None:
-        advice.append(f"a looser --keep: {missed}")
+        advice.append(f"a looser `keep`: {missed}")
     return "; ".join(advice) or "nothing that this tool has: a smaller network, or another machine"
 
 
