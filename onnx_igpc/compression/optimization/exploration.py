@@ -13,9 +13,9 @@ from onnx_igpc.evaluation.damage import damage_of
 from onnx_igpc.graph.model import file_bytes
 from onnx_igpc.report.optimization import ORIGINAL, PointReport
 
-FOLDED = "original, BatchNorm folded"
+FOLDED = "original with BatchNorm folded"
 INT8 = "int8"
-INT8_INSIDE = "int8, ends in float"
+INT8_INSIDE = "int8 but for its ends"
 _LOWERED = ", lowered"
 
 

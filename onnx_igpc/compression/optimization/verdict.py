@@ -106,7 +106,7 @@ def _next(
 ) -> str:
     """What would help most: time that was lacking, torch, more images, or a looser promise."""
     advice = []
-    late = [step.name for step in steps if (step.note or "").startswith("no time")]
+    late = [repr(step.name) for step in steps if (step.note or "").startswith("no time")]
     if late:
         advice.append(f"more `seconds`: there was none for {', '.join(late)}")
     if not torch_is_there() and any(step.kind == "finetune" for step in steps):
