@@ -11,6 +11,8 @@ from onnx_igpc._version import __version__
 
 if TYPE_CHECKING:
     from onnx_igpc.calibration.options import Calibration
+    from onnx_igpc.compression.optimization.optimize import optimize
+    from onnx_igpc.compression.optimization.options import Optimization
     from onnx_igpc.compression.pipeline import compress, inspect
     from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.data.preprocessing import Preprocessing
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from onnx_igpc.report.benchmark import BenchmarkReport
     from onnx_igpc.report.digest import read_digest
     from onnx_igpc.report.html import render_html
+    from onnx_igpc.report.optimization import OptimizationReport
     from onnx_igpc.report.result import CompressResult
     from onnx_igpc.report.tree import RewriteReport
     from onnx_igpc.report.verification import VerifyReport
@@ -48,6 +51,8 @@ _HOME = {
     "Dataset": "data.dataset",
     "Inputs": "torch_bridge",
     "Lowering": "lowering.options",
+    "Optimization": "compression.optimization.options",
+    "OptimizationReport": "report.optimization",
     "Preprocessing": "data.preprocessing",
     "Published": "planning.options",
     "Quantization": "lowering.quantization.options",
@@ -68,6 +73,7 @@ _HOME = {
     "lower": "lowering.lower",
     "model_inputs": "graph.inputs",
     "open_data": "data.sources",
+    "optimize": "compression.optimization.optimize",
     "plan_layout": "layout.schemes",
     "quantize": "lowering.quantization.quantize",
     "read_digest": "report.digest",
@@ -87,6 +93,8 @@ __all__ = [
     "Inputs",
     "Keep",
     "Lowering",
+    "Optimization",
+    "OptimizationReport",
     "Preprocessing",
     "Published",
     "Quantization",
@@ -108,6 +116,7 @@ __all__ = [
     "lower",
     "model_inputs",
     "open_data",
+    "optimize",
     "plan_layout",
     "quantize",
     "read_digest",

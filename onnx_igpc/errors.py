@@ -134,6 +134,7 @@ FLAGS = {
     "base": "--recipe",
     "channels_per_group": "--ch",
     "output": "-o",
+    "seconds": "--time",
     "sequential=False": "--no-sequential",
     "shapes": "--shape",
 }

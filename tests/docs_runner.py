@@ -29,6 +29,7 @@ SHORTER: dict[str, dict[str, str]] = {
     "benchmark": {"--rounds": "2"},
     "compress": {"--samples": "16"},
     "lower": {"--lowering": "literal"},
+    "optimize": {"--time": "5s"},
 }
 """Options that are set to these values, whatever the documentation says. How ``lower`` chooses by measuring
 has tests of its own."""

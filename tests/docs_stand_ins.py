@@ -27,13 +27,14 @@ def make_files(folder: Path) -> None:
         result.save(folder / name)
     for name in ("images", "train", "val", "labelled"):
         _pictures(folder / name, labelled=name != "images")
+    _pictures(folder / "photos", labelled=False, count=70)
     for name in ("sample_models", "examples", "benchmarks", "setup.cfg", "constraints.txt"):
         (folder / name).symlink_to(ROOT / name)
 
 
-def _pictures(folder: Path, *, labelled: bool) -> None:
+def _pictures(folder: Path, *, labelled: bool, count: int = 12) -> None:
     random = np.random.default_rng(0)
-    for number in range(12):
+    for number in range(count):
         place = folder / f"class_{number % CLASSES}" if labelled else folder
         place.mkdir(parents=True, exist_ok=True)
         pixels = random.integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)

@@ -28,13 +28,22 @@ class Division:
         return self.chosen_by if self.held_out is None else self.chosen_by.joined(self.held_out)
 
 
+def held_out_count(total: int) -> int:
+    """How many of so many samples are held out by default: a fifth, but 100 where that is at most half.
+
+    None of fewer than 20; an interval on fewer than 100 is too wide to act on, which is why they go so far.
+    """
+    if total < LEAST_TO_DIVIDE:
+        return 0
+    return max(round(_SHARE * total), min(_WANTED, total // 2))
+
+
 def divide(held: HeldSamples, share: float | None = None) -> Division:
     """Hold out a share of the samples.
 
     Args:
         held: the samples, in the order that was drawn.
-        share: in [0, 1), of the samples; 0 holds nothing out. ``None`` for a fifth of them, and 100 at
-            least as far as half of the samples go: an interval on fewer is too wide to act on.
+        share: in [0, 1), of the samples; 0 holds nothing out. ``None`` for :func:`held_out_count`.
 
     Nothing is held out of fewer than 20 samples unless a share is given.
     """
@@ -42,9 +51,7 @@ def divide(held: HeldSamples, share: float | None = None) -> Division:
     if share is not None:
         count = min(round(share * total), total - 1) if share > 0 else 0
         count = max(count, 1) if share > 0 and total > 1 else count
-    elif total < LEAST_TO_DIVIDE:
-        count = 0
     else:
-        count = max(round(_SHARE * total), min(_WANTED, total // 2))
+        count = held_out_count(total)
     chosen_by = Part(held, sorted(held.order[count:]))
     return Division(chosen_by, Part(held, sorted(held.order[:count])) if count else None)

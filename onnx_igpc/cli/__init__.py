@@ -8,6 +8,7 @@ from onnx_igpc._version import __version__
 from onnx_igpc.cli import compress as cli_compress
 from onnx_igpc.cli import lower as cli_lower
 from onnx_igpc.cli import measure as cli_measure
+from onnx_igpc.cli import optimize as cli_optimize
 from onnx_igpc.cli import quantize as cli_quantize
 from onnx_igpc.cli import report as cli_report
 from onnx_igpc.cli import train as cli_train
@@ -45,5 +46,7 @@ def main() -> None:
     """Make the pointwise convolutions of a trained CNN cheap: ONNX in, ONNX out."""
 
 
-for _module in (cli_compress, cli_lower, cli_report, cli_measure, cli_train, cli_quantize):
+for _module in (
+    *(cli_optimize, cli_compress, cli_lower, cli_report, cli_measure, cli_train, cli_quantize),
+):
     _module.register(main)

@@ -176,7 +176,7 @@ def _take_recipe(options: dict[str, Any]) -> Recipe:
     return replace(read_recipe(named) if named is not None else Recipe(), **given)
 
 
-def _let_threads_sleep() -> None:
+def let_threads_sleep() -> None:
     """Let OpenMP threads that wait for others sleep rather than spin, unless the user says otherwise.
 
     Where other processes share the processors, a spinning thread holds the one that it waits for off its
@@ -246,7 +246,7 @@ def finetune(
     check_files(guard, report=report_file, json=json_file)
     prepared = preprocessing.read()
     require_torch()
-    _let_threads_sleep()
+    let_threads_sleep()
     # Of the processes of a torchrun, the first one speaks.
     with ProgressLine("fine-tuning", quiet or os.environ.get("RANK", "0") != "0") as line:
         from onnx_igpc.torch_bridge.training.finetune import finetune as run

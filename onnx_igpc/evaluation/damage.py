@@ -12,6 +12,7 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.evaluation.verify import DEFAULT_SETTING, Wanted, compare_models
 from onnx_igpc.report.sections import DamageReport
 from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.report.verification import VerifyReport
 from onnx_igpc.runtime.session_source import AnyModel
 
 # The quantile of the normal distribution for an interval of 95 %.
@@ -58,7 +59,13 @@ def measure_damage(
     """
     setting = replace(DEFAULT_SETTING, threads=threads)
     used = Dataset(data if labelled else UnlabelledData(data))
-    found = compare_models(original, rewritten, used, Wanted(report=report), setting=setting)
+    return damage_of(
+        compare_models(original, rewritten, used, Wanted(report=report), setting=setting)
+    )
+
+
+def damage_of(found: VerifyReport) -> DamageReport:
+    """What a verification says of the damage; of the accuracy, too, where the data was labelled."""
     damage = DamageReport(samples=found.samples)
     if found.classifier is not None:
         damage.agreement = found.classifier.agreement

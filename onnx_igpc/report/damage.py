@@ -34,6 +34,19 @@ def large_damage_warning(damage: DamageReport | None) -> str | None:
     return f"{figure} {on}: this model needs training (onnx-igpc finetune), or more data"
 
 
+def figure_text(damage: DamageReport) -> str:
+    """``agreement 97.0 % (95 %: 91.5 to 99.0)``, or the relative error."""
+    if damage.agreement is not None:
+        text = f"agreement {100 * damage.agreement:.1f} %"
+        if damage.interval is not None:
+            low, high = damage.interval
+            text += f" (95 %: {100 * low:.1f} to {100 * high:.1f})"
+        return text
+    if damage.relative_error is not None:
+        return f"error {damage.relative_error:.3g}, relative, of output {damage.output}"
+    return "error unknown"
+
+
 def ordered_warnings(report: RewriteReport) -> list[str]:
     """The warnings of a report, that of large damage first."""
     large = large_damage_warning(report.damage)

@@ -43,7 +43,7 @@ def encoded(cells: np.ndarray, shape: tuple[int, ...], largest: float) -> Thumbn
 
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY = 0
+_GREY, _COLOUR = 0, 2
 LEVELS = 16
 
 
@@ -57,14 +57,24 @@ def grey_png(levels: np.ndarray) -> bytes:
     padded[:, :columns] = levels
     packed = padded[:, 0::2] << 4 | padded[:, 1::2]
     scanlines = b"".join(b"\x00" + row.tobytes() for row in packed)
-    header = struct.pack(">IIBBBBB", columns, rows, 4, _GREY, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(scanlines, 9)), (b"IEND", b""))
-    return _SIGNATURE + b"".join(_chunk(kind, data) for kind, data in chunks)
+    return _png(struct.pack(">IIBBBBB", columns, rows, 4, _GREY, 0, 0, 0), scanlines)
+
+
+def colour_png(levels: np.ndarray) -> bytes:
+    """A PNG of red, green and blue, eight bits each; levels: uint8[rows, columns, 3]."""
+    rows, columns, _ = levels.shape
+    scanlines = b"".join(b"\x00" + row.tobytes() for row in levels)
+    return _png(struct.pack(">IIBBBBB", columns, rows, 8, _COLOUR, 0, 0, 0), scanlines)
 
 
 def data_address(png: bytes) -> str:
     """The picture as a ``data:`` address."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _png(header: bytes, scanlines: bytes) -> bytes:
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(scanlines, 9)), (b"IEND", b""))
+    return _SIGNATURE + b"".join(_chunk(kind, data) for kind, data in chunks)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

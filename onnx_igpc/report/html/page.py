@@ -38,21 +38,38 @@ def render_html(report: RewriteReport, title: str) -> str:
         report: what was done and measured; parts that it lacks are left out of the page.
         title: the name of the model that the page is about.
     """
-    report = replace(report, benchmark=_with_short_paths(report.benchmark))
     drawings = Drawings()
-    style, script = _resource("report.css"), _resource("report.js")
-    latency = [*latency_charts(report.benchmark), *machine(report.benchmark)]
-    sections: list[tuple[str, str, Sequence[Child]]] = [
-        ("brought", "What it cost and brought", [ledger(report, title)]),
-        ("depth", "Along the network", depth_charts(report)),
-        ("choice", "The budget", [choice_chart(report.selection)]),
-        ("training", "Fine-tuning", training_charts(report.finetune)),
-        ("latency", "Latency", latency),
-        ("verified", "Verification", verification(report.verify)),
-        ("sites", "Every pointwise convolution", sites_table(report, SiteDetails(drawings))),
-        ("made", "How it was made", making(report)),
+    sections = report_sections(report, title, drawings)
+    return document(title, _header(report, title), sections, drawings, report.tool)
+
+
+def report_sections(report: RewriteReport, title: str, drawings: Drawings) -> list[Element]:
+    """The sections of a report's page, those left out of which nothing is known."""
+    report = replace(report, benchmark=_with_short_paths(report.benchmark))
+    sections = [
+        section("brought", "What it cost and brought", [ledger(report, title)]),
+        section("depth", "Along the network", depth_charts(report)),
+        section("choice", "The budget", [choice_chart(report.selection)]),
+        section("training", "Fine-tuning", training_charts(report.finetune)),
+        section(
+            "latency", "Latency", [*latency_charts(report.benchmark), *machine(report.benchmark)]
+        ),
+        section("verified", "Verification", verification(report.verify)),
+        section("sites", "Every pointwise convolution", sites_table(report, SiteDetails(drawings))),
+        section("made", "How it was made", making(report)),
     ]
-    shown = [each for each in sections if any(child is not None for child in each[2])]
+    return [each for each in sections if each is not None]
+
+
+def document(
+    title: str,
+    header: Sequence[Child],
+    sections: Sequence[Element],
+    drawings: Drawings,
+    tool: str,
+) -> str:
+    """A page of such sections, with links to them below its header."""
+    style, script = _resource("report.css"), _resource("report.js")
     head = element(
         "head",
         None,
@@ -69,16 +86,15 @@ def render_html(report: RewriteReport, title: str) -> str:
         verbatim("style", style),
         verbatim("script", script),
     )
+    sites = any(each.get("id") == "sites" for each in sections)
     body = element(
         "body",
         None,
-        element("a", {"class": "skip", "href": "#sites"}, "Skip to the sites")
-        if report.sites
-        else None,
+        element("a", {"class": "skip", "href": "#sites"}, "Skip to the sites") if sites else None,
         drawings.definitions(),
-        element("header", None, _header(report, title), _contents(shown)),
-        element("main", None, [_section(*each) for each in shown]),
-        element("footer", None, element("p", None, f"Written by {report.tool}.")),
+        element("header", None, header, _contents(sections)),
+        element("main", None, sections),
+        element("footer", None, element("p", None, f"Written by {tool}.")),
     )
     return to_html(element("html", {"lang": "en"}, head, body))
 
@@ -137,7 +153,11 @@ def _answers(damage: DamageReport | None) -> str | None:
     return f"It gives the original's answer {on}{left_out}."
 
 
-def _section(name: str, title: str, contents: Sequence[Child]) -> Element:
+def section(name: str, title: str, contents: Sequence[Child]) -> Element | None:
+    """A section with its heading; ``None`` where there is nothing in it."""
+    filled = [each for each in contents if each is not None]
+    if not filled:
+        return None
     return element(
         "section",
         {"id": name, "aria-labelledby": f"{name}-title"},
@@ -146,12 +166,14 @@ def _section(name: str, title: str, contents: Sequence[Child]) -> Element:
     )
 
 
-def _contents(sections: Sequence[tuple[str, str, Sequence[Child]]]) -> Element:
+def _contents(sections: Sequence[Element]) -> Element:
     """Links to the sections."""
-    links = [
-        element("li", None, element("a", {"href": f"#{name}"}, title))
-        for name, title, _ in sections
-    ]
+    links = []
+    for section in sections:
+        heading = section.find("h2")
+        assert heading is not None
+        link = element("a", {"href": f"#{section.get('id')}"}, heading.text)
+        links.append(element("li", None, link))
     return element("nav", {"aria-label": "Sections"}, element("ul", None, links))
 
 

@@ -1,0 +1,148 @@
+"""What is tried, the cheap and the likely first; what an earlier result speaks against is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from onnx_igpc.compression.optimization.attempts import Attempts
+from onnx_igpc.compression.optimization.task import Task
+from onnx_igpc.compression.optimization.training import torch_is_there, train
+from onnx_igpc.compression.optimization.workbench import Workbench
+from onnx_igpc.evaluation.damage import damage_of
+from onnx_igpc.graph.model import file_bytes
+from onnx_igpc.report.optimization import ORIGINAL, PointReport
+
+FOLDED = "original with BatchNorm folded"
+INT8 = "int8"
+INT8_INSIDE = "int8 but for its ends"
+_LOWERED = ", lowered"
+
+
+@dataclass
+class Exploration:
+    """The models that were made and measured, in order; the original is the first."""
+
+    task: Task
+    bench: Workbench
+    points: list[PointReport] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.attempts = Attempts(self.task, self.bench)
+
+    def run(self) -> list[PointReport]:
+        """Try everything; what cannot be made or measured is left out, as its step says."""
+        precision = self.task.options.precision
+        if not self._measured(ORIGINAL):
+            return []
+        if precision != "int8" and self.attempts.fold(FOLDED):
+            self._measured(FOLDED)
+        if precision != "fp32":
+            self._int8_alone()
+        shares = self.task.options.shares
+        for number, share in enumerate(shares):
+            if self._cut(share, first=number == 0):
+                continue
+            for other in shares[number + 1 :]:
+                why = f"{share} % loses too much already, or cannot be had"
+                self.bench.skip(_cut_to(other), "compress", why)
+            break
+        return self.points
+
+    def _int8_alone(self) -> None:
+        if not self.attempts.quantize(INT8, ORIGINAL):
+            return
+        found = self._measured(INT8, precision="int8")
+        if found is not None and found.holds:
+            self.bench.skip(INT8_INSIDE, "quantize", "int8 throughout holds the promise")
+        elif self.attempts.quantize(INT8_INSIDE, ORIGINAL, kept=True):
+            self._measured(INT8_INSIDE, precision="int8")
+
+    def _cut(self, share: int, *, first: bool) -> bool:
+        """A cut, and what can be made of it; whether a smaller one can hold the promise."""
+        cut = _cut_to(share)
+        if not self.attempts.cut(cut, share, first=first):
+            return False
+        lowered = f"{cut}{_LOWERED}"
+        if not self.attempts.lower(lowered, cut):
+            return False
+        found = self._measured(lowered, cut=True)
+        if found is None:
+            return False
+        speed = self.attempts.speed(lowered)
+        if speed is not None and speed.value <= 1:
+            why = f"no faster than dense: {speed.value:.2f} x ({speed.low:.2f} to {speed.high:.2f})"
+            self.bench.skip(f"{cut}, trained", "finetune", why)
+            return self._likely(found)
+        best = self._trained(cut, found)
+        if not self._likely(best):
+            return False
+        if self.task.options.precision != "fp32":
+            name = f"{best.name.removesuffix(_LOWERED)}, int8"
+            if self.attempts.quantize(name, best.name):
+                self._measured(name, precision="int8", cut=True, trained=best.trained)
+        return True
+
+    def _trained(self, cut: str, found: PointReport) -> PointReport:
+        """The better of a lowered cut and what training makes of it."""
+        trained = f"{cut}, trained"
+        if found.holds:
+            self.bench.skip(trained, "finetune", "the cut holds the promise as it is")
+            return found
+        if not torch_is_there():
+            self.bench.skip(trained, "finetune", "torch is not installed")
+            return found
+        if not train(self.task, self.bench, trained, cut):
+            return found
+        again = f"{trained}{_LOWERED}"
+        if not self.attempts.lower(again, trained):
+            return found
+        better = self._measured(again, cut=True, trained=True)
+        return found if better is None or loss(better) > loss(found) else better
+
+    def _measured(
+        self,
+        name: str,
+        *,
+        precision: Literal["fp32", "int8"] = "fp32",
+        cut: bool = False,
+        trained: bool = False,
+    ) -> PointReport | None:
+        """Measure a model that was made, and put it among the points."""
+        if not self.attempts.measure(name):
+            return None
+        damage = damage_of(self.attempts.found(name))
+        path = self.task.place(name) if name == ORIGINAL else self.task.file(name)
+        point = PointReport(
+            name=name,
+            file=path,
+            precision=precision,
+            cut=cut,
+            trained=trained,
+            damage=damage,
+            holds=name == ORIGINAL or self.task.promise.holds(damage),
+            file_bytes=file_bytes(self.bench.folder / path),
+        )
+        self.points.append(point)
+        return point
+
+    def _likely(self, point: PointReport) -> bool:
+        """Whether a model keeps the promise by its figure, its interval left aside."""
+        promise, damage = self.task.promise, point.damage
+        if promise.kind == "agreement":
+            return (damage.agreement or 0.0) >= promise.bound
+        if promise.kind == "accuracy":
+            return damage.accuracy_change is not None and damage.accuracy_change[0] >= promise.bound
+        return promise.holds(damage)
+
+
+def _cut_to(share: int) -> str:
+    return f"cut to {share} %"
+
+
+def loss(point: PointReport) -> float:
+    """The damage of a model as one number, for comparing: answers that differ, or the relative error."""
+    damage = point.damage
+    if damage.agreement is not None:
+        return 1.0 - damage.agreement
+    return damage.relative_error or 0.0
