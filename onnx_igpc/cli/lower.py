@@ -63,6 +63,13 @@ def setting_options(command: Command) -> Command:
             metavar="FOLDER",
             help="Where measured times are kept [the user's cache folder].",
         ),
+        click.option(
+            "--precision",
+            type=click.Choice(["float32", "int8"]),
+            default="float32",
+            show_default=True,
+            help="int8: measured as it will run once it is quantized; quantize it afterwards.",
+        ),
         click.option("--no-cache", is_flag=True, help="Measure anew, and keep nothing."),
     )
     for option in reversed(options):
@@ -85,7 +92,7 @@ def read_lowering(values: dict[str, Any], kind: str = "auto") -> Lowering:
     given = {name: values.pop(name) for name in ("provider", "threads", "batch")}
     setting = Setting(**given, shapes=parse_shapes(values.pop("shapes")))
     cache = False if without else folder or True
-    return Lowering(kind, setting, values.pop("allow_slower"), cache)
+    return Lowering(kind, setting, values.pop("allow_slower"), cache, values.pop("precision"))
 
 
 @click.command(epilog="Example: onnx-igpc lower tuned.onnx -o fast.onnx --threads 1")
