@@ -104,7 +104,9 @@ class Contender:
         if self.constant_weights:
             notes.append(self._constants_note(session, provider, threads, feeds))
         if self.quantized:
-            notes.append(f"quantized; its layers ran as {counts(profile.layers()) or 'nothing known'}")
+            notes.append(
+                f"quantized; its layers ran as {counts(profile.layers()) or 'nothing known'}"
+            )
         resolved = resolve_shapes(inputs, batch, batched(shapes, batch))
         return ModelFacts(
             path=self.path,
