@@ -20,7 +20,7 @@ from onnx_igpc.graph.shape_inference import ShapeTracer
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.catalogue import applicable, lower, site_opset
 from onnx_igpc.lowering.cut_out import Surroundings, UnknownShapeError, cut_out
-from onnx_igpc.lowering.options import FLOAT32, Precision
+from onnx_igpc.lowering.options import FLOAT32, INT8, Precision
 from onnx_igpc.lowering.race import as_run, race_key, race_models, race_site
 from onnx_igpc.runtime.racing import Interval, speedup
 from onnx_igpc.runtime.setting import Setting
@@ -30,6 +30,8 @@ LITERAL, DENSE = "literal", "dense"
 # Times that differ by less are equal: then dense, which keeps the layer whole, goes before the
 # literal form, and that before the others.
 TIE = 1.02
+# To quantize a whole model takes seconds: so many lowerings are tried throughout.
+_WHOLES_AT_MOST = 3
 # Sessions hold their weights, often twice: of larger models, fewer are raced together.
 _BYTES_AT_ONCE = 2**30
 
@@ -209,13 +211,26 @@ class Improver:
         return current
 
     def _start(self, choices: Choices) -> Choices:
-        labels = dict.fromkeys(label for race in self.races for label in race.seconds)
-        if self.allow_slower:
-            labels.pop(DENSE, None)
+        labels = self._throughout()
         options = [choices, *(uniform(self.races, label) for label in labels)]
         distinct = [each for i, each in enumerate(options) if each not in options[:i]]
         self._say(0, 0, "comparing whole models")
         return distinct[self._fastest(distinct)]
+
+    def _throughout(self) -> list[str]:
+        """Lowerings to try at every site; of int8 forms those that the sites' races promise most of."""
+        labels = list(dict.fromkeys(label for race in self.races for label in race.seconds))
+        if self.allow_slower and DENSE in labels:
+            labels.remove(DENSE)
+        if self.precision == INT8:
+            labels.sort(key=self._promised)
+            del labels[_WHOLES_AT_MOST:]
+        return labels
+
+    def _promised(self, label: str) -> float:
+        """Seconds of all sites with one lowering, where they can take it."""
+        choices = uniform(self.races, label)
+        return sum(race.seconds[choices[race.name]] for race in self.races if race.seconds)
 
     def _classes(self) -> list[tuple[list[str], list[str]]]:
         """Sites that shared a race, with the lowerings worth trying; those with most time first."""

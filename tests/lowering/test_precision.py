@@ -156,6 +156,15 @@ def test_what_is_written_is_float_and_quantize_takes_it(monkeypatch: pytest.Monk
     assert quantized.report.lowering is not None
     assert quantized.report.lowering.precision == "int8"
     assert quantized.report.quantization is not None
+    assert not any("fastest in float32" in note for note in quantized.report.notes)
+
+
+def test_quantize_says_where_floats_were_chosen_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    Raced(monkeypatch)
+    by_float = lower_model(compressed(), lowering=Lowering(setting=ONE, cache=False)).model
+    options = Quantization("minmax")
+    notes = onnx_igpc.quantize(by_float, images(30, 32), quantization=options).report.notes
+    assert any("fastest in float32" in note and "--precision int8" in note for note in notes)
 
 
 def test_whole_models_are_raced_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
