@@ -254,6 +254,12 @@ def test_the_commands_say_what_was_raced_and_what_comes_next(
     assert digest is not None
     assert digest.lowering is not None
     assert digest.lowering.precision == "int8"
+    shown = invoke("report", fast).stdout
+    assert "times" not in shown
+    assert "onnx-igpc quantize comes next" in shown
+    options = Quantization("minmax")
+    onnx_igpc.quantize(fast, images(30, 32), quantization=options).save(tmp_path / "int8.onnx")
+    assert "comes next" not in invoke("report", tmp_path / "int8.onnx").stdout
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:

@@ -31,11 +31,9 @@ def show_lowering(console: Console, report: RewriteReport, verbose: bool = False
         console.print(
             f"races of sites: {races.measured} measured, {races.reused} known", style="dim"
         )
-    if said.precision is not None:
-        console.print(
-            f"all times are of {said.precision} forms; what is written is float32: onnx-igpc quantize "
-            "comes next"
-        )
+    if said.precision is not None and report.quantization is None:
+        times = f"all times are of {said.precision} forms; " if said.model is not None else ""
+        console.print(f"{times}what is written is float32: onnx-igpc quantize comes next")
     for note in said.notes or ():
         console.print(f"note: {escape(note)}", style="dim")
 
