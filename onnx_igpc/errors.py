@@ -102,6 +102,7 @@ _AS_THEY_ARE = [
     "lr",
     "minimize",
     "optimizer",
+    "precision",
     "resize",
     "restart",
     "resume",

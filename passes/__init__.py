@@ -28,6 +28,7 @@ from onnx_igpc.passes.lower_merged_groups import LowerMergedGroups
 from onnx_igpc.passes.lower_padded import LowerPadded
 from onnx_igpc.passes.lower_slices import LowerSlices
 from onnx_igpc.passes.lower_transpose import LowerTranspose
+from onnx_igpc.passes.lower_whole_rows import LowerWholeRows
 from onnx_igpc.passes.lowering import Lowering
 from onnx_igpc.passes.merge_gathers import MergeGathers
 
@@ -47,6 +48,7 @@ __all__ = [
     "LowerPadded",
     "LowerSlices",
     "LowerTranspose",
+    "LowerWholeRows",
     "Lowering",
     "MergeGathers",
     "OpenModel",

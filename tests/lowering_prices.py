@@ -13,6 +13,7 @@ from onnx_igpc.lowering import latency
 from onnx_igpc.lowering import selection as select
 from onnx_igpc.lowering import site_races as choose
 from onnx_igpc.lowering.cache import RaceCache
+from onnx_igpc.lowering.options import Precision
 from onnx_igpc.runtime.setting import Setting
 
 Price = Callable[[onnx.ModelProto], float]
@@ -51,7 +52,11 @@ class Prices:
         return self
 
     def _race_site(
-        self, contenders: Mapping[str, OpenModel], setting: Setting, cache: RaceCache
+        self,
+        contenders: Mapping[str, OpenModel],
+        setting: Setting,
+        cache: RaceCache,
+        precision: Precision = "float32",
     ) -> dict[str, float]:
         self.sites += 1
         return {name: self.site(model.proto) for name, model in contenders.items()}

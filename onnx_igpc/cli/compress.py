@@ -227,6 +227,10 @@ def compress(
     fold, passes = options.pop("fold_batch_norm"), options.pop("passes")
     plan = _read_plan(options, calibrated=calibration is not None)
     measured = lowering == "auto" or (not isinstance(plan, Published) and plan.quantity.is_latency)
+    if speed.precision == "int8" and not measured:
+        raise UsageError(
+            "--precision int8 is for what is measured: give --lowering auto or --target latency=..."
+        )
     with ProgressLine("compressing", quiet, undisturbed=True) as line:
         result = run(
             model,

@@ -23,7 +23,7 @@ from onnx_igpc.cli.options import (
 from onnx_igpc.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from onnx_igpc.lowering.options import Lowering
+    from onnx_igpc.lowering.options import Lowering, Precision
 
 _FILE = click.Path(path_type=Path)
 
@@ -43,6 +43,7 @@ class SettingOptions:
     shapes: tuple[str, ...]
     allow_slower: bool
     cache_folder: Path | None
+    precision: Precision
     no_cache: bool
 
     def lowering(self, kind: str = "auto") -> Lowering:
@@ -58,7 +59,7 @@ class SettingOptions:
             raise click.UsageError("--cache and --no-cache exclude each other")
         setting = Setting(self.provider, self.threads, self.batch, parse_shapes(self.shapes))
         cache = False if self.no_cache else self.cache_folder or True
-        return Lowering(kind, setting, self.allow_slower, cache)
+        return Lowering(kind, setting, self.allow_slower, cache, self.precision)
 
 
 setting_options = option_group(
@@ -86,6 +87,13 @@ setting_options = option_group(
         type=_FILE,
         metavar="FOLDER",
         help="Where measured times are kept [the user's cache folder].",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "int8"]),
+        default="float32",
+        show_default=True,
+        help="int8: measured as it will run once it is quantized; quantize it afterwards.",
     ),
     click.option("--no-cache", is_flag=True, help="Measure anew, and keep nothing."),
 )

@@ -167,10 +167,10 @@ class _Limits:
             return None
         if not contender.digest.rewritten:
             return "none of its sites was rewritten"
-        if self._first.digest is not None:
+        if self._first.digest is not None and self._first.digest.rewritten:
             return "the first model is rewritten itself"
         if contender.quantized != self._first.quantized:
-            return "one of the two models is quantized"
+            return "one of the two models is quantized: race it against its like"
         return None
 
 

@@ -15,6 +15,7 @@ from onnx_igpc.graph.inputs import Shapes, resolve_shapes
 from onnx_igpc.graph.model import OpenModel, file_bytes, open_model
 from onnx_igpc.report.benchmark import ModelFacts
 from onnx_igpc.report.digest import read_digest
+from onnx_igpc.report.quantization import counts
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.footprint import measure
 from onnx_igpc.runtime.profile import ExecutionProfile, misplaced_message, read_profile
@@ -100,6 +101,10 @@ class Contender:
         notes = []
         if self.constant_weights:
             notes.append(self._constants_note(session, provider, threads, feeds))
+        if self.quantized:
+            notes.append(
+                f"quantized; its layers ran as {counts(profile.layers()) or 'nothing known'}"
+            )
         resolved = resolve_shapes(inputs, batch, batched(shapes, batch))
         return ModelFacts(
             path=self.path,

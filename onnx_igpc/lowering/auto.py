@@ -15,9 +15,11 @@ from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
 from onnx_igpc.lowering.latency import LatencyBudget, RandomRewrite
-from onnx_igpc.lowering.lower import finish, prepare
-from onnx_igpc.lowering.options import AUTO, Lowering
-from onnx_igpc.lowering.race import structure
+from onnx_igpc.lowering.lower import finish
+from onnx_igpc.lowering.options import AUTO, FLOAT32, INT8, Lowering, Precision
+from onnx_igpc.lowering.preparation import prepare
+from onnx_igpc.lowering.quantization.float_model import refuse_unsuitable
+from onnx_igpc.lowering.race import as_run, structure
 from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
 from onnx_igpc.lowering.site_races import DENSE, LITERAL, lowered, race_whole, uniform
 from onnx_igpc.report.digest import read_digest
@@ -40,6 +42,7 @@ class LoweringRun:
     allow_slower: bool
     cache: RaceCache
     progress: Progress | None = None
+    precision: Precision = FLOAT32
     planned: tuple[Selection, OpenModel] | None = None
     """What was chosen, and for which model, whose weights are random."""
 
@@ -48,8 +51,8 @@ class LoweringRun:
         """A run for the model as the options say.
 
         Raises:
-            UsageError: a batch size that the model does not take, or a lowering that is not chosen by
-                measurement.
+            UsageError: a batch size that the model does not take, a lowering that is not chosen by
+                measurement, or a model that cannot be raced in int8.
         """
         if lowering.kind != AUTO:
             raise UsageError(
@@ -57,11 +60,15 @@ class LoweringRun:
             )
         fitted = (lowering.setting or Setting()).fitted(model.proto)
         cache = RaceCache(cache_folder(lowering.cache))
-        return cls(fitted, lowering.allow_slower, cache, progress)
+        if lowering.precision == INT8:
+            refuse_unsuitable(model)
+        return cls(fitted, lowering.allow_slower, cache, progress, lowering.precision)
 
     def pricing(self, found: FoundSites, rewrite: RandomRewrite) -> LatencyBudget:
         """What a budget of time is measured with."""
-        return LatencyBudget(found, self.setting, self.cache, rewrite, self.progress)
+        return LatencyBudget(
+            found, self.setting, self.cache, rewrite, self.progress, self.precision
+        )
 
     def keep_dense(
         self, found: FoundSites, layouts: Mapping[str, GroupLayout], rewrite: RandomRewrite
@@ -79,11 +86,12 @@ class LoweringRun:
             self.setting,
             self.cache,
             allow_slower=self.allow_slower,
+            precision=self.precision,
             progress=self.progress,
         )
         slower = {name for name, label in selection.choices.items() if label == DENSE}
         self.planned = selection, tried
-        reason = slower_reason(self.setting)
+        reason = slower_reason(self.setting, self.precision)
         return {
             site.name: kept_layout(site, reason) if site.name in slower else layouts[site.name]
             for site in found.rewritable
@@ -118,4 +126,5 @@ class LoweringRun:
             DENSE: lowered(tried, uniform(selection.races, DENSE)),
             CHOSEN: final,
         }
+        variants = {n: as_run(m, self.setting, self.precision) for n, m in variants.items()}
         selection.whole = race_whole(variants, self.setting, FINAL_ROUNDS, CHOSEN)

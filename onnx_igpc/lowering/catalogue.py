@@ -20,6 +20,7 @@ from onnx_igpc.passes.lower_merged_groups import LowerMergedGroups
 from onnx_igpc.passes.lower_padded import LowerPadded
 from onnx_igpc.passes.lower_slices import LowerSlices
 from onnx_igpc.passes.lower_transpose import LowerTranspose
+from onnx_igpc.passes.lower_whole_rows import LowerWholeRows
 from onnx_igpc.passes.lowering import Lowering, lower_sites
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
 
@@ -35,6 +36,8 @@ LOWERINGS: dict[str, Lowering] = {
         LowerPadded(16),
         LowerMergedGroups(8),
         LowerMergedGroups(16),
+        LowerWholeRows(4),
+        LowerWholeRows(16),
         LowerSlices(),
         LowerTranspose(),
         LowerMatMul(),

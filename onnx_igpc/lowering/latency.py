@@ -2,7 +2,8 @@
 
 A candidate's cost is the time of its fastest lowering in the site's cut-out, with random weights. The
 model's time is predicted as that of the dense model, with the dense time of every site replaced by
-its candidate's: what the cut-outs have around the site cancels out. The prediction is then checked on
+its candidate's: what the cut-outs have around the site cancels out. Where the model will run in int8,
+all of these are times of quantized forms. The prediction is then checked on
 the whole model with the chosen layouts, and the budget is moved until the measured time fits.
 """
 
@@ -19,8 +20,9 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.cut_out import UnknownShapeError
-from onnx_igpc.lowering.lower import prepare
-from onnx_igpc.lowering.race import race_all, race_models
+from onnx_igpc.lowering.options import FLOAT32, Precision
+from onnx_igpc.lowering.preparation import prepare
+from onnx_igpc.lowering.race import as_run, race_all, race_models
 from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select
 from onnx_igpc.lowering.site_races import (
     DENSE,
@@ -58,6 +60,7 @@ class LatencyBudget:
     cache: RaceCache
     rewrite: RandomRewrite
     progress: Progress | None = None
+    precision: Precision = FLOAT32
     summary: LatencyReport | None = None
     dense: float = 0.0
     aim: float | None = None
@@ -135,6 +138,7 @@ class LatencyBudget:
             )
         choice, taken = best
         self.summary = LatencyReport(
+            precision=None if self.precision == FLOAT32 else self.precision,
             predicted=taken.predicted,
             measured=taken.measured,
             damage=taken.damage,
@@ -154,7 +158,7 @@ class LatencyBudget:
         for done, (name, contenders) in enumerate(cuts.items()):
             if self.progress is not None:
                 self.progress(done, len(cuts), f"racing layouts of {name}")
-            seconds = race_all(contenders, self.setting, self.cache)
+            seconds = race_all(contenders, self.setting, self.cache, self.precision)
             least: dict[int, float] = {}
             for label, value in seconds.items():
                 index = int(label.split(":")[0])
@@ -185,6 +189,7 @@ class LatencyBudget:
         surroundings, sites = surroundings_of(model, self.setting)
         if not self.dense:
             dense = lowered(model, uniform_choices(sites, DENSE))
+            dense = as_run(dense, self.setting, self.precision)
             seconds = race_models([dense], self.setting, FINAL_ROUNDS)
             self.dense = float(np.median(seconds))
         for site in sites:
@@ -213,7 +218,9 @@ class LatencyBudget:
         model = self._prepared(layouts)
         if model is None:
             return 1.0
-        selection: Selection = select(model, self.setting, self.cache, progress=self.progress)
+        selection: Selection = select(
+            model, self.setting, self.cache, precision=self.precision, progress=self.progress
+        )
         if selection.whole is None:
             return 1.0
         return selection.whole.seconds[CHOSEN] / selection.whole.seconds[DENSE]

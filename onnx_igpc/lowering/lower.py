@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import onnx
 
@@ -12,7 +12,6 @@ from onnx_igpc.errors import UsageError
 from onnx_igpc.evaluation.equivalence import check_same_outputs
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import ModelCost, count
-from onnx_igpc.graph.edit import IR_WITH_FREE_INITIALIZERS
 from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
@@ -20,11 +19,12 @@ from onnx_igpc.lowering.catalogue import (
     LOWERINGS,
     LoweredSite,
     applicable,
-    fold_batch_norms,
     lower,
     site_opset,
 )
-from onnx_igpc.lowering.options import AUTO, Lowering
+from onnx_igpc.lowering.options import AUTO, INT8, Lowering
+from onnx_igpc.lowering.preparation import prepare
+from onnx_igpc.lowering.quantization.float_model import refuse_unsuitable
 from onnx_igpc.lowering.selection import describe_lowering, select
 from onnx_igpc.lowering.site_races import LITERAL, Choices
 from onnx_igpc.report.digest import read_digest, refuse_lowered, refuse_quantized, write_digest
@@ -67,12 +67,19 @@ def lower_model(
     check_original(opened)
     setting = (lowering.setting or Setting()).fitted(opened.proto)
     report = lowerable_digest(opened)
+    if lowering.precision == INT8:
+        refuse_unsuitable(opened)
     before = snapshot(opened)
     removed = prepare(opened).put_into(report)
     races = RaceCache(cache_folder(lowering.cache))
     if lowering.kind == AUTO:
         selection = select(
-            opened, setting, races, allow_slower=lowering.allow_slower, progress=progress
+            opened,
+            setting,
+            races,
+            allow_slower=lowering.allow_slower,
+            precision=lowering.precision,
+            progress=progress,
         )
         choices, said = selection.choices, selection.described(races)
     else:
@@ -96,37 +103,6 @@ def lowerable_digest(opened: OpenModel) -> RewriteReport:
         )
     refuse_lowered(digest, opened.name, "lower")
     return digest
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What :func:`prepare` did: inputs that are constants now, and BatchNormalizations folded or not."""
-
-    inputs_removed: list[str]
-    folded: list[str]
-    kept: dict[str, str]
-
-    def put_into(self, report: RewriteReport) -> list[str]:
-        """Say in the report what was folded; the inputs that are gone."""
-        report.folded += [name for name in self.folded if name not in report.folded]
-        report.notes += [f"{name} was not folded: {why}" for name, why in self.kept.items()]
-        return self.inputs_removed
-
-
-def prepare(opened: OpenModel) -> Preparation:
-    """Fold BatchNormalization and make listed weights constant."""
-    graph = opened.proto.graph
-    stored = {tensor.name for tensor in graph.initializer}
-    # Up to version 3 of the format all weights must be listed, and none of them can be fed.
-    free = opened.proto.ir_version >= IR_WITH_FREE_INITIALIZERS
-    listed = [value.name for value in graph.input if value.name in stored] if free else []
-    if listed:
-        kept = [value for value in graph.input if value.name not in stored]
-        kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
-        del graph.input[:]
-        graph.input.extend(kept)
-    folded = fold_batch_norms(opened)
-    return Preparation(listed, folded.changed, folded.kept)
 
 
 def fixed_choices(

@@ -1,8 +1,8 @@
 """Racing ways to write a model down, on the machine and at the setting that they are meant for.
 
 A race is known by what decides its times: the structure of every contender (operators, attributes,
-shapes and types, not the values of weights), the number of threads, the provider, the version of
-onnxruntime and the processor. Races of equal keys are run once and kept in a cache.
+shapes and types, not the values of weights), the precision in which it runs, the number of threads, the
+provider, the version of onnxruntime and the processor. Races of equal keys are run once and kept in a cache.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import onnx
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
+from onnx_igpc.lowering.options import FLOAT32, INT8, Precision
+from onnx_igpc.lowering.quantization.raced import quantized_cut_out, quantized_for_race
 from onnx_igpc.runtime.racing import race, timed_run
 from onnx_igpc.runtime.session import (
     make_session,
@@ -35,6 +37,15 @@ _SPREAD = 0.1
 _MORE = 2
 # Values of small integer tensors are structure: indices of a Gather, sizes of a Split.
 _SMALL = 64
+
+
+def as_run(model: OpenModel, setting: Setting, precision: Precision) -> OpenModel:
+    """The model in the form in which it will run; itself where that is the form it has.
+
+    Raises:
+        ModelError: onnxruntime cannot quantize it.
+    """
+    return quantized_for_race(model, setting) if precision == INT8 else model
 
 
 def race_models(
@@ -56,9 +67,12 @@ def race_models(
 
 
 def race_site(
-    contenders: Mapping[str, OpenModel], setting: Setting, cache: RaceCache
+    contenders: Mapping[str, OpenModel],
+    setting: Setting,
+    cache: RaceCache,
+    precision: Precision = FLOAT32,
 ) -> dict[str, float]:
-    """Median seconds of each contender: cut-outs of one site (:func:`~.context.cut_out`).
+    """Median seconds of each contender: cut-outs of one site, raced in the form in which they will run.
 
     Contenders that are far behind after a first heat have their time from that. Where times vary
     much, there are more rounds. Raises as :func:`race_models`.
@@ -66,7 +80,7 @@ def race_site(
     names = list(contenders)
 
     def measure() -> dict[str, float]:
-        runs = _cut_runs(contenders, setting)
+        runs = _cut_runs(contenders, setting, precision)
         heat = np.median(race(runs, rounds=_HEAT_ROUNDS, clock=setting.clock), axis=0)
         seconds = dict(zip(names, map(float, heat), strict=True))
         left = [i for i in range(len(names)) if heat[i] <= _OUT * heat.min()]
@@ -74,28 +88,33 @@ def race_site(
         seconds.update((names[i], float(time)) for i, time in zip(left, final, strict=True))
         return seconds
 
-    return _cached(race_key(contenders, setting), names, cache, measure)
+    return _cached(race_key(contenders, setting, precision), names, cache, measure)
 
 
 def race_all(
-    contenders: Mapping[str, OpenModel], setting: Setting, cache: RaceCache
+    contenders: Mapping[str, OpenModel],
+    setting: Setting,
+    cache: RaceCache,
+    precision: Precision = FLOAT32,
 ) -> dict[str, float]:
     """As :func:`race_site`, but all contenders race to the end, in fewer rounds."""
     names = list(contenders)
 
     def measure() -> dict[str, float]:
-        runs = _cut_runs(contenders, setting)
+        runs = _cut_runs(contenders, setting, precision)
         medians = np.median(race(runs, rounds=_ALL_ROUNDS, warmup=1, clock=setting.clock), axis=0)
         return dict(zip(names, map(float, medians), strict=True))
 
-    return _cached(f"all {race_key(contenders, setting)}", names, cache, measure)
+    return _cached(f"all {race_key(contenders, setting, precision)}", names, cache, measure)
 
 
-def _cut_runs(contenders: Mapping[str, OpenModel], setting: Setting) -> list[Callable[[], object]]:
-    sessions = [
-        make_session(model, setting.provider, threads=setting.threads)
-        for model in contenders.values()
-    ]
+def _cut_runs(
+    contenders: Mapping[str, OpenModel], setting: Setting, precision: Precision
+) -> list[Callable[[], object]]:
+    models = list(contenders.values())
+    if precision == INT8:
+        models = [quantized_cut_out(model, setting) for model in models]
+    sessions = [make_session(model, setting.provider, threads=setting.threads) for model in models]
     # Cut-outs have all sizes of their own, and may differ in the names of their inputs.
     return [
         timed_run(session, random_inputs(session_inputs(session)), setting.provider)
@@ -127,11 +146,19 @@ def _settled(runs: Sequence[Callable[[], object]], clock: Callable[[], float]) -
     return np.asarray(np.median(times, axis=0))
 
 
-def race_key(contenders: Mapping[str, OpenModel], setting: Setting) -> str:
-    """Equal for races whose times must be equal but for noise."""
+def race_key(
+    contenders: Mapping[str, OpenModel], setting: Setting, precision: Precision = FLOAT32
+) -> str:
+    """Equal for races whose times must be equal but for noise; ``contenders`` are not quantized yet."""
     forms = {name: structure(model.proto) for name, model in sorted(contenders.items())}
-    text = json.dumps({"environment": setting.environment(), "contenders": forms})
+    text = json.dumps({"environment": environment(setting, precision), "contenders": forms})
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def environment(setting: Setting, precision: Precision) -> dict[str, object]:
+    """What decides the times of a given float model."""
+    known = setting.environment()
+    return known if precision == FLOAT32 else {**known, "precision": precision}
 
 
 def structure(model: onnx.ModelProto) -> str:

@@ -14,7 +14,8 @@ from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
-from onnx_igpc.lowering.race import structure
+from onnx_igpc.lowering.options import FLOAT32, INT8, Precision
+from onnx_igpc.lowering.race import as_run, environment, structure
 from onnx_igpc.lowering.site_races import (
     DENSE,
     LITERAL,
@@ -51,7 +52,7 @@ class Selection:
 
     ``whole`` has the seconds of ``literal``, ``dense`` and ``chosen``; ``predicted`` is what the races
     of the sites say of ``chosen``, starting from the measured literal form. ``notes`` says what a
-    reader must know.
+    reader must know. All times are of models in ``precision``.
     """
 
     setting: Setting
@@ -61,11 +62,12 @@ class Selection:
     whole: WholeRace | None = None
     predicted: float | None = None
     notes: list[str] = field(default_factory=list)
+    precision: Precision = FLOAT32
 
     def reason(self, name: str) -> str | None:
         """Why a site has the lowering that it has, where there is more to say than its times."""
         if self.choices.get(name) == DENSE:
-            return slower_reason(self.setting)
+            return slower_reason(self.setting, self.precision)
         return next((race.reason for race in self.races if race.name == name), None)
 
     def described(self, cache: RaceCache) -> LoweringReport:
@@ -78,7 +80,7 @@ class Selection:
             )
             for race in self.races
         }
-        said = describe_lowering("auto", self.setting, sites)
+        said = describe_lowering("auto", self.setting, sites, self.precision)
         said.allow_slower, said.notes = self.allow_slower, list(self.notes)
         said.onnxruntime = import_onnxruntime().__version__
         said.device = device_name(self.setting.provider)
@@ -93,7 +95,10 @@ class Selection:
 
 
 def describe_lowering(
-    mode: str, setting: Setting, sites: dict[str, SiteLowering]
+    mode: str,
+    setting: Setting,
+    sites: dict[str, SiteLowering],
+    precision: Precision = FLOAT32,
 ) -> LoweringReport:
     """What the report says of a lowering at a setting, before anything is measured."""
     return LoweringReport(
@@ -102,13 +107,14 @@ def describe_lowering(
         threads=setting.threads,
         batch=setting.batch,
         shapes={name: list(shape) for name, shape in setting.shapes.items()},
+        precision=None if precision == FLOAT32 else precision,
         sites=sites,
     )
 
 
-def slower_reason(setting: Setting) -> str:
+def slower_reason(setting: Setting, precision: Precision = FLOAT32) -> str:
     """Why a site is dense after all."""
-    return f"slower on {setting.label}"
+    return f"slower {'in int8 ' if precision == INT8 else ''}on {setting.label}"
 
 
 def check_provider_runs(model: OpenModel, setting: Setting) -> str | None:
@@ -140,26 +146,28 @@ def select(
     cache: RaceCache,
     *,
     allow_slower: bool = False,
+    precision: Precision = FLOAT32,
     seconds: float = IMPROVE_SECONDS,
     progress: Progress | None = None,
 ) -> Selection:
     """Choose a lowering for every site of ``model``, which is not changed.
 
     BatchNormalization should be folded already. ``allow_slower`` never leaves a site dense.
+    ``precision``: in which the model will run, and everything is raced.
     ``seconds`` bounds the comparison of whole models.
 
     Raises:
         CheckFailedError: the provider is missing or fell back to another one.
         UsageError: shapes that do not fit, or an unknown provider.
-        ModelError: the model cannot be run.
+        ModelError: the model cannot be run, or not be quantized.
     """
     elsewhere = check_provider_runs(model, setting)
-    races = race_sites(model, setting, cache, progress)
+    races = race_sites(model, setting, cache, progress, precision)
     choices = {race.name: race.best(allow_slower) for race in races if race.seconds}
-    selection = Selection(setting, allow_slower, choices, races)
+    selection = Selection(setting, allow_slower, choices, races, precision=precision)
     key = _key(model, selection)
     if choices and not _recall(selection, cache, key):
-        improver = Improver(model, races, setting, allow_slower, seconds, progress)
+        improver = Improver(model, races, setting, allow_slower, seconds, progress, precision)
         selection.choices = improver.run(choices)
         selection.notes += improver.notes
         _final(model, selection, progress)
@@ -172,7 +180,7 @@ def _key(model: OpenModel, selection: Selection) -> str:
     """Equal for models of one structure whose sites had the same races at the same setting."""
     setting = selection.setting
     facts = [
-        setting.environment(),
+        environment(setting, selection.precision),
         [setting.batch, {name: list(shape) for name, shape in setting.shapes.items()}],
         selection.allow_slower,
         structure(model.proto),
@@ -220,8 +228,10 @@ def _final(model: OpenModel, selection: Selection, progress: Progress | None) ->
     if progress is not None:
         progress(0, 0, "racing the whole model")
     plain = {LITERAL: uniform(selection.races, LITERAL), DENSE: uniform(selection.races, DENSE)}
-    variants = {name: lowered(model, choices) for name, choices in plain.items()}
-    variants[CHOSEN] = lowered(model, selection.choices)
+    variants = {
+        name: as_run(lowered(model, choices), selection.setting, selection.precision)
+        for name, choices in {**plain, CHOSEN: selection.choices}.items()
+    }
     whole = race_whole(variants, selection.setting, FINAL_ROUNDS, CHOSEN)
     rivals = [LITERAL] if selection.allow_slower else [LITERAL, DENSE]
     better = [name for name in rivals if whole.ratio[name].high < 1.0]

@@ -20,7 +20,8 @@ from onnx_igpc.graph.shape_inference import ShapeTracer
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.catalogue import applicable, lower, site_opset
 from onnx_igpc.lowering.cut_out import Surroundings, UnknownShapeError, cut_out
-from onnx_igpc.lowering.race import race_key, race_models, race_site
+from onnx_igpc.lowering.options import FLOAT32, INT8, Precision
+from onnx_igpc.lowering.race import as_run, race_key, race_models, race_site
 from onnx_igpc.runtime.racing import Interval, speedup
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
@@ -29,6 +30,8 @@ LITERAL, DENSE = "literal", "dense"
 # Times that differ by less are equal: then dense, which keeps the layer whole, goes before the
 # literal form, and that before the others.
 TIE = 1.02
+# To quantize a whole model takes seconds: so many lowerings are tried throughout.
+_WHOLES_AT_MOST = 3
 # Sessions hold their weights, often twice: of larger models, fewer are raced together.
 _BYTES_AT_ONCE = 2**30
 
@@ -61,7 +64,11 @@ class SiteRace:
 
 
 def race_sites(
-    model: OpenModel, setting: Setting, cache: RaceCache, progress: Progress | None = None
+    model: OpenModel,
+    setting: Setting,
+    cache: RaceCache,
+    progress: Progress | None = None,
+    precision: Precision = FLOAT32,
 ) -> list[SiteRace]:
     """Race every site of the model; raises as :func:`~onnx_igpc.lowering.race.race_models`.
 
@@ -73,7 +80,7 @@ def race_sites(
     for done, site in enumerate(found):
         if progress is not None:
             progress(done, len(found), f"racing {site.name}")
-        races.append(_race(surroundings, site, setting, cache))
+        races.append(_race(surroundings, site, setting, cache, precision))
     return races
 
 
@@ -110,15 +117,19 @@ def contenders_of(
 
 
 def _race(
-    surroundings: Surroundings, site: IgpcSubgraph, setting: Setting, cache: RaceCache
+    surroundings: Surroundings,
+    site: IgpcSubgraph,
+    setting: Setting,
+    cache: RaceCache,
+    precision: Precision,
 ) -> SiteRace:
     try:
         contenders, refused = contenders_of(surroundings, site)
     except UnknownShapeError as reason:
         return SiteRace(site.name, reason=f"not raced: {reason}")
-    race = SiteRace(site.name, refused=refused, key=race_key(contenders, setting))
+    race = SiteRace(site.name, refused=refused, key=race_key(contenders, setting, precision))
     try:
-        race.seconds = race_site(contenders, setting, cache)
+        race.seconds = race_site(contenders, setting, cache, precision)
     except ModelError as reason:
         race.reason = with_flags(f"not raced: {reason}")
     return race
@@ -176,8 +187,11 @@ class Improver:
     allow_slower: bool
     seconds: float
     progress: Progress | None = None
+    precision: Precision = FLOAT32
     rounds: int = 11
     notes: list[str] = field(default_factory=list)
+    best: tuple[Choices, OpenModel] | None = None
+    """The fastest so far, as it was raced: to quantize a whole model takes seconds."""
 
     def run(self, choices: Choices) -> Choices:
         """The best choices found, beginning with the best of ``choices`` and uniform ones."""
@@ -197,13 +211,26 @@ class Improver:
         return current
 
     def _start(self, choices: Choices) -> Choices:
-        labels = dict.fromkeys(label for race in self.races for label in race.seconds)
-        if self.allow_slower:
-            labels.pop(DENSE, None)
+        labels = self._throughout()
         options = [choices, *(uniform(self.races, label) for label in labels)]
         distinct = [each for i, each in enumerate(options) if each not in options[:i]]
         self._say(0, 0, "comparing whole models")
         return distinct[self._fastest(distinct)]
+
+    def _throughout(self) -> list[str]:
+        """Lowerings to try at every site; of int8 forms those that the sites' races promise most of."""
+        labels = list(dict.fromkeys(label for race in self.races for label in race.seconds))
+        if self.allow_slower and DENSE in labels:
+            labels.remove(DENSE)
+        if self.precision == INT8:
+            labels.sort(key=self._promised)
+            del labels[_WHOLES_AT_MOST:]
+        return labels
+
+    def _promised(self, label: str) -> float:
+        """Seconds of all sites with one lowering, where they can take it."""
+        choices = uniform(self.races, label)
+        return sum(race.seconds[choices[race.name]] for race in self.races if race.seconds)
 
     def _classes(self) -> list[tuple[list[str], list[str]]]:
         """Sites that shared a race, with the lowerings worth trying; those with most time first."""
@@ -238,13 +265,21 @@ class Improver:
         room = max(1, _BYTES_AT_ONCE // (2 * self.model.total_bytes()))
         while rest:
             now, rest = [best, *rest[:room]], rest[room:]
-            models = [lowered(self.model, options[index]) for index in now]
+            models = [self._raced(options[index]) for index in now]
             seconds = race_models(models, self.setting, self.rounds)
+            self.best = options[best], models[0]
             for place in np.argsort(np.median(seconds, axis=0)):
                 if speedup(seconds[:, 0], seconds[:, place]).low > 1.0:
                     best = now[int(place)]
+                    self.best = options[best], models[int(place)]
                     break
         return best
+
+    def _raced(self, choices: Choices) -> OpenModel:
+        """The model with the choices written, in the form in which it will run."""
+        if self.best is not None and self.best[0] == choices:
+            return self.best[1]
+        return as_run(lowered(self.model, choices), self.setting, self.precision)
 
     def _say(self, done: int, total: int, what: str) -> None:
         if self.progress is not None:

@@ -109,8 +109,12 @@ class TriedShare:
 
 @dataclass(kw_only=True)
 class LatencyReport:
-    """The choice that was taken under a budget of time, and all that were ``tried``."""
+    """The choice that was taken under a budget of time, and all that were ``tried``.
 
+    ``precision``: as in :class:`LoweringReport`.
+    """
+
+    precision: IfKnown[str] = None
     predicted: float
     measured: float
     damage: float
@@ -219,13 +223,18 @@ class RacesReport:
 
 @dataclass(kw_only=True)
 class LoweringReport:
-    """How a model was written down for a runtime, and the times that speak for it if it was measured."""
+    """How a model was written down for a runtime, and the times that speak for it if it was measured.
+
+    ``precision``: ``int8`` where the times are of forms that were quantized for the races; what was written
+    is in float32, and ``quantize`` comes next.
+    """
 
     mode: str
     provider: str
     threads: int | None = None
     batch: int
     shapes: dict[str, list[int]] = field(default_factory=dict)
+    precision: IfKnown[str] = None
     allow_slower: IfKnown[bool] = None
     onnxruntime: IfKnown[str] = None
     device: IfKnown[str] = None
@@ -247,6 +256,7 @@ class LoweringReport:
             threads=self.threads,
             batch=self.batch,
             shapes=self.shapes,
+            precision=self.precision,
             sites={name: replace(site, seconds=None) for name, site in self.sites.items()},
         )
 

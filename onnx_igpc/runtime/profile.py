@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,6 +139,11 @@ class ExecutionProfile:
         return [
             run for run in self.nodes if run.op_type in COMPUTE_OPERATORS and run.provider != wanted
         ]
+
+    def layers(self) -> dict[str, int]:
+        """How many compute nodes each operator ran, under onnxruntime's names, most first."""
+        found = Counter(run.op_type for run in self.nodes if run.op_type in COMPUTE_OPERATORS)
+        return dict(found.most_common())
 
     def describe(self) -> str:
         """One line, as in ``cuda ran 98 of 100 nodes (99.7 % of the time), cpu 2``."""

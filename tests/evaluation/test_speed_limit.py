@@ -209,6 +209,28 @@ def test_bytes_are_those_of_the_input_and_the_output(tmp_path: Path) -> None:
     assert limit.sites[0].memory_ms == pytest.approx(1000 * moved / 1e9)
 
 
+def test_limit_of_int8_is_that_of_dense_int8(tmp_path: Path) -> None:
+    dense = pointwise_model(64, 128)
+    [batch, channels, height, width] = [
+        dim.dim_value for dim in dense.graph.input[0].type.tensor_type.shape.dim
+    ]
+    samples = np.random.default_rng(0).standard_normal((8, channels, height, width))
+    options = onnx_igpc.Quantization("minmax", setting=onnx_igpc.Setting(threads=1))
+    pair = [
+        onnx_igpc.quantize(model, samples.astype(np.float32), quantization=options).model
+        for model in (dense, compressed(dense))
+    ]
+    report = raced(*pair, folder=tmp_path)
+    original, small = report.races[0].timings
+    assert small.no_limit is None
+    assert small.limit is not None
+    assert small.limit.speedup == pytest.approx(original.median_ms / small.limit.limit_ms)
+    moved = max(batch, 1) * (64 + 128) * height * width
+    assert small.limit.sites[0].memory_ms == pytest.approx(1000 * moved / 1e9)
+    for facts in report.models:
+        assert any("its layers ran as" in note and "QLinearConv" in note for note in facts.notes)
+
+
 def test_reasons_for_no_limit(tmp_path: Path) -> None:
     dense = pointwise_model(64, 128)
     small = compressed(dense)
@@ -223,7 +245,7 @@ def test_reasons_for_no_limit(tmp_path: Path) -> None:
     again = raced(small, small, folder=tmp_path).races[0].timings[1]
     assert again.no_limit == "the first model is rewritten itself"
     mixed = raced(dense, quantized, folder=tmp_path).races[0].timings[1]
-    assert mixed.no_limit == "one of the two models is quantized"
+    assert mixed.no_limit == "one of the two models is quantized: race it against its like"
     plain = raced(dense, dense, folder=tmp_path).races[0].timings[1]
     assert (plain.limit, plain.no_limit) == (None, None)
     unknown = graphs.identity(("batch", 64, 5, 5))

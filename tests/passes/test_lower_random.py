@@ -38,17 +38,19 @@ def _shares(draw: st.DrawFn, total: int, parts: int) -> list[int]:
 
 
 @st.composite
-def layouts(draw: st.DrawFn, C: int, F: int, wide: bool) -> GroupLayout:
-    """Published or extended, with or without an L and a sum, even or not."""
+def layouts(draw: st.DrawFn, C: int, F: int, wide: bool, one_l: bool) -> GroupLayout:
+    """Published or extended, with or without an L and a sum, even or not; or all with one L and no sum."""
     kind = draw(st.sampled_from(["v1", "v2", "v2", "extended", "extended"]))
+    if one_l:
+        kind = "extended"
     if kind != "extended":
         ch = draw(st.sampled_from([4, 8, 16] if wide else [1, 2, 3, 4, 5, 8, 16]))
         return plan_layout(C, F, ch, kind)
     groups = draw(st.integers(1, min(4, C)))
     order = draw(st.permutations(range(C))) if draw(st.booleans()) else list(range(C))
     widths = draw(_shares(C, groups))
-    has_l = draw(st.booleans())
-    has_sum = has_l and draw(st.booleans())
+    has_l = one_l or draw(st.booleans())
+    has_sum = has_l and not one_l and draw(st.booleans())
     D = F if has_sum or not has_l else draw(st.integers(groups, 24))
     assume(groups <= D)
     rows = draw(_shares(D, groups))
@@ -56,19 +58,19 @@ def layouts(draw: st.DrawFn, C: int, F: int, wide: bool) -> GroupLayout:
     for width, count in zip(widths, rows, strict=True):
         k_groups.append((order[first : first + width], count))
         first += width
-    h = draw(st.integers(1, min(3, F, min(rows))))
+    h = 1 if one_l else draw(st.integers(1, min(3, F, min(rows))))
     return extended_layout(C, F, k_groups, h if has_l else None, has_sum=has_sum)
 
 
 @st.composite
-def models(draw: st.DrawFn, wide: bool) -> OpenModel:
+def models(draw: st.DrawFn, wide: bool, one_l: bool = False) -> OpenModel:
     """A network with one rewritten site; a ``wide`` one reads whole blocks of channels."""
     if wide:
         C = draw(st.sampled_from([32, 48, 64, 96, 128]))
         F = draw(st.one_of(st.integers(4, 48), st.sampled_from([16, 32, 48])))
     else:
         C, F = draw(st.integers(2, 40)), draw(st.integers(1, 40))
-    layout = draw(layouts(C, F, wide))
+    layout = draw(layouts(C, F, wide, one_l))
     assume(layout.replaced)
     dims = draw(st.sampled_from([1, 2, 2, 2, 3]))
     options: dict[str, Any] = {
@@ -92,7 +94,7 @@ def test_random_layouts(label: str) -> None:
     applied = 0
 
     @_SETTINGS
-    @given(models(wide=label.endswith(("8", "16"))))
+    @given(models(label.endswith(("4", "8", "16")), one_l=label.startswith("rows")))
     def check(model: OpenModel) -> None:
         nonlocal applied
         if not possible(model)[label]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import onnx
 import pytest
 
+from onnx_igpc.fitting.fit import random_weights
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.layout.extended import low_rank_layout
 from onnx_igpc.lowering.catalogue import LOWERINGS
 from onnx_igpc.passes import lowering as passes_lowering
 from onnx_igpc.passes.lower_blocks import LowerBlocks
 from onnx_igpc.passes.lower_padded import LowerPadded
 from onnx_igpc.passes.lower_slices import runs
-from tests.lowering_cases import lowered, network, rewritten, sites_of
+from tests.lowering_cases import lowered, network, rewritten, rewritten_as, sites_of
 
 # C, F, ch, scheme -> lowering -> the operators in the place of the site.
 WRITTEN: dict[tuple[int, int, int, str], dict[str, list[str]]] = {
@@ -131,3 +134,35 @@ def test_every_lowering_says_what_it_is() -> None:
 
 def test_runs() -> None:
     assert runs([0, 1, 2, 5, 6, 0, 4]) == [(0, 3), (5, 7), (0, 1), (4, 5)]
+
+
+def low_rank(C: int, F: int, rank: int) -> OpenModel:
+    layout = low_rank_layout(C, F, rank)
+    return rewritten_as(network(C, F), layout, random_weights(layout, 0, "conv", False))
+
+
+def test_rows_are_filled_up_and_read_with_zero_weights() -> None:
+    model = low_rank(96, 64, 13)
+    after, (done,) = lowered(model, "rows-4")
+    stored = {tensor.name: tensor for tensor in after.proto.graph.initializer}
+    k, last = (node for node in after.proto.graph.node if node.name in done.nodes)
+    assert list(stored[k.input[1]].dims) == [16, 96, 1, 1]
+    assert list(stored[last.input[1]].dims) == [64, 16, 1, 1]
+    assert not onnx.numpy_helper.to_array(stored[last.input[1]])[:, 13:].any()
+
+
+def test_rows_are_filled_up_where_that_is_of_use() -> None:
+    def refusal(model: OpenModel, label: str) -> str | None:
+        (site,) = sites_of(model)
+        return LOWERINGS[label].refusal(site, 17)
+
+    whole = low_rank(96, 64, 16)
+    assert refusal(whole, "rows-4") == "every group of K makes a multiple of 4 rows"
+    much = low_rank(20, 20, 9)
+    assert (
+        refusal(much, "rows-4")
+        == "filled up to 4 rows it would not be cheaper than the dense layer"
+    )
+    published = rewritten(network(64, 32), 16)
+    assert refusal(published, "rows-4") == "L is not one group, or K is added to it"
+    assert refusal(rewritten(network(16, 40), 8), "rows-4") == "there is no L"

@@ -12,7 +12,7 @@ from onnx_igpc.errors import ModelError, UsageError, first_line
 from onnx_igpc.graph.edit import IR_WITH_FREE_INITIALIZERS, Names
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.graph.traversal import opset_version, scopes, tensors
-from onnx_igpc.lowering.lower import Preparation, prepare
+from onnx_igpc.lowering.preparation import Preparation, prepare
 
 OPSET_PER_CHANNEL = 13
 _QUANTIZED = (

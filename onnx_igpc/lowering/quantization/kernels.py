@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from onnx_igpc.data.random_inputs import random_inputs
 from onnx_igpc.evaluation.contenders import Contender, batched
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import open_model
-from onnx_igpc.runtime.profile import COMPUTE_OPERATORS
 from onnx_igpc.runtime.setting import Setting
 
 
@@ -24,5 +22,4 @@ def ran(model: Path, setting: Setting) -> tuple[dict[str, int], str]:
     shapes = batched(setting.shapes, setting.batch)
     feeds = random_inputs(inputs, batch=setting.batch, shapes=shapes)
     profile = Contender(str(model)).profile(setting.provider, setting.threads, feeds, runs=1)
-    kernels = Counter(run.op_type for run in profile.nodes if run.op_type in COMPUTE_OPERATORS)
-    return dict(kernels.most_common()), profile.describe()
+    return profile.layers(), profile.describe()

@@ -22,7 +22,7 @@ from onnx_igpc.data.batches import Data, DataDescription, data_doubts, data_note
 from onnx_igpc.data.file_guard import FileGuard
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.sources import Arrays, ImageSource, as_data, find_source
-from onnx_igpc.errors import ModelError
+from onnx_igpc.errors import ModelError, with_flags
 from onnx_igpc.evaluation.damage import UnlabelledData, measure_damage
 from onnx_igpc.evaluation.verify import DEFAULT_SETTING, verify
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
@@ -109,11 +109,23 @@ def quantize_model(
         report.quantization = said
         report.preprocessing = data.preprocessing or report.preprocessing
         run.measure(result)
-    report.notes += [*data_notes(data), *data_doubts(data)]
+    report.notes += [*data_notes(data), *data_doubts(data), *_lowering_notes(report)]
     write_digest(result.opened.proto, report)
     report.totals.file_bytes.after = result.opened.total_bytes()
     said.seconds = time.perf_counter() - start
     return replace(result, guard=guard)
+
+
+def _lowering_notes(report: RewriteReport) -> list[str]:
+    """What to know of a lowering that was chosen by other times than those of integers."""
+    said = report.lowering
+    if said is None or said.mode != AUTO or said.precision is not None:
+        return []
+    return [
+        with_flags(
+            "its sites are written as they were fastest in float32: for int8, choose them with `precision` int8"
+        )
+    ]
 
 
 def _open(calibration: Calibration, opened: OpenModel, digest: RewriteReport | None) -> Data:

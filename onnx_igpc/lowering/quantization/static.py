@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class BatchReader:
     at a time. ``tell``: called with every batch's number.
     """
 
-    def __init__(self, data: Data, batches: int, tell: Callable[[int], None]) -> None:
+    def __init__(self, data: Iterable[Batch], batches: int, tell: Callable[[int], None]) -> None:
         self._data = data
         self._batches = batches
         self._tell = tell

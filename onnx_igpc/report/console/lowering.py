@@ -16,7 +16,8 @@ def show_lowering(console: Console, report: RewriteReport, verbose: bool = False
     if said is None:
         return
     threads = "onnxruntime's threads" if said.threads is None else f"threads {said.threads}"
-    where = f"lowered for {said.provider}, {threads}, batch {said.batch}"
+    precision = f", {said.precision}" if said.precision is not None else ""
+    where = f"lowered for {said.provider}{precision}, {threads}, batch {said.batch}"
     if said.onnxruntime is not None:
         where += f", onnxruntime {said.onnxruntime}, {said.device}"
     console.print(escape(where), style="dim")
@@ -30,6 +31,9 @@ def show_lowering(console: Console, report: RewriteReport, verbose: bool = False
         console.print(
             f"races of sites: {races.measured} measured, {races.reused} known", style="dim"
         )
+    if said.precision is not None and report.quantization is None:
+        times = f"all times are of {said.precision} forms; " if said.model is not None else ""
+        console.print(f"{times}what is written is float32: onnx-igpc quantize comes next")
     for note in said.notes or ():
         console.print(f"note: {escape(note)}", style="dim")
 

@@ -110,6 +110,7 @@ def _raced_before(report: RewriteReport) -> Entry | None:
     times = lowered.model.seconds if lowered is not None and lowered.model is not None else {}
     if lowered is not None and lowered.model is not None and {"dense", "chosen"} <= set(times):
         where = f"batch {lowered.batch}, {threads_text(lowered.threads)}, {lowered.provider}"
+        where += _forms(lowered.precision)
         detail = f"{where}; raced when it was lowered, before: all sites dense"
         speed, low, high = lowered.model.speedup.get("dense", (None, 0.0, 0.0))
         if speed is not None:
@@ -120,7 +121,13 @@ def _raced_before(report: RewriteReport) -> Entry | None:
         return None
     dense, taken = 1e3 * budget.dense_seconds, 1e3 * budget.dense_seconds * budget.measured
     detail = "raced when the budget was spent, with random weights; before: the dense model"
+    detail += _forms(budget.precision)
     return _times(detail, dense, taken, dense / taken if taken else None)
+
+
+def _forms(precision: str | None) -> str:
+    """What was raced, where that is not what was written."""
+    return f", both in {precision}" if precision is not None else ""
 
 
 def _times(detail: str, before: float, after: float, speed: float | None) -> Entry:
