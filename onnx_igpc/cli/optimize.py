@@ -112,6 +112,7 @@ def optimize(
     guard.reads_data(data, "--data")
     guard.reads_data(val, "--val")
     guard.reads(preprocessing.preprocess, "--preprocess")
+    guard.writes_folder(output, "-o")
     check_files(guard, json=json_file)
     preprocessed, offset = preprocessing.read(), options.pop("label_offset")
     setting = Setting(options.pop("provider"), options.pop("threads"))

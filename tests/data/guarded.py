@@ -32,6 +32,7 @@ READS = {
         "--preprocess": "pre.json",
     },
     "from-torch": {},
+    "optimize": {"--data": "data.npz", "--val": "val.npz", "--preprocess": "pre.json"},
 }
 
 
@@ -45,6 +46,7 @@ WRITES = {
     "benchmark": ("--json", "--report"),
     "finetune": ("-o", "--json", "--report"),
     "from-torch": ("-o",),
+    "optimize": ("-o", "--json"),
 }
 
 
