@@ -220,7 +220,7 @@ def run_session(
         values = session.run(names, feeds)
     except _errors(runtime) as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-        if "allocate memory" in str(error) or "bad_alloc" in str(error):
+        if _lacks_memory(error):
             raise ModelError(
                 f"not enough memory to run the model on {shapes}: {_one_line(str(error))[-80:]}"
             ) from error
@@ -301,7 +301,14 @@ def _errors(runtime: Any) -> tuple[type[Exception], ...]:
     return (*named, RuntimeError, ValueError)
 
 
+def _lacks_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return "allocate memory" in text or "bad_alloc" in text
+
+
 def _load_error(label: str, wanted: str, error: Exception) -> IgpcError:
+    if _lacks_memory(error):
+        return ModelError(f"not enough memory to load {label}: {_one_line(str(error))[-80:]}")
     text = _one_line(str(error)) + _advice(str(error))
     if wanted == PROVIDERS["cpu"]:
         return ModelError(f"{label}: onnxruntime cannot load it: {text}")

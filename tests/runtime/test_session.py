@@ -252,3 +252,14 @@ def test_options_are_checked() -> None:
     with pytest.raises(ModelError, match="no node of the model computes 'nothing'"):
         make_session(graphs.classifier(), extra_outputs=["nothing"])
     assert provider_name("CUDA") == provider_name("CUDAExecutionProvider")
+
+
+def test_too_little_memory_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError(
+            "pthread_create failed, error code: 12 error msg: Cannot allocate memory"
+        )
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(ModelError, match="^not enough memory to load the model: pthread_create"):
+        make_session(pointwise_model(4, 4))
