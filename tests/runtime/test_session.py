@@ -261,5 +261,5 @@ def test_too_little_memory_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
-    with pytest.raises(ModelError, match="^not enough memory to load the model: pthread_create"):
+    with pytest.raises(ModelError, match=r"^not enough memory to load the model: pthread_create"):
         make_session(pointwise_model(4, 4))
