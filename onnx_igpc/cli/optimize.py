@@ -14,6 +14,7 @@ from onnx_igpc.cli.options import (
     console,
     goes_to_stdout,
     label_offset_option,
+    where_options,
     write_text,
 )
 from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_options
@@ -64,13 +65,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str) -> f
     show_default=True,
     help="What may be chosen besides the original.",
 )
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Where the model will run: cpu, cuda, tensorrt, openvino, ...",
-)
-@click.option("--threads", type=int, help="Threads of a run [onnxruntime's choice].")
+@where_options
 @click.option(
     "--time",
     "seconds",

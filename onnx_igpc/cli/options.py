@@ -199,6 +199,18 @@ def all_options(*options: Decorator) -> Decorator:
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
+def where_options(command: Command) -> Command:
+    """``--provider`` and ``--threads``, for where a model will run that is made for that."""
+    provider = click.option(
+        "--provider",
+        default="cpu",
+        show_default=True,
+        help="Where the model will run: cpu, cuda, tensorrt, openvino, ...",
+    )
+    threads = click.option("--threads", type=int, help="Threads of a run [onnxruntime's choice].")
+    return provider(threads(command))
+
+
 def option_group(name: str, kind: Callable[..., object], *options: Decorator) -> Decorator:
     """Give a command the values of the options as one argument ``name``: what ``kind`` makes of them.
 

@@ -14,6 +14,7 @@ from onnx_igpc.cli.options import (
     goes_to_stdout,
     guard_model_output,
     output_path,
+    where_options,
     write_text,
 )
 from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_options
@@ -76,13 +77,7 @@ def register(main: click.Group) -> None:
 )
 @click.option("--exclude-first", is_flag=True, help="Layers that read the inputs stay in float.")
 @click.option("--exclude-heads", is_flag=True, help="Layers that make the outputs stay in float.")
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Where the model will run: cpu, cuda, tensorrt, openvino, ...",
-)
-@click.option("--threads", type=int, help="Threads of a run [onnxruntime's choice].")
+@where_options
 @preprocessing_options
 @report_option
 @click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write JSON; - for stdout.")

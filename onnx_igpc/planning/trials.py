@@ -28,7 +28,7 @@ Layouts = Mapping[str, GroupLayout]
 FOLDS = 4
 """Parts that the data is divided into: each is measured by a fit to the others."""
 
-# Of the parts together, to measure on; all the others are fitted to.
+# At most so many of all parts together are measured on. What is fitted to is not limited.
 _MOST_SAMPLES = 400
 
 # Trials are compared with one another: closer fits would move all of them alike.

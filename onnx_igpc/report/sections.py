@@ -140,8 +140,8 @@ class TriedPlan:
 class SelectionReport:
     """What a budget chose.
 
-    ``measure`` is that of the damage, on ``samples``, each by fits that it had no part in. ``curve`` has
-    the share that is left and the least predicted damage with it, ``chosen`` is the point that was taken;
+    ``measure`` is that of the damage, of whole plans on ``samples``, each by fits that it had no part in; of single
+    sites on about 50 of them. ``curve`` has the share left and the least predicted damage, ``chosen`` what was taken;
     ``tried`` are the plans that were measured as a whole, the one that was taken last.
     """
 

@@ -101,6 +101,7 @@ class Attempts:
             target=target,
             save_sensitivity=SENSITIVITY if first else None,
             sensitivity=None if first else SENSITIVITY,
+            holdout=self.task.calibration.holdout,
             **self.task.fitting,
         )
         return self.bench.step(point, "compress", lambda: line, make)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx_igpc.calibration.options import Calibration
+from onnx_igpc.calibration.division import held_out_count
+from onnx_igpc.calibration.options import DEFAULT_SAMPLES, Calibration
 from onnx_igpc.compression.optimization.images import Shared
 from onnx_igpc.compression.optimization.options import Optimization
 from onnx_igpc.compression.optimization.workbench import slug
@@ -49,8 +50,17 @@ class Task:
 
     @property
     def calibration(self) -> Calibration:
-        """What models are fitted to."""
-        return Calibration(self.images.fit, self.images.preprocessing)
+        """What models are fitted to.
+
+        The share that compress holds out of that is its own, but said: what it measures there is measured again here,
+        and need not be measured once more with the parts exchanged.
+        """
+        return Calibration(self.images.fit, self.images.preprocessing, holdout=self._holdout)
+
+    @property
+    def _holdout(self) -> float:
+        fit = min(self.images.counts.fit, DEFAULT_SAMPLES)
+        return held_out_count(fit) / fit
 
     @property
     def judge(self) -> Dataset:

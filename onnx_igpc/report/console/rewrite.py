@@ -39,7 +39,8 @@ def show_rewrite(
     console.print(_totals_table(report, planned))
     if report.rewritten and not verbose:
         console.print(
-            "K, L: groups x input channels per group; error: E|(W-M)x|^2 / E|Wx|^2", style="dim"
+            "K, L: groups x input channels per group; error, as fitted: E|(W-M)x|^2 / E|Wx|^2",
+            style="dim",
         )
     shapes = "; ".join(
         f"{name} {'x'.join(map(str, shape))}" for name, shape in report.input_shapes.items()
