@@ -185,12 +185,10 @@ class Search:
             )
             if index
         }
-        won: dict[str, float] = {}
+        won = self.trials.won(trial, list(rewritten))
         for name, (_, alone) in rewritten.items():
-            without = self.trials.without(trial, name).value
-            won[name] = float(
-                np.clip(whole - without, alone / _MOST_CORRECTION, alone * _MOST_CORRECTION)
-            )
+            bounds = alone / _MOST_CORRECTION, alone * _MOST_CORRECTION
+            won[name] = float(np.clip(won[name], *bounds))
         total = sum(won.values())
         common = whole / max(choice.damage, 1e-12)
         for each in self.planned:

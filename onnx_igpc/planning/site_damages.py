@@ -23,15 +23,13 @@ from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.planning.knapsack import Candidate, Options, interpolate_damage
 from onnx_igpc.planning.sensitivity import Damage
-from onnx_igpc.planning.trials import Trials
+from onnx_igpc.planning.trials import FEW, Trials
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import Rewritable
 from onnx_igpc.sites.rewrite import kept_layout
 
 # The part of the dense weights near which a candidate of each site is measured at first.
 _FIRST = 0.4
-# Samples of each part that a single damage is measured on: what it decides is measured again with the whole.
-_ENOUGH = 12
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ class SiteDamages:
         for number in range(len(place.folds)):
             left_out = number if place.possible else None
             changes = self._changes(each, candidate, left_out)
-            damages.append(place.probe.damage(changes, number, _ENOUGH))
+            damages.append(place.probe.damage(changes, number, FEW))
         value = Damage.joined(damages).value
         if not np.isfinite(value):
             raise DataError(f"the output is not finite when {each.name!r} is rewritten")
