@@ -21,6 +21,7 @@ from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, load_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World, join
+from onnx_igpc.torch_bridge.training.int8_training import Int8Recipe, taken_apart
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.training.loop import Trainer, snapshot
 from onnx_igpc.torch_bridge.training.networks import autocast
@@ -49,7 +50,7 @@ def finetune(
     *,
     teacher: onnx.ModelProto | PathLike | None = None,
     val: PathLike | Dataset | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Int8Recipe | None = None,
     output: PathLike | None = None,
     fold_batch_norm: bool = False,
     run: Run | None = None,
@@ -69,7 +70,7 @@ def finetune(
         teacher: The model that was compressed. With it, no labels are needed.
         val: Data to judge the model by, before the first epoch and after each; it is not trained on. A
             path is read as ``data`` is. None holds out a part of ``data`` (``Recipe.hold_out``).
-        recipe: How it is trained.
+        recipe: How it is trained; with ``precision`` int8, what quantizes the model comes with it.
         output: The model file to write. Beside it lie the log and, until it is written, a checkpoint.
             None writes nothing.
         fold_batch_norm: Fold BatchNormalization into the convolutions of the written model.
@@ -111,10 +112,10 @@ def finetune(
     refuse_training_mode(model, "the model")
     if taught is not None:
         refuse_training_mode(taught, "the teacher")
-    recipe = recipe or Recipe()
+    recipe, quantizer = taken_apart(recipe)
     with join(run.device) as world, _own_random_state(world):
         autocast(recipe.amp, world.device)  # refuses what the device cannot do
-        job = prepare(model, taught, digest, sources, recipe, world, run.workers)
+        job = prepare(model, taught, digest, sources, recipe, world, run.workers, quantizer)
         damage = None
         if world.leads:
             check_start(job, model)
@@ -277,6 +278,7 @@ def _settings(job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None)
         "label_offset": job.data.label_offset or 0,
         **job.recipe.to_dict(),
         "augment": job.augmentation.describe(),
+        "int8": to_values(job.describe().int8),
     }
 
 

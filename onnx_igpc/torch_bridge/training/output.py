@@ -19,7 +19,8 @@ from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
 from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.digest import write_digest
-from onnx_igpc.report.sections import DamageReport, FinetuneReport, MeasuredOn, WrittenCheck
+from onnx_igpc.report.sections import DamageReport, FinetuneReport, MeasuredOn
+from onnx_igpc.report.training import WrittenCheck
 from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
