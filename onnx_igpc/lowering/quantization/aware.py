@@ -53,7 +53,8 @@ def finetune(
         progress: Called while the run goes on, in the process that leads.
 
     Returns:
-        The trained model. It has a digest that tells the run if ``compressed`` has a digest.
+        The trained model. It has a digest that tells the run if ``compressed`` has a digest, or it was trained
+        for int8.
 
     Raises:
         UsageError: options that cannot be used as given or do not go together.

@@ -15,6 +15,7 @@ from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.checks import check_original
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.report.digest import read_digest, refuse_quantized
+from onnx_igpc.report.result import new_report
 from onnx_igpc.report.sections import JudgedReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
@@ -78,7 +79,8 @@ def finetune(
         progress: Called while the run goes on, in the process that leads.
 
     Returns:
-        The trained model. It has a digest that tells the run if ``compressed`` has a digest.
+        The trained model. It has a digest that tells the run if ``compressed`` has a digest, or it was trained
+        for int8.
 
     Raises:
         UsageError: options that cannot be used as given or do not go together.
@@ -131,7 +133,7 @@ def finetune(
             state.best_weights = given
         trainer = _trainer(job, state, checkpoint, run_log(target, run.log), progress)
         _train(trainer, job, progress)
-        report = digest or RewriteReport()
+        report = digest or (new_report(OpenModel(model)) if quantizer else RewriteReport())
         whole, rounded = _written(job, trainer, model, given)
         trained = fold(whole, report) if fold_batch_norm else whole
         if world.leads:
@@ -142,7 +144,8 @@ def finetune(
             told.judged = _judgement(job, state, rounded)
             update_report(job, report, told, damage, taught, trained)
             outside = opened[0].has_external_data
-            write(trained, report, digest is not None, target, outside)
+            # For quantize, which has to know what was trained.
+            write(trained, report, digest is not None or quantizer is not None, target, outside)
             if trainer.log is not None:
                 trainer.log.write(told)
             if checkpoint is not None:

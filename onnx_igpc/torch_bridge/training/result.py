@@ -37,6 +37,8 @@ class FinetuneResult:
         lines += self._damage(run)
         if run is not None and (check := run.check):
             lines.append(f"check: onnxruntime is within {check.relative:.1e} of the trained module")
+        if run is not None and run.int8 is not None:
+            lines.append("next: onnx-igpc quantize; in float it is not what was judged")
         return [*lines, *(f"warning: {text}" for text in self.report.warnings)]
 
     def _judgement(self, run: FinetuneReport) -> list[str]:
