@@ -145,6 +145,7 @@ _recipe_options = all_options(
         type=click.Choice(["int8"]),
         help="Train and judge as quantize will round  [float32].",
     ),
+    click.option("--int8-share", type=float, help="Of the epochs, the last ones  [1]."),
 )
 
 
@@ -167,6 +168,7 @@ _RECIPE_OPTIONS = (
     "scores",
     "hold_out",
     "precision",
+    "int8_share",
 )
 
 
