@@ -15,6 +15,9 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnx_igpc.torch_bridge.convert import convert
+from onnx_igpc.torch_bridge.running import as_list
+from onnx_igpc.torch_bridge.training.comparable import Survey
+from onnx_igpc.torch_bridge.training.pairing import with_outputs
 
 _SCALE, _QUANTIZED, _INPUT = "_scale", "_quantized", "_QuantizeLinear_Input"
 # What a quantizer folds into the layer that it follows, or lets its rounding do.
@@ -259,13 +262,24 @@ def _folds(
     names: Sequence[str],
     inputs: Mapping[str, torch.Tensor],
 ) -> dict[str, Fold | bool]:
-    """What the preparation made of each tensor; where that is no fold: whether it is another tensor at all."""
+    """What the preparation made of each tensor; where that is no fold: whether it is another tensor at all.
+
+    Tensors that training cannot compare are left out.
+    """
+    surveys = Survey(model), Survey(prepared)
+    names = [
+        name
+        for name in names
+        if all(name in each.computed and name not in each.inner for each in surveys)
+    ]
+    if not names:
+        return {}
     before, after = (_tensors(each, names, inputs) for each in (model, prepared))
-    found: dict[str, Fold | bool] = {}
-    for name in names:
-        if name in before and name in after:
-            found[name] = _fold(before[name].double(), after[name].double())
-    return found
+    return {
+        name: _fold(one.double(), other.double())
+        for name, one, other in zip(names, before, after, strict=True)
+        if one.is_floating_point()
+    }
 
 
 def _fold(before: torch.Tensor, after: torch.Tensor) -> Fold | bool:
@@ -291,19 +305,8 @@ def _fold(before: torch.Tensor, after: torch.Tensor) -> Fold | bool:
 
 def _tensors(
     model: ModelProto, names: Sequence[str], inputs: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+) -> list[torch.Tensor]:
     """What the model's tensors of these names hold."""
-    held: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        def run(value: torch.Tensor) -> torch.Tensor:
-            if value.is_floating_point():
-                held[name] = value.detach()
-            return value
-
-        return run
-
-    module = convert(model, {name: keep(name) for name in names}).eval()
+    module = convert(with_outputs(model, [], names)).eval()
     with torch.no_grad():
-        module(*(inputs[name] for name in module.input_names))
-    return held
+        return as_list(module(*(inputs[name] for name in module.input_names)))

@@ -162,6 +162,20 @@ def test_what_was_judged_is_what_quantize_brings(tmp_path: Path) -> None:
     assert digest.finetune.int8 == said.int8
 
 
+def test_what_training_leaves_out_is_in_nobodys_way(tmp_path: Path) -> None:
+    """An output of a size that depends on the data, made by an operator that the bridge has not."""
+    model = classifier()
+    model.graph.node.append(onnx.helper.make_node("NonZero", ["scores"], ["found"]))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("found", onnx.TensorProto.INT64, [2, None])
+    )
+    data = write_data(tmp_path / "d.npz", classifier(), 48, labels=False)
+    recipe = short(precision="int8", epochs=1)
+    said = section(onnx_igpc.finetune(model, data, teacher=model, recipe=recipe))
+    assert said.int8 is not None
+    assert said.int8.unknown == []
+
+
 def test_only_the_last_part_is_rounded() -> None:
     assert Recipe(precision="int8", epochs=10, int8_share=0.25).int8_share == 0.25
     with pytest.raises(UsageError, match="int8_share"):
