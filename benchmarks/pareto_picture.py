@@ -28,11 +28,12 @@ def picture(title: str, rows: Sequence[Row], best: Sequence[Row]) -> str:
     ):
         drawing.dot((_LEFT + 6 + 130 * place, 40), 5, color=color)
         drawing.text((_LEFT + 16 + 130 * place, 44), name, size=12, anchor="start", kind="muted")
-    slowest = 1.08 * max(row.median_ms for row in rows)
+    fastest = 0.95 * min(row.median_ms for row in rows)
+    span = 1.02 * max(row.median_ms for row in rows) - fastest
 
     def at(row: Row) -> tuple[float, float]:
         share = row.agreement[0] if row.agreement else 0.0
-        x = _LEFT + (_WIDTH - _LEFT - _RIGHT) * row.median_ms / slowest
+        x = _LEFT + (_WIDTH - _LEFT - _RIGHT) * (row.median_ms - fastest) / span
         return x, _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - share)
 
     for tenth in range(0, 11, 2):
@@ -41,7 +42,7 @@ def picture(title: str, rows: Sequence[Row], best: Sequence[Row]) -> str:
         drawing.text((_LEFT - 8, y + 4), f"{10 * tenth} %", size=11, anchor="end", kind="muted")
     for part in range(5):
         x = _LEFT + (_WIDTH - _LEFT - _RIGHT) * part / 4
-        words = f"{slowest * part / 4:.2f} ms"
+        words = f"{fastest + span * part / 4:.2f} ms"
         drawing.text((x, _HEIGHT - _BOTTOM + 20), words, size=11, kind="muted")
     drawing.text((_WIDTH / 2, _HEIGHT - 12), "latency, median", size=12, kind="muted")
     drawing.line([at(row) for row in sorted(best, key=lambda each: each.median_ms)], dashed=True)
