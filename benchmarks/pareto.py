@@ -3,18 +3,20 @@
     python -m benchmarks.pareto MODEL --calibration IMAGES --validation LABELLED --folder WORK
 
 makes the points in WORK (those that are there already are kept), compares the answers of each with
-MODEL's on the labelled images, races all of them in turns, and prints a table; --json and --markdown
-write it down. Points: MODEL; MODEL quantized; for every --budget what ``compress`` makes of it by float times,
-as it is and quantized, and what it makes by int8 times, quantized. ``--also NAME=FILE`` adds other models
-of the same inputs, trained ones, say. Without --validation there are times alone, for random weights.
+MODEL's on the labelled images, races all of them in turns, and prints a table; --json, --markdown and --svg
+write it down. Points: MODEL; MODEL quantized by ``quantize``, and by ``quantize_static`` as it comes; for every
+--budget of time what ``compress`` makes of it by float times, as it is and quantized, and what it makes by int8
+times, quantized; for every other, that lowered for float, and lowered for int8 and quantized. ``--trained`` adds
+both after training, and int8 after training for int8, of MODEL, too; ``--rivals SHARE`` published V2, low rank and
+pruned channels. ``--also NAME=FILE`` adds other models of the same inputs. Without --validation there are
+times alone, for random weights.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +24,18 @@ from typing import Any
 import click
 import numpy as np
 
-import onnx_igpc
-from onnx_igpc import Budget, Calibration, Lowering, Quantization, Setting
+from benchmarks.pareto_picture import picture
+from benchmarks.pareto_points import DENSE, DENSE_INT8, Points, Wanted
+from onnx_igpc import Calibration, Quantization, Setting
 from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_options
 from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.preprocessing import Preprocessing
-from onnx_igpc.errors import IgpcError
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import file_bytes, open_model
-from onnx_igpc.lowering.options import FLOAT32, PRECISIONS, Precision
 from onnx_igpc.lowering.race import race_models
 from onnx_igpc.report.quantization import wilson_interval
-from onnx_igpc.report.result import CompressResult
 from onnx_igpc.runtime.racing import speedup
-
-DENSE, DENSE_INT8 = "dense", "dense, int8"
 
 Interval = tuple[float, float, float]
 """A value, and the ends of its 95 % interval."""
@@ -58,71 +56,6 @@ class Row:
     top1: float | None
     parameters: int
     file_bytes: int
-
-
-class Points:
-    """Makes the models of a network's points in a folder; ``failed`` says why there is none, by name."""
-
-    def __init__(
-        self,
-        model: Path,
-        data: Calibration,
-        quantization: Quantization,
-        folder: Path,
-        cache: Path | bool,
-    ) -> None:
-        self.model = model
-        self.data = data
-        self.quantization = quantization
-        self.folder = folder
-        self.cache = cache
-        self.failed: dict[str, str] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def made(self, budgets: Sequence[str]) -> dict[str, Path]:
-        """The points by name, dense first."""
-        points = {DENSE: self.model, **self._quantized(DENSE, self.model)}
-        for budget in budgets:
-            for precision in PRECISIONS:
-                name = f"{budget} by {precision} times"
-                written = self._compressed(name, budget, precision)
-                if precision == FLOAT32:
-                    points |= written
-                for path in written.values():
-                    points |= self._quantized(name, path)
-        return points
-
-    def _compressed(self, name: str, budget: str, precision: Precision) -> dict[str, Path]:
-        sizes = self.folder / f"{self.model.stem}.sensitivity"
-        known = {"sensitivity" if sizes.exists() else "save_sensitivity": sizes}
-        lowering = Lowering(
-            setting=self.quantization.setting, precision=precision, cache=self.cache
-        )
-        return self._kept(
-            name,
-            lambda: onnx_igpc.compress(
-                self.model, Budget(budget, **known), calibration=self.data, lowering=lowering
-            ),
-        )
-
-    def _quantized(self, name: str, path: Path) -> dict[str, Path]:
-        return self._kept(
-            f"{name}, int8",
-            lambda: onnx_igpc.quantize(path, self.data, quantization=self.quantization),
-        )
-
-    def _kept(self, name: str, make: Callable[[], CompressResult]) -> dict[str, Path]:
-        """The point, if it is there or can be made."""
-        path = self.folder / f"{self.model.stem} {name.replace(',', '')}.onnx".replace(" ", "_")
-        if not path.exists():
-            start = time.perf_counter()
-            try:
-                make().save(path)
-            except IgpcError as error:
-                self.failed[name] = str(error)
-                return {}
-            click.echo(f"{name}: {time.perf_counter() - start:.0f} s", err=True)
-        return {name: path}
 
 
 def measured(
@@ -195,17 +128,17 @@ def front(rows: Sequence[Row]) -> list[Row]:
 def table(rows: Sequence[Row], failed: dict[str, str]) -> str:
     """The rows as Markdown, the slowest first; those on the front in bold."""
     lines = [
-        "| model | ms | over dense | over dense int8 (95 %) | agreement (95 %) | top-1 | parameters | MB |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| | model | ms | over dense | over dense int8 (95 %) | agreement (95 %) | top-1 | parameters | MB |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     best = front(rows)
-    for row in sorted(rows, key=lambda each: -each.median_ms):
+    for number, row in enumerate(sorted(rows, key=lambda each: -each.median_ms), 1):
         name = f"**{row.name}**" if row in best else row.name
         agreement = _percent(row.agreement) if row.agreement else ""
         top1 = f"{row.top1:.1%}" if row.top1 is not None else ""
         ratio = "{:.2f} ({:.2f}-{:.2f})".format(*row.over_int8) if row.over_int8 else ""
         lines.append(
-            f"| {name} | {row.median_ms:.2f} | {row.over_dense[0]:.2f} | {ratio} | {agreement} | {top1} "
+            f"| {number} | {name} | {row.median_ms:.2f} | {row.over_dense[0]:.2f} | {ratio} | {agreement} | {top1} "
             f"| {row.parameters:,} | {row.file_bytes / 1e6:.2f} |"
         )
     return "\n".join([*lines, *(f"\n{name}: {why}" for name, why in failed.items())])
@@ -229,6 +162,9 @@ def _named(context: click.Context, option: click.Parameter, given: tuple[str, ..
 @click.option("--validation", type=click.Path(path_type=Path), help="Labelled; else times alone.")
 @click.option("--samples", type=int, default=512, show_default=True)
 @click.option("--budget", "budgets", multiple=True, default=("latency=80%", "latency=60%"))
+@click.option("--trained", is_flag=True, help="Train budgets of size, and MODEL for int8.")
+@click.option("--epochs", type=int, help="Of that.")
+@click.option("--rivals", type=click.FloatRange(0, 1, min_open=True), help="Share of the weights.")
 @click.option("--method", default="auto", show_default=True, help="Of quantize.")
 @click.option("--also", multiple=True, callback=_named, metavar="NAME=FILE")
 @click.option("--threads", type=int, default=1, show_default=True)
@@ -237,45 +173,42 @@ def _named(context: click.Context, option: click.Parameter, given: tuple[str, ..
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder for races [the user's].")
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 @click.option("--markdown", type=click.Path(path_type=Path))
+@click.option("--svg", type=click.Path(path_type=Path))
 @preprocessing_options
 def main(
     model: Path,
     calibration: Path,
     validation: Path | None,
-    samples: int,
-    budgets: tuple[str, ...],
-    method: str,
-    also: dict[str, Path],
-    threads: int,
-    rounds: int,
-    folder: Path | None,
-    cache: Path | None,
-    json_file: Path | None,
-    markdown: Path | None,
     preprocessing: PreprocessingOptions,
+    **options: Any,
 ) -> None:
     """See above."""
     preprocessed = preprocessing.read()
-    data = Calibration(calibration, preprocessed, samples)
-    setting = Setting(threads=threads)
-    quantization = Quantization(method, setting=setting)
+    data = Calibration(calibration, preprocessed, options["samples"])
+    setting = Setting(threads=options["threads"])
+    quantization = Quantization(options["method"], setting=setting)
+    wanted = Wanted(options["budgets"], options["trained"], options["epochs"], options["rivals"])
     with tempfile.TemporaryDirectory(prefix="onnx-igpc-") as passing:
-        made = Points(model, data, quantization, folder or Path(passing), cache or True)
-        points = made.made(budgets) | also
-        rows = measured(points, validation, preprocessed, setting, rounds)
+        folder = options["folder"] or Path(passing)
+        made = Points(model, data, quantization, folder, options["cache"] or True)
+        points = made.made(wanted) | options["also"]
+        rows = measured(points, validation, preprocessed, setting, options["rounds"])
     text = table(rows, made.failed)
     click.echo(text)
-    if json_file is not None:
-        said = {
-            "model": model.name,
-            "environment": setting.environment(),
-            "rounds": rounds,
-            "rows": [asdict(row) for row in rows],
-            "failed": made.failed,
-        }
-        json_file.write_text(json.dumps(said, indent=1))
-    if markdown is not None:
-        markdown.write_text(f"{text}\n")
+    said = {
+        "model": model.name,
+        "environment": setting.environment(),
+        "rounds": options["rounds"],
+        "rows": [asdict(row) for row in rows],
+        "failed": made.failed,
+    }
+    for option, written in (
+        ("json_file", json.dumps(said, indent=1)),
+        ("markdown", f"{text}\n"),
+        ("svg", picture(model.stem, rows, front(rows))),
+    ):
+        if options[option] is not None:
+            options[option].write_text(written)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnx_igpc.layout.schemes import plan_layout
     from onnx_igpc.lowering.lower import lower_model as lower
     from onnx_igpc.lowering.options import Lowering
+    from onnx_igpc.lowering.quantization.aware import finetune
     from onnx_igpc.lowering.quantization.options import Quantization
     from onnx_igpc.lowering.quantization.quantize import quantize_model as quantize
     from onnx_igpc.planning.options import Budget, Keep, Published
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from onnx_igpc.runtime.setting import Setting, Settings
     from onnx_igpc.sites.find import SiteFilter
     from onnx_igpc.torch_bridge import Inputs, from_torch, register_operator, to_torch
-    from onnx_igpc.torch_bridge.training.finetune import finetune
     from onnx_igpc.torch_bridge.training.optimizers import RelativeAdamW
     from onnx_igpc.torch_bridge.training.options import Run
     from onnx_igpc.torch_bridge.training.recipe import Recipe
@@ -67,7 +67,7 @@ _HOME = {
     "VerifyReport": "report.verification",
     "benchmark": "evaluation.benchmark",
     "compress": "compression.pipeline",
-    "finetune": "torch_bridge.training.finetune",
+    "finetune": "lowering.quantization.aware",
     "from_torch": "torch_bridge",
     "inspect": "compression.pipeline",
     "lower": "lowering.lower",

@@ -124,6 +124,7 @@ _AS_THEY_ARE = [
     "features",
     "feature_loss",
     "hold_out",
+    "int8_share",
     "label_offset",
     "label_weight",
     "min_agreement",

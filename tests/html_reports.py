@@ -28,8 +28,8 @@ from onnx_igpc.report.sections import (
     SelectionReport,
     SiteLowering,
     WholeModelReport,
-    WrittenCheck,
 )
+from onnx_igpc.report.training import WrittenCheck
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport, Totals
 from onnx_igpc.report.verification import Accuracy, ClassifierResult, OutputDifference, VerifyReport
 from onnx_igpc.runtime.bandwidth import Bandwidth

@@ -140,6 +140,12 @@ _recipe_options = all_options(
     click.option(
         "--hold-out", type=float, help="Share of the data to judge by, without --val  [0.1]."
     ),
+    click.option(
+        "--precision",
+        type=click.Choice(["int8"]),
+        help="Train and judge as quantize will round  [float32].",
+    ),
+    click.option("--int8-share", type=float, help="Of the epochs, the last ones  [1]."),
 )
 
 
@@ -161,6 +167,8 @@ _RECIPE_OPTIONS = (
     "seed",
     "scores",
     "hold_out",
+    "precision",
+    "int8_share",
 )
 
 
@@ -249,7 +257,7 @@ def finetune(
     let_threads_sleep()
     # Of the processes of a torchrun, the first one speaks.
     with ProgressLine("fine-tuning", quiet or os.environ.get("RANK", "0") != "0") as line:
-        from onnx_igpc.torch_bridge.training.finetune import finetune as run
+        from onnx_igpc.lowering.quantization.aware import finetune as run
         from onnx_igpc.torch_bridge.training.options import Run
 
         val, fold_batch_norm = options.pop("val"), options.pop("fold_batch_norm")

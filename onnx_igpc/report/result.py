@@ -9,6 +9,7 @@ import onnx
 
 from onnx_igpc.data.file_guard import FileGuard
 from onnx_igpc.files.destinations import destination
+from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import (
     OpenModel,
     PathLike,
@@ -64,6 +65,21 @@ class CompressResult:
         write(self.opened, target)
         if not destination(target).is_stream:
             self.report.totals.file_bytes.after = file_bytes(target)
+
+
+def new_report(opened: OpenModel) -> RewriteReport:
+    """For a model that carries none, and that nothing was done to: its counts and the size of its file."""
+    report, cost = RewriteReport(), count(opened)
+    for change, known in (
+        (report.totals.parameters, cost.parameters),
+        (report.totals.macs, cost.macs),
+    ):
+        change.before = change.after = known
+    report.input_shapes = {name: list(shape) for name, shape in cost.input_shapes.items()}
+    report.totals.file_bytes.before = (
+        file_bytes(opened.path, opened.proto) if opened.path is not None else opened.total_bytes()
+    )
+    return report
 
 
 def open_copy(model: onnx.ModelProto | PathLike) -> OpenModel:

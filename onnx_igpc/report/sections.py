@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Annotated, Literal
 
 from onnx_igpc.data.batches import DataDescription
+from onnx_igpc.report.training import Int8Report, WrittenCheck
 from onnx_igpc.report.typed_json import IfKnown, LeftOut
 
 Value = str | int | float | bool | list[str] | None
@@ -310,15 +311,6 @@ class EpochReport:
         return replace(self, images_per_second=None, seconds=None)
 
 
-@dataclass(kw_only=True)
-class WrittenCheck:
-    """The written model in onnxruntime against the module in PyTorch: the deviation and its bound."""
-
-    relative: float
-    bound: float
-    samples: int
-
-
 @dataclass(frozen=True)
 class JudgedBy(DataDescription):
     """The data that a run was judged by."""
@@ -351,7 +343,8 @@ class FinetuneReport:
 
     ``val_before``: means over the validation data at the start; ``damage_before``: of the model that
     was trained. ``recipe`` has the options by name; ``outputs`` are those that are compared, ``penultimate``
-    is the tensor that is matched in the place of the sites.
+    is the tensor that is matched in the place of the sites. ``int8``: the model was trained for that; losses,
+    accuracy and agreement while it was are in fake int8.
     """
 
     recipe: dict[str, Value]
@@ -369,6 +362,7 @@ class FinetuneReport:
     seconds: IfKnown[float] = None
     check: IfKnown[WrittenCheck] = None
     judged: IfKnown[JudgedReport] = None
+    int8: IfKnown[Int8Report] = None
     epochs: list[EpochReport] = field(default_factory=list)
     damage_before: IfKnown[DamageReport] = None
 

@@ -7,7 +7,7 @@ second pass over the activation, and keeps one more tensor for the backward pass
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch.nn import functional
 from onnx_igpc.torch_bridge.program import Local, Program, Step
 
 
-def fuse(program: Program) -> list[Step]:
-    """The steps of a program with ``x * gate(x)`` run as one step."""
+def fuse(program: Program, apart: Container[str] = ()) -> list[Step]:
+    """The steps of a program with ``x * gate(x)`` run as one step, but where ``apart`` names the gate's value."""
     reads = Counter(
         value.name for step in program.steps for value in step.arguments if isinstance(value, Local)
     )
@@ -25,7 +25,9 @@ def fuse(program: Program) -> list[Step]:
     gates = {
         step.outputs[0]: replace(step, run=run)
         for step in program.steps
-        if reads[step.outputs[0]] == 1 and (run := _gated(step)) is not None
+        if reads[step.outputs[0]] == 1
+        and step.outputs[0] not in apart
+        and (run := _gated(step)) is not None
     }
     result: list[Step] = []
     fused: set[str] = set()

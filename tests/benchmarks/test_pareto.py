@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
 
+import onnx
 import pytest
 from click.testing import CliRunner
 
 import onnx_igpc
 from benchmarks.pareto import Row, front, main, table
+from benchmarks.pareto_picture import picture
+from benchmarks.pareto_points import PLAIN_INT8, Points, Wanted
+from onnx_igpc import Calibration, Quantization
 from onnx_igpc.errors import CheckFailedError
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -29,9 +36,9 @@ def test_points_that_others_beat_are_not_on_the_front() -> None:
     assert [row.name for row in front(rows)] == ["dense", "int8", "as good", "small"]
     lines = table(rows, {"tiny": "cannot be reached"}).splitlines()
     assert lines[2].startswith(
-        "| **dense** | 8.00 | 1.00 | 1.00 (0.90-1.10) | 100.0 % (99.0-100.0)"
+        "| 1 | **dense** | 8.00 | 1.00 | 1.00 (0.90-1.10) | 100.0 % (99.0-100.0)"
     )
-    assert [line.split("|")[1].strip() for line in lines[2:7]][1] == "slower"
+    assert [line.split("|")[2].strip() for line in lines[2:7]][1] == "slower"
     assert lines[-1] == "tiny: cannot be reached"
 
 
@@ -71,7 +78,7 @@ def test_points_are_made_kept_and_raced(tmp_path: Path, monkeypatch: pytest.Monk
     assert result.exit_code == 0, result.output
     rows = json.loads(said.read_text())["rows"]
     by_float, by_int8 = "latency=70% by float32 times", "latency=70% by int8 times, int8"
-    names = ["dense", "dense, int8", by_float, f"{by_float}, int8", by_int8, "again"]
+    names = ["dense", "dense, int8", PLAIN_INT8, by_float, f"{by_float}, int8", by_int8, "again"]
     assert [row["name"] for row in rows] == names
     dense, int8, *_, again = rows
     assert dense["agreement"][0] == again["agreement"][0] == 1.0
@@ -84,3 +91,60 @@ def test_points_are_made_kept_and_raced(tmp_path: Path, monkeypatch: pytest.Monk
     assert CliRunner().invoke(main, arguments).exit_code == 0
     # What could not be made is tried again.
     assert len(asked) == kept + 2
+
+
+def test_sizes_are_trained_and_have_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every point is there, and what is trained for int8 is; the making itself is tested elsewhere."""
+    model = SAMPLES / "digits_net.onnx"
+    asked: list[str] = []
+
+    def made(name: str) -> Any:
+        def make(first: object, *rest: object, **options: Any) -> Any:
+            recipe = options.get("recipe")
+            asked.append(f"{name} {recipe.precision}" if recipe else name)
+            proto = onnx.load(model)
+            trained = SimpleNamespace(model=proto)
+            return trained if name == "finetune" else proto
+
+        return make
+
+    for name in ("compress", "finetune", "lower", "quantize"):
+        monkeypatch.setattr(onnx_igpc, name, made(name))
+    for name in ("_plain", "_low_rank", "_pruned"):
+        monkeypatch.setattr(Points, name, lambda *_: onnx.load(model))
+    data = Calibration(SAMPLES / "digits_calibration.npz")
+    points = Points(model, data, Quantization(), tmp_path, True)
+    found = points.made(Wanted(["parameters=50%"], trained=True, epochs=1, rivals=0.5))
+    size = "parameters=50%"
+    assert list(found) == [
+        *("dense", "dense, int8", PLAIN_INT8, "dense, trained for int8, int8"),
+        *(size, f"{size}, int8", f"{size}, trained", f"{size}, trained, int8"),
+        f"{size}, trained for int8, int8",
+        *(
+            "published V2, ch 32",
+            "published V2, ch 32, int8",
+            "low rank, 50%",
+            "low rank, 50%, int8",
+        ),
+        *("channels pruned by onnxsim, 50%", "channels pruned by onnxsim, 50%, int8"),
+    ]
+    assert asked.count("finetune None") == 1
+    assert asked.count("finetune int8") == 2
+    assert not points.failed
+
+
+def test_plain_int8_low_rank_and_channels_are_made(tmp_path: Path) -> None:
+    model = SAMPLES / "digits_net.onnx"
+    data = Calibration(SAMPLES / "digits_calibration.npz", samples=16)
+    points = Points(model, data, Quantization(), tmp_path, True)
+    kinds = {node.op_type for node in points._plain().graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    before = sum(t.ByteSize() for t in onnx.load(model).graph.initializer)
+    assert sum(t.ByteSize() for t in points._low_rank(0.5).graph.initializer) < before
+
+
+def test_the_picture_has_a_numbered_dot_for_every_row() -> None:
+    rows = [ROW, replace(ROW, name="a, trained for int8, int8", median_ms=2.0, agreement=None)]
+    drawn = ElementTree.fromstring(picture("net", rows, rows))
+    numbers = [each.text for each in drawn.iter() if each.text in ("1", "2")]
+    assert numbers == ["1", "2"]

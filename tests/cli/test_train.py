@@ -79,7 +79,7 @@ class TestFinetune:
             *("--amp", "bf16", "--batch-norm", "frozen", "--fold-batch-norm", "-q"),
             *("--hold-out", 0.3, "--device", "cpu"),
             *("--weight-decay", 0.5, "--warmup", 0.2, "--label-weight", 0.1),
-            *("--recipe", "few", "--features", "sites"),
+            *("--recipe", "few", "--features", "sites", "--precision", "int8", "--int8-share", 0.5),
         )
         assert (result.exit_code, result.output) == (0, "")
         log = json.loads((files / "out.finetune.json").read_text())
@@ -104,6 +104,8 @@ class TestFinetune:
             "seed": 4,
             "scores": None,
             "hold_out": 0.3,
+            "precision": "int8",
+            "int8_share": 0.5,
         }
 
     def test_a_recipe_in_a_file_and_an_option_in_its_place(self, files: Path) -> None:

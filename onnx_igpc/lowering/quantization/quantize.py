@@ -28,7 +28,7 @@ from onnx_igpc.evaluation.verify import DEFAULT_SETTING, verify
 from onnx_igpc.graph.checks import check_graph, check_original, shape_doubt
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.inputs import model_inputs
-from onnx_igpc.graph.model import OpenModel, PathLike, file_bytes, save_model
+from onnx_igpc.graph.model import OpenModel, PathLike, save_model
 from onnx_igpc.lowering.lower import count_sites
 from onnx_igpc.lowering.quantization.exclusions import LAYERS, excluded_nodes
 from onnx_igpc.lowering.quantization.float_model import FloatModel, float_model, refuse_unsuitable
@@ -45,13 +45,17 @@ from onnx_igpc.lowering.quantization.static import (
 from onnx_igpc.lowering.quantization.target import Target
 from onnx_igpc.report.digest import read_digest, refuse_quantized, write_digest
 from onnx_igpc.report.quantization import QuantizationReport, SampleCounts, TriedMethod
-from onnx_igpc.report.result import CompressResult, open_copy
+from onnx_igpc.report.result import CompressResult, new_report, open_copy
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session import import_onnxruntime, provider_label, provider_name
 from onnx_igpc.runtime.setting import Setting
 
 # What inner tensors hold for one batch is in memory while it is calibrated on.
 _BATCH = 4
+_TRAINED = (
+    "the weights were trained for int8, by the smallest and largest values, which are taken here, too; what the "
+    "damage compares with is the same weights in float: verify against the original tells what it is worth"
+)
 
 
 def quantize_model(
@@ -93,6 +97,11 @@ def quantize_model(
     digest = read_digest(opened.proto)
     refuse_quantized(digest, opened.name, "quantize")
     refuse_unsuitable(opened)
+    trained = (
+        digest is not None and digest.finetune is not None and digest.finetune.int8 is not None
+    )
+    if trained and options.method == AUTO:
+        options = replace(options, method=METHODS[0])
     setting = (options.setting or Setting()).fitted(opened.proto)
     data = _open(calibration, opened, digest)
     source = float_model(opened)
@@ -104,12 +113,13 @@ def quantize_model(
         parts = split(held, choosing=options.method == AUTO)
         run = _Run(source, opened, options, setting, parts, Path(folder), say)
         written, said = run.quantized()
-        result = _finish(opened, source, written, digest or _new_report(opened))
+        result = _finish(opened, source, written, digest or new_report(opened))
         report = result.report
         report.quantization = said
         report.preprocessing = data.preprocessing or report.preprocessing
         run.measure(result)
     report.notes += [*data_notes(data), *data_doubts(data), *_lowering_notes(report)]
+    report.notes += [_TRAINED] if trained else []
     write_digest(result.opened.proto, report)
     report.totals.file_bytes.after = result.opened.total_bytes()
     said.seconds = time.perf_counter() - start
@@ -292,18 +302,6 @@ def _layers(graph: onnx.GraphProto) -> tuple[dict[str, int], dict[str, int]]:
     integer = Counter(node.op_type for node in layers if quantized.issuperset(node.input[:2]))
     floating = Counter(node.op_type for node in layers) - integer
     return dict(integer), dict(floating)
-
-
-def _new_report(opened: OpenModel) -> RewriteReport:
-    """For a model that carries none: its counts and the size of its file."""
-    report = RewriteReport()
-    cost = count(opened)
-    report.totals.parameters.before, report.totals.macs.before = cost.parameters, cost.macs
-    report.input_shapes = {name: list(shape) for name, shape in cost.input_shapes.items()}
-    report.totals.file_bytes.before = (
-        file_bytes(opened.path, opened.proto) if opened.path is not None else opened.total_bytes()
-    )
-    return report
 
 
 def _finish(

@@ -25,16 +25,24 @@ def quantized_for_race(model: OpenModel, setting: Setting) -> OpenModel:
     Raises:
         ModelError: it cannot be quantized.
     """
+    return quantized_at_random(float_model(model).model, setting)
+
+
+def quantized_at_random(source: OpenModel, setting: Setting) -> OpenModel:
+    """What the quantizer makes of a prepared model by default, by the ranges of random inputs.
+
+    Raises:
+        ModelError: it cannot be quantized.
+    """
     integers = Target.of(Quantization(), setting)
-    source = float_model(model).model
     inputs = model_inputs(source.proto)
     feeds = random_inputs(inputs, batch=setting.batch, shapes=setting.shapes)
     reader = BatchReader([Batch(feeds, None, setting.batch)], 1, lambda done: None)
     with tempfile.TemporaryDirectory(prefix="onnx-igpc-", ignore_cleanup_errors=True) as folder:
         plain, ready, written = (Path(folder) / f"{name}.onnx" for name in ("float", "ready", "q"))
         save_model(source, plain)
-        optimize(plain, ready, model.name)
-        quantize_file(ready, written, reader, "minmax", integers, {}, model.name)
+        optimize(plain, ready, source.name)
+        quantize_file(ready, written, reader, "minmax", integers, {}, source.name)
         return OpenModel(onnx.load(written))
 
 

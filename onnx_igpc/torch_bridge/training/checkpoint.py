@@ -37,6 +37,7 @@ class RunState:
         val_before: What was measured at the start of the run.
         judged: What the model was judged by, before the first epoch and after each.
         scaler: State of the gradient scaler of fp16.
+        ranges: Of the tensors that are rounded in fake int8, as they were last found.
         best_epoch: The epoch after which the model was judged best, 0 for the model as it was given.
         best_weights: Its state dict on the CPU; not part of the JSON.
         seconds: Time spent so far.
@@ -50,6 +51,7 @@ class RunState:
     val_before: JudgedMeans | None = None
     judged: list[float] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
     best_epoch: int = 0
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -15,12 +15,14 @@ from onnx_igpc.errors import ModelError, UsageError
 from onnx_igpc.graph.checks import check_original
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.report.digest import read_digest, refuse_quantized
+from onnx_igpc.report.result import new_report
 from onnx_igpc.report.sections import JudgedReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, load_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World, join
+from onnx_igpc.torch_bridge.training.int8_training import Int8Recipe, taken_apart
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.training.loop import Trainer, snapshot
 from onnx_igpc.torch_bridge.training.networks import autocast
@@ -49,7 +51,7 @@ def finetune(
     *,
     teacher: onnx.ModelProto | PathLike | None = None,
     val: PathLike | Dataset | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Int8Recipe | None = None,
     output: PathLike | None = None,
     fold_batch_norm: bool = False,
     run: Run | None = None,
@@ -69,7 +71,7 @@ def finetune(
         teacher: The model that was compressed. With it, no labels are needed.
         val: Data to judge the model by, before the first epoch and after each; it is not trained on. A
             path is read as ``data`` is. None holds out a part of ``data`` (``Recipe.hold_out``).
-        recipe: How it is trained.
+        recipe: How it is trained; with ``precision`` int8, what quantizes the model comes with it.
         output: The model file to write. Beside it lie the log and, until it is written, a checkpoint.
             None writes nothing.
         fold_batch_norm: Fold BatchNormalization into the convolutions of the written model.
@@ -77,7 +79,8 @@ def finetune(
         progress: Called while the run goes on, in the process that leads.
 
     Returns:
-        The trained model. It has a digest that tells the run if ``compressed`` has a digest.
+        The trained model. It has a digest that tells the run if ``compressed`` has a digest, or it was trained
+        for int8.
 
     Raises:
         UsageError: options that cannot be used as given or do not go together.
@@ -111,10 +114,10 @@ def finetune(
     refuse_training_mode(model, "the model")
     if taught is not None:
         refuse_training_mode(taught, "the teacher")
-    recipe = recipe or Recipe()
+    recipe, quantizer = taken_apart(recipe)
     with join(run.device) as world, _own_random_state(world):
         autocast(recipe.amp, world.device)  # refuses what the device cannot do
-        job = prepare(model, taught, digest, sources, recipe, world, run.workers)
+        job = prepare(model, taught, digest, sources, recipe, world, run.workers, quantizer)
         damage = None
         if world.leads:
             check_start(job, model)
@@ -130,7 +133,7 @@ def finetune(
             state.best_weights = given
         trainer = _trainer(job, state, checkpoint, run_log(target, run.log), progress)
         _train(trainer, job, progress)
-        report = digest or RewriteReport()
+        report = digest or (new_report(OpenModel(model)) if quantizer else RewriteReport())
         whole, rounded = _written(job, trainer, model, given)
         trained = fold(whole, report) if fold_batch_norm else whole
         if world.leads:
@@ -141,7 +144,8 @@ def finetune(
             told.judged = _judgement(job, state, rounded)
             update_report(job, report, told, damage, taught, trained)
             outside = opened[0].has_external_data
-            write(trained, report, digest is not None, target, outside)
+            # For quantize, which has to know what was trained.
+            write(trained, report, digest is not None or quantizer is not None, target, outside)
             if trainer.log is not None:
                 trainer.log.write(told)
             if checkpoint is not None:
@@ -277,6 +281,7 @@ def _settings(job: Job, model: onnx.ModelProto, teacher: onnx.ModelProto | None)
         "label_offset": job.data.label_offset or 0,
         **job.recipe.to_dict(),
         "augment": job.augmentation.describe(),
+        "int8": to_values(job.describe().int8),
     }
 
 

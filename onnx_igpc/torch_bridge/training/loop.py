@@ -21,8 +21,10 @@ from onnx_igpc.torch_bridge.training.checkpoint import RunState, save_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.evaluation import Tally, evaluate
 from onnx_igpc.torch_bridge.training.held_out import Part
+from onnx_igpc.torch_bridge.training.int8_training import first_epoch, observe
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
+from onnx_igpc.torch_bridge.training.losses import Objective
 from onnx_igpc.torch_bridge.training.networks import Networks
 from onnx_igpc.torch_bridge.training.preparation import Validation
 from onnx_igpc.torch_bridge.training.recipe import Recipe
@@ -80,6 +82,9 @@ class Trainer:
         self._started = time.monotonic() - self.state.seconds
         self._last_report = 0.0
         self._labelled = self.networks.labelled
+        int8 = self.networks.int8
+        if int8 is not None:
+            int8.ranges = self.state.ranges
         self._scaler = torch.amp.GradScaler(
             self.world.device.type, enabled=self.recipe.amp == "fp16"
         )
@@ -112,14 +117,16 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         epoch, first = self.state.epoch, self.state.step
-        self.networks.set_training(self.recipe.batch_norm == "train")
+        rounded = epoch >= first_epoch(self.recipe)
+        self.networks.set_training(self.recipe.batch_norm == "train" and not rounded)
         tally = Tally(self.networks.objective, self.world.device, self._labelled)
         if self.state.sums:
             tally.restore(self.state.sums)
         batches = self.train.training(self.plan.batches(epoch, first), self.recipe.seed, epoch)
         begun = time.monotonic()
         for step, batch in enumerate(batches, first):
-            self._step(batch, self._rate(step), tally)
+            with self.networks.in_int8(rounded):
+                self._step(batch, self._rate(step), tally)
             last = step + 1 == self.plan.steps
             if last or not (step + 1) % _STEPS_BETWEEN_LOOKS[self.world.device.type]:
                 speed = self._speed(step + 1 - first, begun)
@@ -231,8 +238,15 @@ class Trainer:
         return [(self.val.data, self.val.loader), (self.data, self.train)]
 
     def validate(self) -> JudgedMeans:
-        """Means over the validation data as it is, and what the model is judged by."""
+        """Means over the validation data as it is, and what the model is judged by; in fake int8 where it is
+        trained for that."""
         judge = self.networks.judge
+        if self.networks.int8 is not None:
+            self.state.ranges = observe(self.networks, self.data, self.train)
+        with self.networks.in_int8():
+            return self._measured(judge)
+
+    def _measured(self, judge: Objective) -> JudgedMeans:
         found = evaluate(
             self.networks.student,
             self.networks.forward_plain,

@@ -17,11 +17,13 @@ from onnx_igpc.data.class_folders import label_problem as labels_misfit
 from onnx_igpc.errors import DataError, ModelError, UsageError, with_flags
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.torch_bridge import to_torch
+from onnx_igpc.torch_bridge.convert import convert
 from onnx_igpc.torch_bridge.module import OnnxModule
 from onnx_igpc.torch_bridge.running import as_list, in_words, placed, put_channels_innermost
 from onnx_igpc.torch_bridge.training.comparable import Survey
 from onnx_igpc.torch_bridge.training.data import TrainingData
 from onnx_igpc.torch_bridge.training.distributed import World
+from onnx_igpc.torch_bridge.training.fake_quantization import FakeQuantization
 from onnx_igpc.torch_bridge.training.form import find_feature, find_form
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.losses import (
@@ -53,6 +55,7 @@ class Networks:
         labelled: Whether labels are used, for the loss or for the accuracy.
         outputs: Names of the outputs that are compared; the others are left out.
         notes: What a person should know about the choices made here.
+        int8: What rounds the student's values, where it is trained for int8.
     """
 
     student: OnnxModule
@@ -64,6 +67,7 @@ class Networks:
     world: World
     outputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    int8: FakeQuantization | None = None
 
     def __post_init__(self) -> None:
         self._wrapped = self.world.wrap(self.student)
@@ -82,6 +86,10 @@ class Networks:
         judge = self.judge
         by = (judge.scores is not None, judge.loss, judge.values, judge.temperature)
         return by == (True, "kd", (), 1.0)
+
+    def in_int8(self, on: bool = True) -> contextlib.AbstractContextManager[None]:
+        """Inside, the student computes in fake int8, where it is trained for that."""
+        return self.int8.int8(on) if self.int8 is not None else contextlib.nullcontext()
 
     def set_training(self, batch_norm: bool) -> None:
         """Training mode, in which BatchNormalization normalises by the batch; or eval mode."""
@@ -118,11 +126,12 @@ def build_networks(
     data: TrainingData,
     probe: TensorBatch,
     world: World,
+    int8: FakeQuantization | None = None,
 ) -> Networks:
     """Modules, pairs and objective for a model.
 
     probe: the first samples of the data. What they go through decides which output holds class scores,
-    the scales of the losses, and which weights the loss reaches.
+    the scales of the losses, and which weights the loss reaches. int8: what rounds the student's values.
 
     Raises:
         ModelError: the teacher does not fit, or the loss reaches no weight.
@@ -149,7 +158,7 @@ def build_networks(
     if not names:
         _check_learns(model, surveys, pairing, notes)
     pruned = with_outputs(model, [pair.tensor for pair in pairing.pairs], names)
-    student = to_torch(pruned)
+    student = convert(pruned, int8.hooks() if int8 is not None else None)
     freeze(student, recipe.freeze or ())
     taught = None
     if teacher is not None:
@@ -186,7 +195,9 @@ def build_networks(
     )
     labels = probe.labels.to(world.device) if probe.labels is not None and labelled else None
     _leave_unreached(student, objective(ours, theirs, labels).total, notes)
-    return Networks(student, taught, objective, pairing, recipe, labelled, world, names, notes)
+    return Networks(
+        student, taught, objective, pairing, recipe, labelled, world, names, notes, int8
+    )
 
 
 def _compared(

@@ -19,7 +19,8 @@ from onnx_igpc.graph.model import OpenModel, file_bytes, save_model
 from onnx_igpc.passes import FoldBatchNorm
 from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.digest import write_digest
-from onnx_igpc.report.sections import DamageReport, FinetuneReport, MeasuredOn, WrittenCheck
+from onnx_igpc.report.sections import DamageReport, FinetuneReport, MeasuredOn
+from onnx_igpc.report.training import WrittenCheck
 from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
@@ -36,6 +37,10 @@ _TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
 # Two computations in float32 differ by about twice the rounding of one.
 _ROUNDINGS = 4
 _DAMAGE_SAMPLES = 512
+# Weights that make up for rounding are further from the original where nothing is rounded.
+_FOR_INT8 = (
+    "the weights were trained for int8: quantize the model; in float it is not what was judged"
+)
 _ADVICE = with_flags("train longer, on more images, or with a smaller `lr`")
 
 
@@ -163,7 +168,7 @@ def update_report(
         stale.add(large_damage_warning(report.damage))
     report.warnings = [text for text in report.warnings if text not in stale]
     measured = {each.note for each in MeasuredOn}
-    report.notes = [text for text in report.notes if text not in measured]
+    report.notes = [text for text in report.notes if text not in (*measured, _FOR_INT8)]
     run.damage_before = report.damage if before is None else before
     report.damage, report.finetune = None, run
     if job.val.data.preprocessing is not None:
@@ -171,8 +176,11 @@ def update_report(
     if before is not None:
         report.damage = measure(job, teacher, model) if gained else before
         report.notes.append(MeasuredOn.after_training(job.val.kind).note)
-        found = (large_damage_warning(report.damage), worse_than_before(report))
-        report.warnings += [text for text in found if text]
+        if run.int8 is not None:
+            report.notes.append(_FOR_INT8)
+        else:
+            found = (large_damage_warning(report.damage), worse_than_before(report))
+            report.warnings += [text for text in found if text]
     if useless := no_gain(run):
         report.warnings.append(useless)
 

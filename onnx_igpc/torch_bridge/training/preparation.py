@@ -22,6 +22,8 @@ from onnx_igpc.torch_bridge.training.augment import Augmentation, parse_augmenta
 from onnx_igpc.torch_bridge.training.data import TrainingData, open_training_data
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.held_out import Part, hold_out
+from onnx_igpc.torch_bridge.training.int8_places import Quantizer
+from onnx_igpc.torch_bridge.training.int8_training import described, doubts, fake_quantization
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.networks import Networks, build_networks, label_problem
 from onnx_igpc.torch_bridge.training.optimizers import build_optimizer
@@ -80,7 +82,7 @@ class Job:
 
     def describe(self) -> FinetuneReport:
         """What the log and the report say about the run before it has begun."""
-        pairing = self.networks.pairing
+        pairing, int8 = self.networks.pairing, self.networks.int8
         features = [pair.tensor for pair in pairing.pairs if pair.site == FEATURE]
         return FinetuneReport(
             recipe=self.recipe.to_dict()
@@ -94,6 +96,7 @@ class Job:
             unmatched_sites=dict(pairing.unpaired),
             penultimate=features[0] if features else None,
             outputs=list(self.networks.outputs),
+            int8=described(int8.places, self.recipe) if int8 is not None else None,
             notes=list(self.notes),
         )
 
@@ -106,8 +109,11 @@ def prepare(
     recipe: Recipe,
     world: World,
     workers: int | None,
+    quantizer: Quantizer | None = None,
 ) -> Job:
     """Open the training and validation data and build the modules.
+
+    quantizer: what quantizes the model, where it is trained for int8.
 
     Raises as :func:`onnx_igpc.torch_bridge.training.finetune.finetune`.
     """
@@ -154,7 +160,8 @@ def prepare(
         )
 
     probe = _probe(loader(data, whole.size), data, recipe.seed)
-    networks = build_networks(model, teacher, digest, recipe, whole, probe, world)
+    int8 = fake_quantization(model, quantizer, probe) if quantizer is not None else None
+    networks = build_networks(model, teacher, digest, recipe, whole, probe, world, int8)
     recipe = networks.recipe
     augmentation = parse_augmentation(recipe.augment, images=data.preprocessing is not None)
     train = loader(data, whole.size, augmentation)
@@ -174,6 +181,7 @@ def prepare(
     if allowance is not None:
         notes.append(with_flags(_FITTED))
     notes += networks.notes
+    notes += doubts(int8.places) if int8 is not None else []
     if teacher is not None and digest is None:
         notes.append(_NO_REPORT)
     optimizer = build_optimizer(networks.student.parameters(), recipe)

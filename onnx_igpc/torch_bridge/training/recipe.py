@@ -15,6 +15,7 @@ LOSSES = ("kd", "kd+ce", "ce", "mse")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("bf16", "fp16")
+INT8 = "int8"
 BATCH_NORM_MODES = ("train", "frozen")
 
 LEARNING_RATES = {"adamw": 1e-2, "sgd": 5e-2}
@@ -127,6 +128,9 @@ class Recipe:
         scores: Name of the output with class scores, or of an inner tensor that holds them; None finds it.
         hold_out: Share of the data that is not trained on but judged by, where there is no validation
             data; at least 40 samples or a quarter of the data, whichever is less.
+        precision: ``int8`` trains, and judges, in fake int8, for a model that ``quantize`` comes after.
+        int8_share: Share of the epochs, the last ones, that are trained so; BatchNormalization keeps its statistics
+            there, since quantizing folds it.
     """
 
     base: str | None = None
@@ -149,6 +153,8 @@ class Recipe:
     seed: int = 0
     scores: str | None = None
     hold_out: float = 0.1
+    precision: str | None = None
+    int8_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.augment is not None:
@@ -173,6 +179,11 @@ class Recipe:
             raise UsageError(f"`warmup` is a share of all steps, 0 up to 1, not {self.warmup}")
         if not 0 <= self.label_weight <= 1:
             raise UsageError(f"`label_weight` must lie between 0 and 1, not {self.label_weight}")
+        _one_of("precision", self.precision, (None, INT8))
+        if not 0 < self.int8_share <= 1:
+            raise UsageError(
+                f"`int8_share` is a share of all epochs above 0, not {self.int8_share}"
+            )
         if not 0 < self.hold_out < 1:
             raise UsageError(f"`hold_out` is a share of the data above 0, not {self.hold_out}")
 

@@ -37,6 +37,8 @@ class FinetuneResult:
         lines += self._damage(run)
         if run is not None and (check := run.check):
             lines.append(f"check: onnxruntime is within {check.relative:.1e} of the trained module")
+        if run is not None and run.int8 is not None:
+            lines.append("next: onnx-igpc quantize; in float it is not what was judged")
         return [*lines, *(f"warning: {text}" for text in self.report.warnings)]
 
     def _judgement(self, run: FinetuneReport) -> list[str]:
@@ -48,7 +50,8 @@ class FinetuneResult:
         )
         change = f"{judged.before:.4g}{fitted} -> {judged.after:.4g}"
         where = f"(epoch {judged.epoch} of {len(self.history)})"
-        lines = [f"loss on {judged.samples} {judged.on} samples: {change} {where}"]
+        rounded = "" if run.int8 is None else ", in fake int8"
+        lines = [f"loss on {judged.samples} {judged.on} samples{rounded}: {change} {where}"]
         if before is None:
             return lines
         accuracy, agreement = before.accuracy, before.agreement
@@ -60,19 +63,20 @@ class FinetuneResult:
             ("agreement", before.agreement, agreement),
         ):
             if old is not None and new is not None:
-                lines.append(f"{judged.on} {name}: {old:.2%} -> {new:.2%}")
+                lines.append(f"{judged.on} {name}{rounded}: {old:.2%} -> {new:.2%}")
         return lines
 
     def _damage(self, run: FinetuneReport | None) -> list[str]:
         damage, earlier = self.report.damage, run.damage_before if run is not None else None
         if damage is None:
             return []
+        in_float = ", in float" if run is not None and run.int8 is not None else ""
         if damage.agreement is not None:
             known = earlier.agreement if earlier is not None else None
             start = f"{known:.1%} -> " if known is not None else ""
-            return [f"agreement with the original: {start}{damage.agreement:.1%}"]
+            return [f"agreement with the original{in_float}: {start}{damage.agreement:.1%}"]
         if damage.relative_error is None:
             return []
         known = earlier.relative_error if earlier is not None else None
         start = f"{known:.3g} -> " if known is not None else ""
-        return [f"relative error of {damage.output}: {start}{damage.relative_error:.3g}"]
+        return [f"relative error of {damage.output}{in_float}: {start}{damage.relative_error:.3g}"]

@@ -34,8 +34,10 @@ main()
 """
 
 
-@pytest.mark.parametrize("base", ["many", "few"])
-def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path, base: str) -> None:
+@pytest.mark.parametrize(("base", "int8"), [("many", False), ("few", False), ("few", True)])
+def test_two_processes_agree_with_each_other_and_with_one(
+    tmp_path: Path, base: str, int8: bool
+) -> None:
     teacher = classifier()
     small = smaller(teacher)
     onnx.save(teacher, tmp_path / "teacher.onnx")
@@ -54,7 +56,7 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path, base: 
     ]
     files = [str(tmp_path / name) for name in ("small.onnx", "teacher.onnx", "two.onnx")]
     command = ["finetune", files[0], "--teacher", files[1], "-o", files[2], *OPTIONS]
-    command += ["--recipe", base]
+    command += ["--recipe", base, *(["--precision", "int8"] if int8 else [])]
     done = subprocess.run(
         [*launch, str(script), *command, "--data", str(data), "--val", str(data)],
         capture_output=True,
@@ -66,6 +68,8 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path, base: 
     assert done.stderr.count("epoch 2/2") == 1, "one process speaks"
     graphs = [(tmp_path / f"spy.py.{leads}").read_bytes() for leads in (True, False)]
     assert graphs[0] == graphs[1], "both processes have the same weights"
+    if int8:
+        return  # a value that is rounded the other way is a whole step apart
     recipe = short(base=base, epochs=2, batch_norm="frozen")
     one = finetune(small, teacher=teacher, data=data, val=data, recipe=recipe)
     ours, theirs = arrays_of(onnx.load(tmp_path / "two.onnx")), arrays_of(one.model)
