@@ -16,6 +16,8 @@ from onnx_igpc.report.optimization import ORIGINAL, PointReport
 FOLDED = "original with BatchNorm folded"
 INT8 = "int8"
 INT8_INSIDE = "int8 but for its ends"
+FOR_INT8 = "trained for int8"
+INT8_TRAINED = f"int8, {FOR_INT8}"
 _LOWERED = ", lowered"
 
 
@@ -54,9 +56,17 @@ class Exploration:
             return
         found = self._measured(INT8, precision="int8")
         if found is not None and found.holds:
-            self.bench.skip(INT8_INSIDE, "quantize", "int8 throughout holds the promise")
-        elif self.attempts.quantize(INT8_INSIDE, ORIGINAL, kept=True):
+            for name, kind in ((INT8_INSIDE, "quantize"), (FOR_INT8, "finetune")):
+                self.bench.skip(name, kind, "int8 throughout holds the promise")
+            return
+        if self.attempts.quantize(INT8_INSIDE, ORIGINAL, kept=True):
             self._measured(INT8_INSIDE, precision="int8")
+        if not torch_is_there():
+            self.bench.skip(FOR_INT8, "finetune", "torch is not installed")
+        elif train(
+            self.task, self.bench, FOR_INT8, ORIGINAL, precision="int8"
+        ) and self.attempts.quantize(INT8_TRAINED, FOR_INT8):
+            self._measured(INT8_TRAINED, precision="int8", trained=True)
 
     def _cut(self, share: int, *, first: bool) -> bool:
         """A cut, and what can be made of it; whether a smaller one can hold the promise."""

@@ -1,4 +1,4 @@
-"""Training a cut back against the original, in as many epochs as there is time for."""
+"""Training a cut back, or a model for int8, against the original, in as many epochs as there is time for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import IgpcError
 from onnx_igpc.graph.model import open_model
 from onnx_igpc.report.digest import read_digest
+from onnx_igpc.torch_bridge.training.recipe import INT8, Recipe
 
 if TYPE_CHECKING:
     from onnx_igpc.torch_bridge.training.log import Progress as Trained
@@ -47,31 +48,53 @@ def torch_is_there() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def train(task: Task, bench: Workbench, point: str, source: str) -> bool:
-    """Train a cut as a step of its own; whether that is done, and made it better."""
+@dataclass(frozen=True)
+class Training:
+    """What is trained, ``source``, into what, ``point``, and how."""
+
+    point: str
+    source: str
+    recipe: Recipe
+
+    @property
+    def int8(self) -> bool:
+        """Whether it is trained for int8."""
+        return self.recipe.precision == INT8
+
+
+def train(
+    task: Task, bench: Workbench, point: str, source: str, precision: str | None = None
+) -> bool:
+    """Train a model as a step of its own, for int8 where that is asked for; whether that is done, and made it
+    better."""
+    recipe = task.options.recipe
+    if precision is not None:
+        recipe = replace(recipe, precision=precision)
+    training = Training(point, source, recipe)
     epochs = bench.journal.read(f"epochs {point}", Epochs)
     allowed = _SHARE_OF_LEFT * bench.clock.left
 
     def make(progress: Progress) -> str:
         nonlocal epochs
         try:
-            return _run(task, bench, (point, source), epochs, (allowed, progress))
+            return _run(task, bench, training, epochs, (allowed, progress))
         except _TooLongError as told:
             if not told.enough:
                 raise LeftOutError(f"no time: {allowed:.0f} s are too few to train in") from None
             epochs = Epochs(told.epochs)
         bench.journal.write(f"epochs {point}", epochs)
         _forget(task, bench, point)
-        return _run(task, bench, (point, source), epochs, (math.inf, progress))
+        return _run(task, bench, training, epochs, (math.inf, progress))
 
     def command() -> str:
         return task.command(
             "finetune",
-            task.file(source),
+            task.place(source),
             teacher=task.model,
             **task.data(task.images.dataset(task.images.fit)),
             o=task.file(point),
-            epochs=epochs.count if epochs is not None else task.options.recipe.epochs,
+            epochs=epochs.count if epochs is not None else recipe.epochs,
+            precision=INT8 if training.int8 else None,
         )
 
     if not bench.step(point, "finetune", command, make):
@@ -90,19 +113,19 @@ def _forget(task: Task, bench: Workbench, point: str) -> None:
 def _run(
     task: Task,
     bench: Workbench,
-    points: tuple[str, str],
+    training: Training,
     epochs: Epochs | None,
     within: tuple[float, Progress],
 ) -> str:
     """Train, and say what came of it; raises _TooLongError where it would take longer than it may."""
-    from onnx_igpc.torch_bridge.training.finetune import finetune
+    from onnx_igpc.lowering.quantization.aware import finetune
     from onnx_igpc.torch_bridge.training.loop import RunInterruptedError
     from onnx_igpc.torch_bridge.training.options import Run
     from onnx_igpc.torch_bridge.training.run_files import checkpoint_path
 
-    (point, source), (allowed, progress) = points, within
-    output = bench.file(task.file(point))
-    recipe = task.options.recipe
+    allowed, progress = within
+    output = bench.file(task.file(training.point))
+    recipe = training.recipe
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs.count)
     begun = time.monotonic()
@@ -122,7 +145,7 @@ def _run(
 
     try:
         result = finetune(
-            bench.file(task.file(source)),
+            bench.file(task.place(training.source)),
             task.images.dataset(task.images.fit),
             teacher=task.model,
             recipe=recipe,

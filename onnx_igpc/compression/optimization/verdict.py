@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_igpc.compression.optimization.exploration import loss
+from onnx_igpc.compression.optimization.exploration import INT8_INSIDE, loss
 from onnx_igpc.compression.optimization.images import FROM_WHERE_STATED_APART
 from onnx_igpc.compression.optimization.promises import AGREEMENTS, best_agreement, images_for
 from onnx_igpc.compression.optimization.task import Task
@@ -48,8 +48,9 @@ def _chosen(task: Task, points: Sequence[PointReport], chosen: PointReport) -> s
         )
     if not chosen.cut and chosen.precision == "int8":
         alone = "int8 alone is the better answer for this model on this machine"
-        ends = " with its first and last layers in float" if chosen.name != "int8" else ""
-        return f"int8{ends}, which holds {promise}: {alone}"
+        ends = " with its first and last layers in float" if chosen.name == INT8_INSIDE else ""
+        trained = ", the model trained for that," if chosen.trained else ","
+        return f"int8{ends}{trained} which holds {promise}: {alone}"
     if not chosen.cut:
         return f"{chosen.name}: it does what the original does, and nothing faster holds {promise}"
     return f"the {chosen.name}: of {len(points)} models the fastest that holds {promise}"

@@ -18,6 +18,7 @@ import pytest
 import onnx_igpc
 from onnx_igpc import Dataset, Lowering, Optimization, OptimizationReport, Recipe, Setting
 from onnx_igpc.compression.optimization import choice
+from onnx_igpc.compression.optimization.exploration import INT8_TRAINED
 from onnx_igpc.compression.optimization.workbench import Journal
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.report.benchmark import BenchmarkReport, Race, Timing
@@ -273,6 +274,26 @@ def test_a_cut_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     wanted = options(keep="output=0.05", shares=(40,))
     whole = compare_killed((tmp_path / "model.onnx", tmp_path / "data.npz"), wanted, monkeypatch)
     assert "cut to 40 %, trained" in {step.name for step in whole.steps if step.status == "done"}
+
+
+def test_training_for_int8_killed_at_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    onnx.save(valued(), tmp_path / "model.onnx")
+    values = np.random.default_rng(3).standard_normal((40, 16, 6, 6)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=values)
+    files = tmp_path / "model.onnx", tmp_path / "data.npz"
+    # More than int8 can keep.
+    recipe = Recipe(epochs=20, lr=1e-4)
+    wanted = options(keep="output=0.00001", shares=(), recipe=recipe)
+    whole = compare_killed(files, wanted, monkeypatch)
+    trained = next(point for point in whole.points if point.name == INT8_TRAINED)
+    assert trained.trained
+    assert trained.precision == "int8"
+    assert not trained.cut
+    assert not trained.holds
+    assert whole.chosen_point.precision == "fp32"
 
 
 def test_a_finished_run_is_not_done_again(

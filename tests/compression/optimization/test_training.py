@@ -18,10 +18,10 @@ from onnx_igpc.compression.optimization.task import Task
 from onnx_igpc.compression.optimization.workbench import Clock, Journal, Workbench
 from onnx_igpc.errors import ModelError
 from onnx_igpc.planning.promise import Promise
-from onnx_igpc.report.optimization import ImagesReport
+from onnx_igpc.report.optimization import ORIGINAL, ImagesReport
 
 pytest.importorskip("torch")
-from onnx_igpc.torch_bridge.training import finetune as finetune_module
+from onnx_igpc.lowering.quantization import aware
 from onnx_igpc.torch_bridge.training.log import Progress
 from onnx_igpc.torch_bridge.training.loop import RunInterruptedError
 
@@ -33,10 +33,12 @@ class Trainer:
     seconds: float
     now: float = 0.0
     asked: list[int | None] = field(default_factory=list)
+    precision: str | None = None
     error: Exception | None = None
 
     def __call__(self, *_: Any, recipe: Recipe, output: Path, progress: Any, **__: Any) -> Any:
         self.asked.append(recipe.epochs)
+        self.precision = recipe.precision
         if self.error is not None:
             raise self.error
         epochs = recipe.epochs or 100
@@ -57,7 +59,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
     task = Task(tmp_path / "m.onnx", images, None, Promise("output", 0.1), Optimization())
 
     def make(trainer: Trainer, limit: float) -> tuple[Task, Workbench]:
-        monkeypatch.setattr(finetune_module, "finetune", trainer)
+        monkeypatch.setattr(aware, "finetune", trainer)
         monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: trainer.now))
         monkeypatch.setattr(training, "open_model", lambda _: SimpleNamespace(proto=None))
         monkeypatch.setattr(training, "read_digest", lambda _: None)
@@ -75,6 +77,16 @@ def test_with_time_it_takes_what_the_recipe_takes(place: Any) -> None:
     assert training.train(task, bench, "cut, trained", "cut")
     assert trainer.asked == [None]
     assert "--epochs" not in bench.steps[0].command
+
+
+def test_the_original_is_trained_for_int8(place: Any) -> None:
+    trainer = Trainer(seconds=1.0)
+    task, bench = place(trainer, 1000.0)
+    assert training.train(task, bench, "trained for int8", ORIGINAL, precision="int8")
+    assert trainer.precision == "int8"
+    words = bench.steps[0].command.split()
+    assert words[:3] == ["onnx-igpc", "finetune", str(task.model)]
+    assert words[words.index("--precision") + 1] == "int8"
 
 
 def test_what_would_take_longer_takes_fewer_epochs(place: Any) -> None:
