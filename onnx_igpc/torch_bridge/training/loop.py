@@ -21,6 +21,7 @@ from onnx_igpc.torch_bridge.training.checkpoint import RunState, save_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.evaluation import Tally, evaluate
 from onnx_igpc.torch_bridge.training.held_out import Part
+from onnx_igpc.torch_bridge.training.kept import KeptBatches
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.training.networks import Networks
@@ -80,6 +81,8 @@ class Trainer:
         self._started = time.monotonic() - self.state.seconds
         self._last_report = 0.0
         self._labelled = self.networks.labelled
+        places = list(self.plan.in_order(self.val.data.size))
+        self._judged_by = KeptBatches(self.val.loader, places, self.networks.teach)
         self._scaler = torch.amp.GradScaler(
             self.world.device.type, enabled=self.recipe.amp == "fp16"
         )
@@ -237,7 +240,7 @@ class Trainer:
             self.networks.student,
             self.networks.forward_plain,
             judge,
-            self.val.loader.plain(self.plan.in_order(self.val.data.size)),
+            self._judged_by,
             self.world,
             self.val.labelled,
         )
