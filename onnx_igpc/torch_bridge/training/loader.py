@@ -30,12 +30,14 @@ _PREFETCH = 4
 class TensorBatch:
     """inputs: one tensor for each graph input, in order. labels: int64[rows] or None. count: the rows
     that mean something; there are more only where the model fixes its batch and the data ran out.
-    skipped: why samples could not be read; others of the batch stand in for them."""
+    skipped: why samples could not be read; others of the batch stand in for them. taught: the teacher's outputs
+    where they are known already, on the device."""
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor | None
     count: int
     skipped: list[str]
+    taught: list[torch.Tensor] | None = None
 
 
 class BatchLoader:

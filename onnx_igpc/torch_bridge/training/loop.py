@@ -22,6 +22,7 @@ from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.evaluation import Tally, evaluate
 from onnx_igpc.torch_bridge.training.held_out import Part
 from onnx_igpc.torch_bridge.training.int8_training import first_epoch, observe
+from onnx_igpc.torch_bridge.training.kept import KeptBatches
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.training.losses import Objective
@@ -85,6 +86,8 @@ class Trainer:
         int8 = self.networks.int8
         if int8 is not None:
             int8.ranges = self.state.ranges
+        places = list(self.plan.in_order(self.val.data.size))
+        self._judged_by = KeptBatches(self.val.loader, places, self.networks.teach)
         self._scaler = torch.amp.GradScaler(
             self.world.device.type, enabled=self.recipe.amp == "fp16"
         )
@@ -251,7 +254,7 @@ class Trainer:
             self.networks.student,
             self.networks.forward_plain,
             judge,
-            self.val.loader.plain(self.plan.in_order(self.val.data.size)),
+            self._judged_by,
             self.world,
             self.val.labelled,
         )

@@ -106,15 +106,24 @@ class Networks:
         """Outputs of both, by this process alone."""
         return self._run(self.student, batch)
 
+    def teach(self, batch: TensorBatch) -> list[torch.Tensor] | None:
+        """The teacher's outputs; None without a teacher."""
+        inputs = [placed(tensor, self.world.device) for tensor in batch.inputs]
+        with in_words(inputs), autocast(self.recipe.amp, self.world.device):
+            return self._taught(inputs)
+
+    def _taught(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return as_list(self.teacher(*_in_order(self.student, self.teacher, inputs)))
+
     def _run(
         self, student: nn.Module, batch: TensorBatch
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         inputs = [placed(tensor, self.world.device) for tensor in batch.inputs]
         with in_words(inputs), autocast(self.recipe.amp, self.world.device):
-            taught = None
-            if self.teacher is not None:
-                with torch.no_grad():
-                    taught = as_list(self.teacher(*_in_order(self.student, self.teacher, inputs)))
+            taught = self._taught(inputs) if batch.taught is None else batch.taught
             return as_list(student(*inputs)), taught
 
 
