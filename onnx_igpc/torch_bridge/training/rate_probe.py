@@ -15,6 +15,7 @@ from itertools import count, islice
 
 import torch
 
+from onnx_igpc.report.numbers import losses_text
 from onnx_igpc.torch_bridge.training.evaluation import evaluate
 from onnx_igpc.torch_bridge.training.held_out import Part, hold_out
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
@@ -50,12 +51,8 @@ class RateProbe:
             return [f"learning rate {chosen:g} was not confirmed by trying others: {self.reason}"]
         if not tried:
             return []
-        each = ", ".join(
-            f"{rate} ({'diverged' if loss is None else f'{loss:.4g}'})"
-            for rate, loss in tried.items()
-        )
         how = f"loss after {self.steps} steps, on training data left out of them"
-        return [f"learning rate {chosen:g} was chosen ({how}): {each}"]
+        return [f"learning rate {chosen:g} was chosen ({how}): {losses_text(tried)}"]
 
 
 def plan_probe(job: Job, given: Recipe) -> RateProbe:

@@ -81,7 +81,10 @@ class TestRuns:
         self, models: dict[str, onnx.ModelProto], data: Path, batch_norm: str
     ) -> None:
         recipe = replace(RECIPE, batch_norm=batch_norm)
-        probed = finetune(**models, data=data, recipe=recipe)
+        lines: list[str] = []
+        probed = finetune(
+            **models, data=data, recipe=recipe, progress=lambda said: lines.extend(said.notes)
+        )
         told = told_of(probed.model)
         assert told.rates is not None
         assert list(told.rates) == ["0.00067", "0.002", "0.006"]
@@ -89,6 +92,7 @@ class TestRuns:
         chosen = min(told.rates, key=lambda rate: told.rates[rate])  # type: ignore[index]
         assert told.recipe["lr"] == float(chosen)
         (note,) = (note for note in told.notes if note.startswith("learning rate"))
+        assert lines.count(note) == 1
         for rate, loss in told.rates.items():
             assert f"{rate} ({loss:.4g})" in note
         assert note.startswith(f"learning rate {chosen} was chosen")
