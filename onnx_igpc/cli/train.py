@@ -95,7 +95,7 @@ _recipe_options = all_options(
     ),
     click.option("--epochs", type=int, help="Passes over the data  [few 700 steps, many 500]."),
     click.option(
-        "--lr", type=float, help="Highest; adamw: relative  [few 0.002, many 0.01, sgd x5]."
+        "--lr", type=float, help="Highest; adamw: relative  [few 0.002, tried; many 0.01; sgd x5]."
     ),
     click.option("--batch-size", type=int, help="Of all processes together  [few 32, many 64]."),
     click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onnx_igpc.report.tree import Change
@@ -40,3 +41,9 @@ def percent(change: Change) -> str:
     """What is left, in per cent."""
     ratio = change.ratio
     return "" if ratio is None else f"{100 * ratio:.1f}%"
+
+
+def losses_text(tried: Mapping[str, float | None]) -> str:
+    """What was tried, each with the loss that it came to, None where it diverged."""
+    known = {name: "diverged" if loss is None else f"{loss:.4g}" for name, loss in tried.items()}
+    return ", ".join(f"{name} ({loss})" for name, loss in known.items())

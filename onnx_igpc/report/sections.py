@@ -110,10 +110,7 @@ class TriedShare:
 
 @dataclass(kw_only=True)
 class LatencyReport:
-    """The choice that was taken under a budget of time, and all that were ``tried``.
-
-    ``precision``: as in :class:`LoweringReport`.
-    """
+    """The choice taken under a budget of time, and all ``tried``; ``precision`` as in :class:`LoweringReport`."""
 
     precision: IfKnown[str] = None
     predicted: float
@@ -341,6 +338,7 @@ class JudgedReport:
 class FinetuneReport:
     """A run of fine-tuning.
 
+    ``rates``: learning rates that were tried first, and the losses that they came to, None where one diverged.
     ``val_before``: means over the validation data at the start; ``damage_before``: of the model that
     was trained. ``recipe`` has the options by name; ``outputs`` are those that are compared, ``penultimate``
     is the tensor that is matched in the place of the sites. ``int8``: the model was trained for that; losses,
@@ -357,6 +355,7 @@ class FinetuneReport:
     unmatched_sites: dict[str, str]
     penultimate: IfKnown[str] = None
     outputs: IfKnown[list[str]] = None
+    rates: IfKnown[dict[str, float | None]] = None
     notes: list[str]
     val_before: MeansReport | JudgedMeans | None = None
     seconds: IfKnown[float] = None

@@ -16,7 +16,7 @@ from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
 
 if TYPE_CHECKING:
     from onnx_igpc.report.verification import VerifyReport
-from onnx_igpc.report.numbers import count_text, exact, percent, shorten
+from onnx_igpc.report.numbers import count_text, exact, losses_text, percent, shorten
 
 # The least that is left for a site's name beside the other columns.
 _MIN_NAME = 12
@@ -133,8 +133,12 @@ def show_fit(console: Console, report: RewriteReport) -> None:
 
 
 def show_training(console: Console, report: RewriteReport) -> None:
-    """The curves of a fine-tuning run, an epoch a column."""
-    epochs = report.finetune.epochs if report.finetune is not None else []
+    """The rates that a fine-tuning run tried first, and its curves, an epoch a column."""
+    run = report.finetune
+    epochs = run.epochs if run is not None else []
+    if run is not None and run.rates:
+        tried = losses_text(run.rates)
+        console.print(f"learning rate {run.recipe['lr']}, by the loss of each: {tried}")
     curves: dict[str, list[float | None]] = {
         "loss": [row.loss for row in epochs],
         "accuracy": [row.accuracy for row in epochs],

@@ -32,6 +32,7 @@ class RunState:
         settings: What decides the run, as JSON values; a run is only resumed with the same.
         epoch: Epochs that are complete.
         step: Steps done in the epoch that is not.
+        rates: Learning rates that were tried before the run, and the loss that each came to.
         sums: Of the losses and counts of these steps.
         history: A row for each complete epoch.
         val_before: What was measured at the start of the run.
@@ -46,6 +47,7 @@ class RunState:
     settings: dict[str, Any]
     epoch: int = 0
     step: int = 0
+    rates: dict[str, float | None] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     history: list[EpochReport] = field(default_factory=list)
     val_before: JudgedMeans | None = None

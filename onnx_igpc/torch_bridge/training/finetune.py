@@ -39,6 +39,7 @@ from onnx_igpc.torch_bridge.training.output import (
 )
 from onnx_igpc.torch_bridge.training.pairing import with_outputs
 from onnx_igpc.torch_bridge.training.preparation import Job, prepare
+from onnx_igpc.torch_bridge.training.rate_probe import best_rate, plan_probe, try_rates
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from onnx_igpc.torch_bridge.training.result import FinetuneResult
 from onnx_igpc.torch_bridge.training.run_files import checkpoint_path, finetune_files, run_log
@@ -125,12 +126,19 @@ def finetune(
         # Each process drops out other units.
         torch.manual_seed(job.recipe.seed + world.rank)
         given = snapshot(job.networks.student)
-        state = RunState(_settings(job, model, taught))
+        probe = plan_probe(job, recipe)
+        state = RunState(_settings(job, model, taught) | {"rates": list(probe.rates)})
         checkpoint = checkpoint_path(target) if target is not None else None
         if run.resume and checkpoint is not None:
             state = load_checkpoint(checkpoint, state.settings, job.networks.student, job.optimizer)
         if not state.best_epoch:
             state.best_weights = given
+        if not run.resume:
+            with _own_random_state(world):
+                state.rates = try_rates(job, probe)
+        rate = best_rate(state.rates, job.recipe.learning_rate)
+        job.recipe = replace(job.recipe, lr=rate)
+        job.notes += probe.note(state.rates, rate)
         trainer = _trainer(job, state, checkpoint, run_log(target, run.log), progress)
         _train(trainer, job, progress)
         report = digest or (new_report(OpenModel(model)) if quantizer else RewriteReport())
@@ -205,6 +213,7 @@ def _trainer(
     progress: Reporter | None,
 ) -> Trainer:
     assert job.recipe.epochs is not None
+    facts = replace(job.describe(), rates=state.rates or None)
     return Trainer(
         networks=job.networks,
         optimizer=job.optimizer,
@@ -218,7 +227,7 @@ def _trainer(
         state=state,
         checkpoint=checkpoint,
         log=log,
-        facts=job.describe(),
+        facts=facts,
         report=progress,
     )
 

@@ -62,12 +62,25 @@ class BatchLoader:
     ) -> None:
         self._dataset = _Batches(data, tuple(input_names), augmentation, rows)
         self._data = data
+        self._names = tuple(input_names)
         self._augmentation = augmentation
         self.rows = rows
         self._workers = workers
         self._pin = pin
         self._part_of = part_of or data.size
         self.skipped: set[str] = set()
+
+    def of(self, data: TrainingData) -> BatchLoader:
+        """A loader that does the same with other samples of the same kind."""
+        return BatchLoader(
+            data,
+            self._names,
+            self._augmentation,
+            rows=self.rows,
+            workers=self._workers,
+            pin=self._pin,
+            part_of=self._part_of,
+        )
 
     def training(
         self, batches: Iterator[list[int]], seed: int, epoch: int

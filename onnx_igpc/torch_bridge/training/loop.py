@@ -25,7 +25,7 @@ from onnx_igpc.torch_bridge.training.int8_training import first_epoch, observe
 from onnx_igpc.torch_bridge.training.kept import KeptBatches
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
-from onnx_igpc.torch_bridge.training.losses import Objective
+from onnx_igpc.torch_bridge.training.losses import Losses, Objective
 from onnx_igpc.torch_bridge.training.networks import Networks
 from onnx_igpc.torch_bridge.training.preparation import Validation
 from onnx_igpc.torch_bridge.training.recipe import Recipe
@@ -48,6 +48,33 @@ class RunInterruptedError(IgpcError):
 def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the state dict on the CPU."""
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+def train_step(
+    networks: Networks,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batch: TensorBatch,
+    rate: float,
+) -> tuple[Losses, list[torch.Tensor], list[torch.Tensor] | None, torch.Tensor | None]:
+    """One step of the optimizer at a learning rate.
+
+    Returns:
+        What :meth:`~onnx_igpc.torch_bridge.training.evaluation.Tally.add` takes: the losses, the outputs of student
+        and teacher, and the labels, on the device.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    student, teacher = networks.forward(batch)
+    labels = batch.labels
+    if labels is not None:
+        labels = labels.to(networks.world.device, non_blocking=True)
+    losses = networks.objective(student, teacher, labels)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(scaler.scale(losses.total))
+    scaler.step(optimizer)
+    scaler.update()
+    return losses, student, teacher, labels
 
 
 @dataclass
@@ -143,18 +170,8 @@ class Trainer:
         )
 
     def _step(self, batch: TensorBatch, rate: float, tally: Tally) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        student, teacher = self.networks.forward(batch)
-        labels = batch.labels
-        if labels is not None:
-            labels = labels.to(self.world.device, non_blocking=True)
-        losses = self.networks.objective(student, teacher, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self._scaler.scale(losses.total))
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        tally.add(losses, student, teacher, labels, batch.count)
+        made = train_step(self.networks, self.optimizer, self._scaler, batch, rate)
+        tally.add(*made, batch.count)
 
     def _look(self, tally: Tally, done: int, speed: float) -> None:
         """Is the loss finite, did a signal come, is it time to say something?"""

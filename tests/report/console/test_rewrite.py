@@ -118,6 +118,14 @@ def test_the_fit_that_was_chosen_and_how_much_was_held_out() -> None:
     assert "fit: in sequence [x]; none of 300 samples held out" in shown(report, width=200)
 
 
+def test_the_rates_that_were_tried_stand_before_the_curves() -> None:
+    run = replace(finetune_report(), rates={"0.1": 0.5, "0.3": 0.25, "0.9": None})
+    run.recipe["lr"] = 0.3
+    text = shown(RewriteReport(finetune=run))
+    assert "learning rate 0.3, by the loss of each: 0.1 (0.5), 0.3 (0.25), 0.9 (diverged)" in text
+    assert "learning rate" not in shown(RewriteReport(finetune=replace(run, rates=None)))
+
+
 def test_verify_tells_the_divergence_where_it_is_known() -> None:
     def verified(kl: float | None) -> str:
         report, stream = verify_report(), io.StringIO()
