@@ -72,7 +72,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str) -> f
     default="30m",
     show_default=True,
     callback=_seconds,
-    help="What all of it may take: 90s, 30m, 2h.",
+    help="What all of it may take: 90s, 30m, 2h; a number alone is minutes.",
 )
 @click.option("--epochs", type=int, help="Of training a cut back [what the time allows].")
 @preprocessing_options
@@ -113,6 +113,7 @@ def optimize(
     setting = Setting(options.pop("provider"), options.pop("threads"))
     recipe = Recipe(epochs=options.pop("epochs"))
     chosen = Optimization(setting=setting, recipe=recipe, **options)
+    existed = output.exists()
     let_threads_sleep()
     with ProgressLine("optimizing:", quiet, undisturbed=True) as line:
         try:
@@ -132,4 +133,9 @@ def optimize(
         write_text(json_file, report.to_json())
     out = console(quiet or goes_to_stdout(json_file))
     show_optimization(out, report)
-    out.print(f"wrote {output}: model.onnx, report.html, report.json, commands.sh", markup=False)
+    done = f"wrote {output}: model.onnx, report.html, report.json, commands.sh"
+    if existed:
+        # A folder of anything else is refused.
+        limit = f"{report.limit_seconds:g}s"
+        done = f"{output} was there already, of this run with --time {limit}: to try more, name another folder"
+    out.print(done, markup=False)

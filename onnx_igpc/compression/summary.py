@@ -228,7 +228,7 @@ def _add_warnings(report: RewriteReport, changed: bool, digest: RewriteReport | 
         report.warnings.append(NOTHING_WARNING)
     elif report.options.init == "random":
         report.warnings.append(RANDOM_WARNING)
-    elif report.calibration is None:
+    elif report.calibration is None and report.rewritten:
         report.warnings.append(NO_DATA_WARNING)
     if digest is not None:
         report.notes.append(

@@ -78,7 +78,7 @@ def damage_of(found: VerifyReport) -> DamageReport:
         damage.interval = wilson_interval(damage.agreement, found.samples)
     if found.classifier is not None and found.classifier.original and found.classifier.candidate:
         change = found.classifier.candidate.top1 - found.classifier.original.top1
-        damage.accuracy_change = _with_interval(change, damage.agreement or 0.0, found.samples)
+        damage.accuracy_change = change_interval(change, damage.agreement or 0.0, found.samples)
     damage.left_out = list(found.notes) or None
     damage.not_finite = sum(output.new_nonfinite for output in found.outputs) or None
     return damage
@@ -109,14 +109,14 @@ def joined_damage(parts: Sequence[DamageReport]) -> DamageReport:
     changes = [part.accuracy_change for part in parts]
     change = mean([each[0] if each else None for each in changes])
     if change is not None:
-        joined.accuracy_change = _with_interval(change, joined.agreement or 0.0, samples)
+        joined.accuracy_change = change_interval(change, joined.agreement or 0.0, samples)
     notes = dict.fromkeys(note for part in parts for note in part.left_out or ())
     joined.left_out = list(notes) or None
     joined.not_finite = sum(part.not_finite or 0 for part in parts) or None
     return joined
 
 
-def _with_interval(change: float, agreement: float, samples: int) -> tuple[float, float, float]:
+def change_interval(change: float, agreement: float, samples: int) -> tuple[float, float, float]:
     """A change of accuracy with its 95 % interval, which is no narrower than it should be: where both models
     say the same class nothing changes, and elsewhere a hit is won or lost at most."""
     half = _Z * math.sqrt(max(1 - agreement, 1 / samples) / samples)

@@ -117,7 +117,7 @@ class Promise:
 
 
 _RANGES = {
-    "agreement": "the share must lie between 0 and 100 %, as in agreement=95%",
+    "agreement": "the share must be above 0 and below 100 %, which no number of images shows: agreement=95%",
     "output": "the relative error must be above 0, as in output=0.05",
     "accuracy": "the change must lie between -100 and 0 points, as in accuracy=-1",
 }

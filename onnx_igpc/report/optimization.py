@@ -44,12 +44,19 @@ class PictureReport:
     deviation: float
     picture: str
 
+    @property
+    def text(self) -> str:
+        """Its shape, order of channels and values in a line."""
+        order = f", {self.color}" if self.color is not None else ""
+        shape = " x ".join(map(str, self.shape))
+        return f"{shape}{order}, values {self.low:.3g} to {self.high:.3g}, mean {self.mean:.3g}"
+
 
 @dataclass(kw_only=True)
 class StepReport:
     """A step that was taken or not: how long it took, the command that repeats it, and what to know of it.
 
-    ``kind`` is the command's name. ``skipped`` for want of time or of a reason to, ``failed`` with the
+    ``kind`` is the command's name, or ``fold``. ``skipped`` for want of time or of a reason to, ``failed`` with the
     tool's own message.
     """
 

@@ -232,7 +232,8 @@ def _matches(name: str, glob: str) -> bool:
 
 def _require_matches(globs: Sequence[str], names: Sequence[str], option: str) -> None:
     for glob in globs:
-        if not any(_matches(name, glob) for name in names):
+        # All of none is not a slip of the pen.
+        if glob != "*" and not any(_matches(name, glob) for name in names):
             near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4) or list(names[:3])
             hint = f"; near matches: {', '.join(near)}" if near else ""
             raise UsageError(f"{option} {glob!r} matches no pointwise convolution{hint}")

@@ -17,6 +17,7 @@ from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.external_data import external_locations
 from onnx_igpc.graph.model import file_bytes, load_model
 from onnx_igpc.planning.options import Published
+from onnx_igpc.sites.find import SiteFilter
 from tests.helpers import GraphBuilder, options_of, pointwise_model, run
 from tests.passes.graphs import copy_of
 from tests.untouched import assert_untouched
@@ -276,3 +277,12 @@ def test_weights_that_would_overflow_are_kept() -> None:
     result = compress(before, Published(8))
     assert result.report.sites[0].reason == "the weights of K and L would not be finite in float16"
     assert result.model == before
+
+
+def test_where_nothing_is_rewritten_no_weights_are_doubted() -> None:
+    """Folding alone changes the model, and fits nothing."""
+    model = network()
+    result = compress(model, sites=SiteFilter(exclude="*"), fold_batch_norm=True)
+    assert result.changed
+    assert NO_DATA_WARNING not in result.report.warnings
+    assert NO_DATA_WARNING in compress(model).report.warnings

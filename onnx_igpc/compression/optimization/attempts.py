@@ -49,7 +49,7 @@ class Attempts:
         line = self.task.command(
             "compress", self.task.model, o=output, fold_batch_norm=True, exclude="*"
         )
-        return self.bench.step(point, "compress", lambda: line, make)
+        return self.bench.step(point, "fold", lambda: line, make)
 
     def quantize(self, point: str, source: str, *, kept: bool = False) -> bool:
         """int8 of a model; ``kept``: the layers at both ends stay in float."""

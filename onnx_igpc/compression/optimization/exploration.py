@@ -46,8 +46,7 @@ class Exploration:
             if self._cut(share, first=number == 0):
                 continue
             for other in shares[number + 1 :]:
-                why = f"{share} % loses too much already, or cannot be had"
-                self.bench.skip(_cut_to(other), "compress", why)
+                self.bench.skip(_cut_to(other), "compress", self._why_not(share))
             break
         return self.points
 
@@ -92,6 +91,13 @@ class Exploration:
             if self.attempts.quantize(name, best.name):
                 self._measured(name, precision="int8", cut=True, trained=best.trained)
         return True
+
+    def _why_not(self, share: int) -> str:
+        """Why nothing smaller than a cut is tried."""
+        cut = _cut_to(share)
+        if any(point.name.startswith(cut) for point in self.points):
+            return f"{share} % loses too much already"
+        return f"there is no {cut}: {self.bench.steps[-1].note}"
 
     def _trained(self, cut: str, found: PointReport) -> PointReport:
         """The better of a lowered cut and what training makes of it."""

@@ -47,16 +47,20 @@ class Shared:
         return Dataset(part, self.preprocessing)
 
 
+def size_of(source: ImageSource | ArraySource, inputs: Sequence[InputSpec]) -> int:
+    """How many samples there are; DataError for arrays that do not fit the inputs."""
+    if isinstance(source, ImageSource):
+        return len(source.images.index.names)
+    return array_files(source.name, source.paths, inputs).count
+
+
 def counted(source: ImageSource | ArraySource, inputs: Sequence[InputSpec]) -> ImagesReport:
     """How many samples each part gets.
 
     Raises:
         DataError: there are too few, or arrays do not fit the inputs.
     """
-    if isinstance(source, ImageSource):
-        total = len(source.images.index.names)
-    else:
-        total = array_files(source.name, source.paths, inputs).count
+    total = size_of(source, inputs)
     choose = held_out_count(total)
     if not choose:
         raise DataError(f"{source.name}: {total} samples are too few to hold some out: give 200")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_igpc.compression.optimization.attempts import Attempts
 from onnx_igpc.compression.optimization.choice import STATE, VAL, choose, race, stated
 from onnx_igpc.compression.optimization.exploration import Exploration
-from onnx_igpc.compression.optimization.images import counted, pictures, share_out
+from onnx_igpc.compression.optimization.images import counted, pictures, share_out, size_of
 from onnx_igpc.compression.optimization.options import Optimization
 from onnx_igpc.compression.optimization.outcome import (
     chosen_report,
@@ -34,7 +34,7 @@ from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.data.sources import ImageSource, find_source, open_data
-from onnx_igpc.errors import CheckFailedError, UsageError
+from onnx_igpc.errors import CheckFailedError, UsageError, with_flags
 from onnx_igpc.evaluation.damage import UnlabelledData, damage_of
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.files.atomic import locked_folder, write_atomically
@@ -43,11 +43,19 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.planning.promise import Promise
 from onnx_igpc.report.digest import read_digest
-from onnx_igpc.report.optimization import ORIGINAL, ImagesReport, OptimizationReport, PointReport
+from onnx_igpc.report.optimization import (
+    ORIGINAL,
+    ImagesReport,
+    OptimizationReport,
+    PictureReport,
+    PointReport,
+)
 from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.runtime.setting import Setting
 
 _SAMPLES_TO_LOOK_AT = 2
+# Beyond this, pixels were multiplied by something that they should not have been.
+_USUAL_VALUES = 300.0
 
 
 def optimize(
@@ -139,7 +147,8 @@ class _Prepared:
         setting = _with_shapes(options.setting.fitted(opened.proto), opened, look)
         options = replace(options, setting=setting)
         itself = damage_of(verify(path, path, UnlabelledData(look), setting=setting))
-        promise = settle_promise(options.keep, counts, itself, val is not None)
+        labelled = size_of(find_source(val.source), inputs) if val is not None else 0  # type: ignore[arg-type]
+        promise = settle_promise(options.keep, counts, itself, labelled)
         files = source_files(images.source)
         if val is not None:
             assert isinstance(val.source, Path)
@@ -173,6 +182,12 @@ def _optimize(
         journal.write(PREPROCESSING.removesuffix(".json"), shared.preprocessing)
     task = Task(prepared.model, shared, prepared.val, prepared.promise, prepared.options)
     log(_plan(task))
+    if bench.clock.used:
+        log(f"going on: {bench.clock.used:.0f} s of the time were used before")
+    shown = pictures(shared, inputs)
+    doubts = _doubts(shown)
+    for line in (*(f"input: {each.text}" for each in shown[:1]), *doubts):
+        log(line)
     attempts = Attempts(task, bench)
     points = Exploration(task, bench).run()
     if not points:
@@ -191,13 +206,13 @@ def _optimize(
         limit_seconds=task.options.seconds,
         seconds=round(clock.spent, 1),
         images=shared.counts,
-        pictures=pictures(shared, inputs),
+        pictures=shown,
         steps=bench.steps,
         points=points,
         chosen=chosen.name,
         stated=said,
         verdict=verdict(task, points, bench.steps, chosen, said),
-        warnings=list(attempts.found(ORIGINAL).notes),
+        warnings=[*doubts, *attempts.found(ORIGINAL).notes],
         report=chosen_report(task, work / chosen.file, chosen, raced, found),
     )
     write_result(work, task, report)
@@ -215,6 +230,18 @@ def _plan(task: Task) -> str:
         most = most_differing(promise, counts.choose)
         text += f": of {counts.choose} answers {most} may differ"
     return text
+
+
+def _doubts(shown: Sequence[PictureReport]) -> list[str]:
+    """What speaks against the preprocessing."""
+    most = max((max(abs(each.low), abs(each.high)) for each in shown), default=0.0)
+    if most <= _USUAL_VALUES:
+        return []
+    return [
+        with_flags(
+            f"values of the input reach {most:.3g}, where 0 to 1, -1 to 1 and 0 to 255 are usual: is `scale` right?"
+        )
+    ]
 
 
 def _part_shown(bench: Workbench, chosen: PointReport) -> str:

@@ -111,5 +111,9 @@ def _commands(task: Task, report: OptimizationReport) -> str:
         if step.status == "done" and step.command is not None:
             lines += ["", f"# {step.name}" + (f": {step.note}" if step.note else ""), step.command]
     chosen = str(task.model) if report.chosen == ORIGINAL else report.chosen_point.file
-    lines += ["", "# is what was chosen made again?", f"cmp {shlex.quote(chosen)} {MODEL}"]
+    lines += [
+        "",
+        "# is what was chosen made again?",
+        f"cmp {shlex.quote(chosen)} {MODEL} && echo yes, byte for byte",
+    ]
     return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx_igpc.calibration.division import held_out_count
 from onnx_igpc.errors import UsageError
-from onnx_igpc.evaluation.damage import wilson_interval
+from onnx_igpc.evaluation.damage import change_interval, wilson_interval
 from onnx_igpc.planning.promise import Promise
 from onnx_igpc.report.optimization import ImagesReport
 from onnx_igpc.report.sections import DamageReport
@@ -18,7 +18,7 @@ _TOTALS = (30, 50, 70, 100, 120, 150, 200, 300, 400, 500, 600, 800, 1000, 1200, 
 
 
 def settle_promise(
-    asked: str | None, images: ImagesReport, itself: DamageReport, labelled: bool
+    asked: str | None, images: ImagesReport, itself: DamageReport, labelled: int
 ) -> Promise:
     """The promise to keep.
 
@@ -26,7 +26,7 @@ def settle_promise(
         asked: as the user said it; ``None`` for the default.
         images: how many of them there are, and are held out.
         itself: the original compared with itself, which says what its damage is measured in.
-        labelled: there is labelled data to check by.
+        labelled: how many labelled samples there are to check by.
 
     Raises:
         UsageError: one that the model or so many images cannot show to hold.
@@ -45,6 +45,11 @@ def settle_promise(
     if promise.labelled:
         if not labelled:
             raise UsageError(f"`keep` {promise} takes labelled data: give `val`")
+        if promise.bound < 0 and labelled < (needed := _labels_to_show(promise.bound)):
+            raise UsageError(
+                f"`keep` {promise} takes {needed:,} labelled images to be shown, here are {labelled:,}: give more, or "
+                "promise less"
+            )
         return promise
     promise.holds(itself)  # which says so where it is of another kind than the model's outputs
     if images.choose < promise.fewest_samples():
@@ -85,6 +90,14 @@ def images_to_show(promise: Promise) -> int:
     """How many images in all can show a promise, if there is no damage at all."""
     needed = promise.fewest_samples()
     return next((n for n in _TOTALS if held_out_count(n) >= needed), 5 * needed)
+
+
+def _labels_to_show(bound: float) -> int:
+    """How many labelled samples show a change of the accuracy that is no less than this, if no answer differs."""
+    needed = 1
+    while change_interval(0.0, 1.0, needed)[1] < bound:
+        needed += 1
+    return needed
 
 
 def _can_show(agreement: float, samples: int) -> bool:

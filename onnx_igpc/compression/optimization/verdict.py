@@ -9,6 +9,7 @@ from onnx_igpc.compression.optimization.images import FROM_WHERE_STATED_APART
 from onnx_igpc.compression.optimization.promises import AGREEMENTS, best_agreement, images_for
 from onnx_igpc.compression.optimization.task import Task
 from onnx_igpc.compression.optimization.training import torch_is_there
+from onnx_igpc.compression.optimization.workbench import is_late
 from onnx_igpc.errors import with_flags
 from onnx_igpc.report.damage import figure_text
 from onnx_igpc.report.numbers import exact
@@ -42,7 +43,7 @@ def _chosen(task: Task, points: Sequence[PointReport], chosen: PointReport) -> s
     if chosen.name == ORIGINAL:
         tried = len(points) - 1
         return (
-            f"the original as it is: none of {tried} others is faster and holds {promise}"
+            f"the original as it is: {_none_of(tried)} is faster beyond noise and holds {promise}"
             if tried
             else "the original as it is: nothing else could be made"
         )
@@ -52,7 +53,10 @@ def _chosen(task: Task, points: Sequence[PointReport], chosen: PointReport) -> s
         trained = ", the model trained for that," if chosen.trained else ","
         return f"int8{ends}{trained} which holds {promise}: {alone}"
     if not chosen.cut:
-        return f"{chosen.name}: it does what the original does, and nothing faster holds {promise}"
+        return (
+            f"{chosen.name}: it does what the original does, and nothing that is faster beyond noise holds "
+            f"{promise}"
+        )
     return f"the {chosen.name}: of {len(points)} models the fastest that holds {promise}"
 
 
@@ -107,7 +111,9 @@ def _next(
 ) -> str:
     """What would help most: time that was lacking, torch, more images, or a looser promise."""
     advice = []
-    late = [repr(step.name) for step in steps if (step.note or "").startswith("no time")]
+    if (unclear := _unclear(points, chosen)) is not None:
+        advice.append(f"a quieter machine: {unclear}")
+    late = [repr(step.name) for step in steps if is_late(step)]
     if late:
         advice.append(f"more `seconds`: there was none for {', '.join(late)}")
     if not torch_is_there() and any(step.kind == "finetune" for step in steps):
@@ -125,6 +131,24 @@ def _next(
     if (missed := _missed(points, chosen)) is not None:
         advice.append(f"a looser `keep`: {missed}")
     return "; ".join(advice) or "nothing that this tool has: a smaller network, or another machine"
+
+
+def _none_of(others: int) -> str:
+    return f"none of {others} others" if others > 1 else "nothing else that was tried"
+
+
+def _unclear(points: Sequence[PointReport], chosen: PointReport) -> str | None:
+    """The model that holds and would have been chosen, had the race been able to tell that it is faster."""
+    speed = chosen.speedup.value if chosen.speedup is not None else 1.0
+    holding = [
+        (p.speedup.value, p.name, p.speedup)
+        for p in points[1:]
+        if p.holds and p.speedup is not None and p.speedup.low <= 1 and p.speedup.value > speed
+    ]
+    if not holding:
+        return None
+    value, name, interval = max(holding, key=lambda each: each[0])
+    return f"{name} may be faster ({value:.2f} x, {interval.low:.2f} to {interval.high:.2f}), the race cannot tell"
 
 
 def _missed(points: Sequence[PointReport], chosen: PointReport) -> str | None:

@@ -23,6 +23,8 @@ from onnx_igpc.report.typed_json import from_values, to_values
 T = TypeVar("T")
 Make = Callable[[Progress], str | None]
 """Does a step, and returns what is to be known of it."""
+# What is known of a step for which there was no time begins with this.
+_LATE = "no time"
 # Of the time, kept for the race and the report: this share, within these bounds.
 _RESERVED, _LEAST_RESERVED, _MOST_RESERVED = 0.1, 5.0, 120.0
 
@@ -134,7 +136,7 @@ class Workbench:
         record says.
         """
         kept = self.journal.read(f"step {name}", StepReport)
-        if kept is None:
+        if kept is None or (is_late(kept) and self.clock.left > self._expected(kind, kept)):
             kept = self._taken(name, kind, command, make, needed)
             self.journal.write(f"step {name}", kept)
         self.steps.append(kept)
@@ -143,8 +145,9 @@ class Workbench:
     def skip(self, name: str, kind: str, why: str) -> None:
         """Say that a step is not taken."""
         step = StepReport(name=name, kind=kind, status="skipped", note=why)
-        if self.journal.read(f"step {name}", StepReport) is None:
-            self.journal.write(f"step {name}", step)
+        # Not kept as a step: with more time it may be taken after all.
+        if self.journal.read(f"skip {name}", StepReport) != step:
+            self.journal.write(f"skip {name}", step)
             self._say(step)
         self.steps.append(step)
 
@@ -161,20 +164,26 @@ class Workbench:
             return made
 
         start = time.monotonic()
-        expected = max((step.seconds for step in self.steps if step.kind == kind), default=0.0)
+        expected = self._expected(kind)
         if not needed and self.clock.left <= expected:
             left = max(self.clock.left, 0.0)
-            takes = f"it takes about {expected:.0f} s" if expected else "the time is over"
-            return record("skipped", f"no time: {takes}, {left:.0f} s are left")
+            takes = f"it takes about {expected:.0f} s, {left:.0f} s are left"
+            return record("skipped", f"{_LATE}: {takes if left >= 1 else 'it is over'}")
         self.progress(0, 0, name)
         try:
             return record("done", make(self._watched(name, needed)))
         except OutOfTimeError:
-            return record("skipped", "no time: stopped when it was over")
+            return record("skipped", f"{_LATE}: stopped when it was over")
         except LeftOutError as error:
             return record("skipped", str(error))
         except IgpcError as error:
             return record("failed", with_flags(str(error)))
+
+    def _expected(self, kind: str, *others: StepReport) -> float:
+        """The seconds that a step of a kind takes: the most that one took."""
+        return max(
+            (step.seconds for step in (*self.steps, *others) if step.kind == kind), default=0.0
+        )
 
     def _watched(self, name: str, needed: bool) -> Progress:
         """A progress that stops what reports to it when the time is over, unless that is needed."""
@@ -194,6 +203,11 @@ class Workbench:
         self.log(head + (f": {step.note}" if step.note else ""))
         if step.command is not None:
             self.log(f"           $ {step.command}")
+
+
+def is_late(step: StepReport) -> bool:
+    """Whether a step was left out for want of time."""
+    return step.status == "skipped" and (step.note or "").startswith(_LATE)
 
 
 def slug(name: str) -> str:

@@ -183,16 +183,11 @@ def _images(report: OptimizationReport) -> list[Child]:
 
 
 def _picture(picture: PictureReport) -> Element:
-    shape = f"{GAP}×{GAP}".join(map(str, picture.shape))
-    order = f", {picture.color}" if picture.color is not None else ""
-    values = (
-        f"{shape}{order}, values {picture.low:.3g} to {picture.high:.3g}, mean {picture.mean:.3g}"
-    )
     return element(
         "figure",
         {"class": "input"},
         element("img", {"src": picture.picture, "alt": "a sample as the model gets it"}),
-        element("figcaption", None, values),
+        element("figcaption", None, picture.text),
     )
 
 

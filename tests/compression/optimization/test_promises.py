@@ -38,18 +38,18 @@ def of(total: int) -> ImagesReport:
     ],
 )
 def test_the_default_is_the_most_that_can_be_shown(total: int, promise: str) -> None:
-    settled = settle_promise(None, of(total), CLASSES, labelled=False)
+    settled = settle_promise(None, of(total), CLASSES, labelled=0)
     assert str(settled) == promise
     assert most_differing(settled, held_out_count(total)) >= 1
 
 
 def test_values_are_promised_by_their_error() -> None:
-    assert str(settle_promise(None, of(40), VALUES, labelled=False)) == "output=0.05"
+    assert str(settle_promise(None, of(40), VALUES, labelled=0)) == "output=0.05"
 
 
 def test_too_few_images_for_any_promise() -> None:
     with pytest.raises(UsageError, match="40 images are too few for any promise: give 70 or more"):
-        settle_promise(None, of(40), CLASSES, labelled=False)
+        settle_promise(None, of(40), CLASSES, labelled=0)
 
 
 def test_a_promise_that_cannot_be_shown_is_refused_with_what_it_takes() -> None:
@@ -58,8 +58,8 @@ def test_a_promise_that_cannot_be_shown_is_refused_with_what_it_takes() -> None:
         r"agree, that shows 96.3%; these can show agreement=90%"
     )
     with pytest.raises(UsageError, match=said):
-        settle_promise("agreement=98%", of(200), CLASSES, labelled=False)
-    assert str(settle_promise("agreement=96%", of(200), CLASSES, labelled=False)) == "agreement=96%"
+        settle_promise("agreement=98%", of(200), CLASSES, labelled=0)
+    assert str(settle_promise("agreement=96%", of(200), CLASSES, labelled=0)) == "agreement=96%"
 
 
 def test_so_many_images_do_show_it() -> None:
@@ -82,7 +82,9 @@ def test_most_differing_is_the_last_number_that_holds() -> None:
 
 def test_promises_of_another_kind_than_the_outputs_are_refused() -> None:
     with pytest.raises(UsageError, match="say output"):
-        settle_promise("agreement=90%", of(200), VALUES, labelled=False)
+        settle_promise("agreement=90%", of(200), VALUES, labelled=0)
     with pytest.raises(UsageError, match="takes labelled data: give `val`"):
-        settle_promise("accuracy=-1", of(200), CLASSES, labelled=False)
-    assert settle_promise("accuracy=-1", of(200), CLASSES, labelled=True).labelled
+        settle_promise("accuracy=-1", of(200), CLASSES, labelled=0)
+    assert settle_promise("accuracy=-1", of(200), CLASSES, labelled=196).labelled
+    with pytest.raises(UsageError, match="takes 196 labelled images to be shown, here are 15: "):
+        settle_promise("accuracy=-1", of(200), CLASSES, labelled=15)

@@ -81,7 +81,19 @@ def test_time_that_is_over_stops_what_reports(tmp_path: Path) -> None:
     assert not made.step("a", "x", no_command, make)
     assert made.steps[0].note == "no time: stopped when it was over"
     assert not made.step("b", "x", no_command, raising(AssertionError("was begun")))
-    assert made.steps[1].note == "no time: the time is over, 0 s are left"
+    assert made.steps[1].note == "no time: it is over"
+
+
+def test_what_there_was_no_time_for_is_done_with_more_of_it(tmp_path: Path) -> None:
+    late = bench(tmp_path, limit=10.0)
+    late.clock.used = 10.0
+    assert not late.step("a", "x", no_command, raising(AssertionError("was begun")))
+    late.skip("b", "x", "there is no a")
+    more = bench(tmp_path, limit=1000.0)
+    assert more.step("a", "x", no_command, doing())
+    assert more.step("b", "x", no_command, doing())
+    again = bench(tmp_path, limit=1000.0)
+    assert again.step("a", "x", no_command, raising(AssertionError("was done before")))
 
 
 def test_what_takes_longer_than_there_is_time_is_not_begun(tmp_path: Path) -> None:
