@@ -338,7 +338,7 @@ class JudgedReport:
 class FinetuneReport:
     """A run of fine-tuning.
 
-    ``rates``: learning rates that were tried first, and the losses that they came to, None where one diverged.
+    ``rates``: learning rates that were tried first, and their losses, behind that of the ``start``; None: diverged.
     ``val_before``: means over the validation data at the start; ``damage_before``: of the model that
     was trained. ``recipe`` has the options by name; ``outputs`` are those that are compared, ``penultimate``
     is the tensor that is matched in the place of the sites. ``int8``: the model was trained for that; losses,

@@ -53,8 +53,9 @@ class TestFinetune:
             *("--log", files / "log"),
         )
         assert result.exit_code == 0, result.output
-        note, *lines = result.stderr.strip().splitlines()
+        note, rate, *lines = result.stderr.strip().splitlines()
         assert note.startswith("note: recipe few was chosen for 64 training samples")
+        assert rate.startswith("note: learning rate 0.002 was not confirmed by trying others: 4 ")
         assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
         for word in ("loss", "accuracy", "val accuracy", "images/s", "left"):
             assert word in lines[0]

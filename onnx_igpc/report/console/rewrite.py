@@ -138,7 +138,7 @@ def show_training(console: Console, report: RewriteReport) -> None:
     epochs = run.epochs if run is not None else []
     if run is not None and run.rates:
         tried = losses_text(run.rates)
-        console.print(f"learning rate {run.recipe['lr']}, by the loss of each: {tried}")
+        console.print(f"learning rate {run.recipe['lr']}, by losses when tried: {tried}")
     curves: dict[str, list[float | None]] = {
         "loss": [row.loss for row in epochs],
         "accuracy": [row.accuracy for row in epochs],

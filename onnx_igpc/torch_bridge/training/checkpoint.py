@@ -32,7 +32,7 @@ class RunState:
         settings: What decides the run, as JSON values; a run is only resumed with the same.
         epoch: Epochs that are complete.
         step: Steps done in the epoch that is not.
-        rates: Learning rates that were tried before the run, and the loss that each came to.
+        rates: Learning rates that were tried before the run, and their losses, behind that of the start.
         sums: Of the losses and counts of these steps.
         history: A row for each complete epoch.
         val_before: What was measured at the start of the run.

@@ -1,9 +1,11 @@
-"""A learning rate confirmed rather than believed: a few are tried before the run, from its start.
+"""A learning rate that does not ruin the model: it is tried before the run, and a smaller one where it does.
 
-Every rate trains the model as it was given for the same few dozen steps, over which it falls to zero, since until
-it has come down every run is worse than its start. A quarter of the training data has no part in these steps, and
-judges: what the run itself is judged by chooses nothing here, so that its figures stay those of unseen data.
-Afterwards everything is as it was, and the run is the one that the chosen rate alone would have made.
+A rate trains the model as it was given for a few dozen steps, over which it falls to zero. That says whether it
+ruins the model. It does not say which of several rates is best: after so few steps every model is worse than its
+start, the less so the smaller the rate, while what the whole run comes to is the other way about. A quarter of the training
+data has no part in these steps, and judges: what the run itself is judged by chooses nothing here, so that its
+figures stay those of unseen data. Afterwards everything is as it was, and the run is the one that the chosen rate alone
+would have made.
 """
 
 from __future__ import annotations
@@ -26,10 +28,15 @@ from onnx_igpc.torch_bridge.training.preparation import Job
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from onnx_igpc.torch_bridge.training.sampling import BatchPlan, learning_rate
 
-_FACTORS = (1 / 3, 1.0, 3.0)
+# The largest first.
+_FACTORS = (1.0, 1 / 3, 1 / 9)
+# A rate ruins a model whose loss is more than so many times that of the start, and so much.
+_RUINED_TIMES, _RUINED_MORE = 2.0, 0.1
 # Of the steps of the run, each of them.
 _STEPS_PART = 0.05
 _FEWEST_STEPS, _MOST_STEPS = 24, 64
+START = "start"
+"""What the loss of the model as it was given is called among those of the rates."""
 _JUDGED_PART = 0.25
 _FEWEST_JUDGED = 30
 
@@ -38,7 +45,7 @@ _FEWEST_JUDGED = 30
 class RateProbe:
     """Which rates are tried, and how.
 
-    rates: relative ones for ``adamw``, as in the recipe, whose own is among them; none where nothing is tried.
+    rates: one after the other until one does not ruin the model, that of the recipe first; none where nothing is tried.
     steps: of each. reason: why nothing is tried, where the rate could have been in question.
     """
 
@@ -53,7 +60,7 @@ class RateProbe:
         if not tried:
             return []
         how = f"loss after {self.steps} steps, on training data left out of them"
-        return [f"learning rate {chosen:g} was chosen ({how}): {losses_text(tried)}"]
+        return [f"learning rate {chosen:g} was taken ({how}): {losses_text(tried)}"]
 
 
 def plan_probe(job: Job, given: Recipe) -> RateProbe:
@@ -62,8 +69,7 @@ def plan_probe(job: Job, given: Recipe) -> RateProbe:
     given: the recipe as the user has it; a rate in it is believed.
     """
     recipe = job.recipe
-    # With many samples a run gains far more than a rate three times off costs it, and at its beginning
-    # the largest rate that does not diverge looks best.
+    # Whether this pays with many samples was not measured.
     if given.lr is not None or recipe.base != "few":
         return RateProbe()
     assert recipe.epochs is not None
@@ -81,7 +87,8 @@ def plan_probe(job: Job, given: Recipe) -> RateProbe:
 
 
 def try_rates(job: Job, probe: RateProbe) -> dict[str, float | None]:
-    """The loss that each rate of a probe comes to, by rate; None where it diverged.
+    """The loss of the model as given (``start``), and that of each rate up to one that does not ruin it; None
+    where it diverged.
 
     The student is as before afterwards, without gradients and in eval mode, and ``job.optimizer`` is not used;
     random states change. All processes of a run get what the first one found.
@@ -89,30 +96,47 @@ def try_rates(job: Job, probe: RateProbe) -> dict[str, float | None]:
     Raises:
         DataError: training data cannot be read.
     """
-    start = snapshot(job.networks.student)
-    tried: dict[str, float | None] = {}
+    if not probe.rates:
+        return {}
+    networks = job.networks
+    start = snapshot(networks.student)
+    tried = {START: _known(job, _judged(job))}
     for rate in probe.rates:
         found = _tried(job, replace(job.recipe, lr=rate, schedule="cosine"), probe.steps)
-        job.networks.student.load_state_dict(start)
-        job.networks.student.zero_grad(set_to_none=True)
-        # Sums of the processes may differ in the last digit; the choice must not.
-        found = job.networks.world.sum([found if job.networks.world.leads else 0.0])[0]
-        tried[f"{rate:g}"] = found if math.isfinite(found) else None
-    job.networks.set_training(False)
+        networks.student.load_state_dict(start)
+        networks.student.zero_grad(set_to_none=True)
+        tried[f"{rate:g}"] = _known(job, found)
+        if not _ruins(tried, f"{rate:g}"):
+            break
+    networks.set_training(False)
     return tried
 
 
 def best_rate(tried: dict[str, float | None], own: float) -> float:
-    """The rate with the least loss; the recipe's ``own`` where none was tried, or all diverged."""
-    known = {float(rate): loss for rate, loss in tried.items() if loss is not None}
-    return min(known, key=lambda rate: known[rate], default=own)
+    """The largest rate that does not ruin the model, the least where all do; ``own`` where none was tried."""
+    rates = [rate for rate in tried if rate != START]
+    kept = [float(rate) for rate in rates if not _ruins(tried, rate)]
+    return max(kept, default=min(map(float, rates), default=own))
+
+
+def _ruins(tried: dict[str, float | None], rate: str) -> bool:
+    start, loss = tried[START], tried[rate]
+    if start is None or loss is None:
+        return True
+    return loss > _RUINED_TIMES * start + _RUINED_MORE
+
+
+def _known(job: Job, loss: float) -> float | None:
+    # Sums of the processes may differ in the last digit; the choice must not.
+    world = job.networks.world
+    found = world.sum([loss if world.leads else 0.0])[0]
+    return found if math.isfinite(found) else None
 
 
 def _tried(job: Job, recipe: Recipe, steps: int) -> float:
     """Train for some steps at the rate of a recipe, and judge."""
     networks, world = job.networks, job.networks.world
-    data, judged = _parts(job)
-    assert judged is not None
+    data = _parts(job)[0]
     plan = BatchPlan(data.size, job.plan.batch_size, recipe.seed, world.rank, world.size)
     torch.manual_seed(recipe.seed + world.rank)
     optimizer = build_optimizer(networks.student.parameters(), recipe)
@@ -126,19 +150,22 @@ def _tried(job: Job, recipe: Recipe, steps: int) -> float:
         for step, batch in enumerate(islice(_batches(loader, plan), steps)):
             train_step(networks, optimizer, scaler, batch, learning_rate(recipe, step, steps))
     world.average_statistics(networks.student)
-    if rounded:
-        observe(networks, data, loader)
+    return _judged(job)
+
+
+def _judged(job: Job) -> float:
+    """The loss on what the rates are judged by, in fake int8 where the first steps are."""
+    networks, (data, part) = job.networks, _parts(job)
+    assert part is not None
     judge = networks.judge
+    batches = job.val.loader.of(part).plain(job.plan.in_order(part.size))
+    forward, labelled = networks.forward_plain, networks.labelled
+    rounded = first_epoch(job.recipe) == 0
+    if rounded:
+        observe(networks, data, job.train.of(data))
     with networks.in_int8(rounded):
-        means = evaluate(
-            networks.student,
-            networks.forward_plain,
-            judge,
-            job.val.loader.of(judged).plain(plan.in_order(judged.size)),
-            world,
-            networks.labelled,
-        )
-    return judge.judged(means)
+        found = evaluate(networks.student, forward, judge, batches, networks.world, labelled)
+    return judge.judged(found)
 
 
 def _batches(loader: BatchLoader, plan: BatchPlan) -> Iterator[TensorBatch]:

@@ -122,7 +122,7 @@ def test_the_rates_that_were_tried_stand_before_the_curves() -> None:
     run = replace(finetune_report(), rates={"0.1": 0.5, "0.3": 0.25, "0.9": None})
     run.recipe["lr"] = 0.3
     text = shown(RewriteReport(finetune=run))
-    assert "learning rate 0.3, by the loss of each: 0.1 (0.5), 0.3 (0.25), 0.9 (diverged)" in text
+    assert "learning rate 0.3, by losses when tried: 0.1 (0.5), 0.3 (0.25), 0.9 (diverged)" in text
     assert "learning rate" not in shown(RewriteReport(finetune=replace(run, rates=None)))
 
 

@@ -11,7 +11,10 @@ import onnx
 import pytest
 
 from onnx_igpc.errors import UsageError
+from onnx_igpc.report.digest import read_digest
+from onnx_igpc.torch_bridge.training import rate_probe
 from onnx_igpc.torch_bridge.training.finetune import finetune
+from onnx_igpc.torch_bridge.training.recipe import Recipe
 from onnx_igpc.torch_bridge.training.sampling import BatchPlan
 from tests.torch_bridge.training_cases import arrays_of, classifier, short, smaller, write_data
 
@@ -34,6 +37,20 @@ main()
 """
 
 
+def run_two(folder: Path, code: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command line in two processes, each of which keeps its model for comparison."""
+    script = folder / "spy.py"
+    script.write_text(code)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [sys.executable, *launch, str(script), *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(("base", "int8"), [("many", False), ("few", False), ("few", True)])
 def test_two_processes_agree_with_each_other_and_with_one(
     tmp_path: Path, base: str, int8: bool
@@ -43,27 +60,10 @@ def test_two_processes_agree_with_each_other_and_with_one(
     onnx.save(teacher, tmp_path / "teacher.onnx")
     onnx.save(small, tmp_path / "small.onnx")
     data = write_data(tmp_path / "d.npz", teacher, 50)
-    # The command itself, with the models of both processes kept for comparison.
-    script = tmp_path / "spy.py"
-    script.write_text(SCRIPT)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
     files = [str(tmp_path / name) for name in ("small.onnx", "teacher.onnx", "two.onnx")]
     command = ["finetune", files[0], "--teacher", files[1], "-o", files[2], *OPTIONS]
     command += ["--recipe", base, *(["--precision", "int8"] if int8 else [])]
-    done = subprocess.run(
-        [*launch, str(script), *command, "--data", str(data), "--val", str(data)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_two(tmp_path, SCRIPT, [*command, "--data", str(data), "--val", str(data)])
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 2/2") == 1, "one process speaks"
     graphs = [(tmp_path / f"spy.py.{leads}").read_bytes() for leads in (True, False)]
@@ -81,6 +81,35 @@ def test_two_processes_agree_with_each_other_and_with_one(
                 assert np.array_equal(ours[name], before[name])
                 continue
             assert np.abs(ours[name] - value).max() < 1e-3 * moved, name
+
+
+def test_two_processes_take_the_same_rate_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = classifier()
+    small = smaller(teacher)
+    onnx.save(teacher, tmp_path / "teacher.onnx")
+    onnx.save(small, tmp_path / "small.onnx")
+    data = write_data(tmp_path / "d.npz", teacher, 160, labels=False)
+    code = SCRIPT.replace(
+        "run = ", f"import {rate_probe.__name__} as probe\nprobe._FEWEST_STEPS = 3\nrun = ", 1
+    )
+    files = [str(tmp_path / name) for name in ("small.onnx", "teacher.onnx", "two.onnx")]
+    command = ["finetune", files[0], "--teacher", files[1], "-o", files[2], "--data", str(data)]
+    done = run_two(tmp_path, code, [*command, "--epochs", "20"])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("learning rate") == 1
+    graphs = [(tmp_path / f"spy.py.{leads}").read_bytes() for leads in (True, False)]
+    assert graphs[0] == graphs[1], "both processes took the same rate"
+    monkeypatch.setattr(rate_probe, "_FEWEST_STEPS", 3)
+    one = finetune(small, data, teacher=teacher, recipe=Recipe(epochs=20)).report.finetune
+    two = read_digest(onnx.load(files[2]))
+    assert one is not None
+    assert one.rates
+    assert two is not None
+    assert two.finetune is not None
+    assert two.finetune.rates == pytest.approx(one.rates, rel=1e-3)
+    assert two.finetune.recipe["lr"] == one.recipe["lr"]
 
 
 class TestBatchPlan:

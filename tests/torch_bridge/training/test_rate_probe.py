@@ -77,10 +77,19 @@ def weights(model: onnx.ModelProto) -> bytes:
 
 
 class TestRuns:
+    def ruin(self, monkeypatch: pytest.MonkeyPatch, ruined: str) -> None:
+        """Let one rate count as one that ruins the model."""
+        monkeypatch.setattr(rate_probe, "_ruins", lambda _, rate: rate == ruined)
+
     @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
     def test_a_run_is_the_one_of_the_rate_that_was_chosen(
-        self, models: dict[str, onnx.ModelProto], data: Path, batch_norm: str
+        self,
+        models: dict[str, onnx.ModelProto],
+        data: Path,
+        batch_norm: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        self.ruin(monkeypatch, "0.002")
         recipe = replace(RECIPE, batch_norm=batch_norm)
         lines: list[str] = []
         probed = finetune(
@@ -88,15 +97,15 @@ class TestRuns:
         )
         told = told_of(probed.model)
         assert told.rates is not None
-        assert list(told.rates) == ["0.00067", "0.002", "0.006"]
+        assert list(told.rates) == ["start", "0.002", "0.00067"]
         assert len(set(told.rates.values())) == 3
-        chosen = min(told.rates, key=lambda rate: told.rates[rate])  # type: ignore[index]
+        chosen = "0.00067"
         assert told.recipe["lr"] == float(chosen)
         (note,) = (note for note in told.notes if note.startswith("learning rate"))
         assert lines.count(note) == 1
         for rate, loss in told.rates.items():
             assert f"{rate} ({loss:.4g})" in note
-        assert note.startswith(f"learning rate {chosen} was chosen")
+        assert note.startswith(f"learning rate {chosen} was taken")
         given = finetune(**models, data=data, recipe=replace(recipe, lr=float(chosen)))
         assert weights(given.model) == weights(probed.model)
         assert told_of(given.model).rates is None
@@ -113,13 +122,11 @@ class TestRuns:
         in_float = finetune(compressed, data, teacher=teacher, recipe=RECIPE)
         recipe = replace(RECIPE, precision="int8")
         probed = onnx_igpc.finetune(compressed, data, teacher=teacher, recipe=recipe)
-        rates = told_of(probed.model).rates
-        assert rates is not None
-        assert rates != told_of(in_float.model).rates
-        chosen = float(min(rates, key=lambda rate: rates[rate] or 0.0))
-        given = onnx_igpc.finetune(
-            compressed, data, teacher=teacher, recipe=replace(recipe, lr=chosen)
-        )
+        told = told_of(probed.model)
+        assert told.rates is not None
+        assert told.rates != told_of(in_float.model).rates
+        chosen = replace(recipe, lr=told.recipe["lr"])  # type: ignore[arg-type]
+        given = onnx_igpc.finetune(compressed, data, teacher=teacher, recipe=chosen)
         assert weights(given.model) == weights(probed.model)
 
     def test_a_resumed_run_keeps_its_rate(
@@ -136,6 +143,7 @@ class TestRuns:
             finetune(**models, data=data, recipe=recipe, output=output, **options)
             return output
 
+        self.ruin(monkeypatch, "0.002")
         whole = run("whole.onnx")
         with pytest.raises(RunInterruptedError):
             run("parts.onnx", progress=stop_in_the_second_epoch)
@@ -163,8 +171,8 @@ class TestRuns:
         told = [
             told_of(finetune(**models, data=data, val=val, recipe=RECIPE).model) for val in judged
         ]
-        assert told[0].rates == told[1].rates
         assert told[0].rates
+        assert told[0].rates == told[1].rates
         assert told[0].judged != told[1].judged
 
 
@@ -179,7 +187,7 @@ class TestProbe:
         before = snapshot(job.networks.student)
         probe = plan_probe(job, RECIPE)
         tried = try_rates(job, probe)
-        assert len(tried) == 3
+        assert list(tried) == ["start", "0.002"]
         after = snapshot(job.networks.student)
         assert before.keys() == after.keys()
         for name, value in before.items():
@@ -204,12 +212,18 @@ class TestProbe:
         self, models: dict[str, onnx.ModelProto], data: Path
     ) -> None:
         job = prepared(models, data)
-        probe = RateProbe(rates=(0.002, 1e30), steps=3)
+        probe = RateProbe(rates=(1e30, 3.0, 0.002, 0.001), steps=3)
         tried = try_rates(job, probe)
-        assert tried["1e+30"] is None
+        assert list(tried) == ["start", "1e+30", "3", "0.002"], "the rest is not tried"
+        start, lost, large, small = tried.values()
+        assert lost is None
+        assert start is not None
+        assert large is not None
+        assert small is not None
+        assert large > 2 * start + 0.1 > small
         assert best_rate(tried, 0.5) == 0.002
-        assert "1e+30 (diverged)" in probe.note(tried, 0.002)[0]
-        assert best_rate({"0.1": None}, 0.5) == 0.5
+        assert "1e+30 (diverged), 3 (" in probe.note(tried, 0.002)[0]
+        assert best_rate({"start": 1.0, "0.2": None, "0.1": 9.0}, 0.5) == 0.1
         assert best_rate({}, 0.5) == 0.5
 
 
