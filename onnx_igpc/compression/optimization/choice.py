@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnx_igpc.compression.optimization.attempts import Attempts
-from onnx_igpc.compression.optimization.exploration import loss
+from onnx_igpc.compression.optimization.exploration import LEAST_ROUNDS, loss, turn_seconds
 from onnx_igpc.compression.optimization.workbench import Workbench
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import CheckFailedError
@@ -15,7 +15,6 @@ from onnx_igpc.evaluation.benchmark import benchmark
 from onnx_igpc.evaluation.damage import damage_of
 from onnx_igpc.report.benchmark import BenchmarkReport
 from onnx_igpc.report.optimization import ORIGINAL, PointReport, StatedReport
-from onnx_igpc.runtime.racing import MIN_TURN_SECONDS
 from onnx_igpc.runtime.setting import Settings
 
 RACE = "race"
@@ -23,7 +22,7 @@ STATE, VAL = "further images", "labelled data"
 # Within so much of the fastest, the one that does less damage is taken.
 _AS_FAST = 1.02
 _RACE_SECONDS = 60.0
-_LEAST_ROUNDS, _MOST_ROUNDS = 20, 60
+_MOST_ROUNDS = 60
 
 
 def race(attempts: Attempts, points: Sequence[PointReport]) -> BenchmarkReport:
@@ -75,11 +74,10 @@ def race(attempts: Attempts, points: Sequence[PointReport]) -> BenchmarkReport:
 
 
 def _rounds(bench: Workbench, points: Sequence[PointReport]) -> int:
-    """As many rounds as fit into a minute and half of what is left, by how long it took to verify the original against itself."""
-    verified = bench.steps[0].seconds / points[0].damage.samples / 2
-    turn = max(2 * verified, 2 * MIN_TURN_SECONDS)
+    """As many rounds as fit into a minute and half of what is left."""
+    turn = turn_seconds(bench, points[0])
     seconds = min(_RACE_SECONDS, (bench.clock.limit - bench.clock.spent) / 2)
-    return round(min(max(seconds / (turn * len(points)), _LEAST_ROUNDS), _MOST_ROUNDS))
+    return round(min(max(seconds / (turn * len(points)), LEAST_ROUNDS), _MOST_ROUNDS))
 
 
 def _renamed(found: BenchmarkReport, names: dict[str, str]) -> BenchmarkReport:

@@ -12,12 +12,17 @@ from onnx_igpc.compression.optimization.workbench import Workbench
 from onnx_igpc.evaluation.damage import damage_of
 from onnx_igpc.graph.model import file_bytes
 from onnx_igpc.report.optimization import ORIGINAL, PointReport
+from onnx_igpc.runtime.racing import MIN_TURN_SECONDS
 
 FOLDED = "original with BatchNorm folded"
 INT8 = "int8"
 INT8_INSIDE = "int8 but for its ends"
 FOR_INT8 = "trained for int8"
 INT8_TRAINED = f"int8, {FOR_INT8}"
+LEAST_ROUNDS = 20
+"""Of a race."""
+# How many models a race is, when time was short.
+_LIKELY_MODELS = 4
 _LOWERED = ", lowered"
 
 
@@ -35,8 +40,11 @@ class Exploration:
     def run(self) -> list[PointReport]:
         """Try everything; what cannot be made or measured is left out, as its step says."""
         precision = self.task.options.precision
-        if not self._measured(ORIGINAL):
+        original = self._measured(ORIGINAL)
+        if original is None:
             return []
+        turn = turn_seconds(self.bench, original)
+        self.bench.clock.race = LEAST_ROUNDS * _LIKELY_MODELS * turn
         if precision != "int8" and self.attempts.fold(FOLDED):
             self._measured(FOLDED)
         if precision != "fp32":
@@ -150,6 +158,12 @@ class Exploration:
         if promise.kind == "accuracy":
             return damage.accuracy_change is not None and damage.accuracy_change[0] >= promise.bound
         return promise.holds(damage)
+
+
+def turn_seconds(bench: Workbench, original: PointReport) -> float:
+    """A turn of a race, by how long it took to verify the original against itself."""
+    verified = bench.steps[0].seconds / original.damage.samples / 2
+    return max(2 * verified, 2 * MIN_TURN_SECONDS)
 
 
 def _cut_to(share: int) -> str:

@@ -43,10 +43,12 @@ class LeftOutError(IgpcError):
 
 @dataclass
 class Clock:
-    """The time of a run. ``used`` before it was stopped and started again, by steps that were kept."""
+    """The time of a run. ``used`` before it was stopped and started again, by steps that were kept; ``race``: what
+    the shortest race takes, once that is known."""
 
     limit: float
     used: float = 0.0
+    race: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -58,7 +60,7 @@ class Clock:
     def left(self) -> float:
         """Seconds that trying has left; what the race and the report need is not among them."""
         reserved = min(max(_RESERVED * self.limit, _LEAST_RESERVED), _MOST_RESERVED)
-        return self.limit - reserved - self.spent
+        return self.limit - max(reserved, self.race) - self.spent
 
     def check(self) -> None:
         """Raise OutOfTimeError where nothing is left."""

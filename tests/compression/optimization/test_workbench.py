@@ -96,6 +96,13 @@ def test_what_there_was_no_time_for_is_done_with_more_of_it(tmp_path: Path) -> N
     assert again.step("a", "x", no_command, raising(AssertionError("was done before")))
 
 
+def test_what_the_race_takes_is_kept_for_it() -> None:
+    clock = Clock(100.0)
+    before = clock.left
+    clock.race = 30.0
+    assert clock.left == pytest.approx(before - 20.0, abs=0.1)
+
+
 def test_what_takes_longer_than_there_is_time_is_not_begun(tmp_path: Path) -> None:
     made = bench(tmp_path, limit=100.0)
     made.steps.append(StepReport(name="a", kind="x", status="done", seconds=95.0))
