@@ -107,6 +107,7 @@ _AS_THEY_ARE = [
     "restart",
     "resume",
     "samples",
+    "scale",
     "schedule",
     "scheme",
     "scores",
