@@ -53,8 +53,9 @@ class Exploration:
         for number, share in enumerate(shares):
             if self._cut(share, first=number == 0):
                 continue
+            why = self._why_not(share)
             for other in shares[number + 1 :]:
-                self.bench.skip(_cut_to(other), "compress", self._why_not(share))
+                self.bench.skip(_cut_to(other), "compress", why)
             break
         return self.points
 

@@ -20,6 +20,9 @@ from onnx_igpc.report.optimization import (
     StepReport,
 )
 
+# Faster by less is nothing to look into.
+_WORTH_TELLING = 1.05
+
 
 def verdict(
     task: Task,
@@ -143,7 +146,8 @@ def _unclear(points: Sequence[PointReport], chosen: PointReport) -> str | None:
     holding = [
         (p.speedup.value, p.name, p.speedup)
         for p in points[1:]
-        if p.holds and p.speedup is not None and p.speedup.low <= 1 and p.speedup.value > speed
+        if p.holds and p.speedup is not None and p.speedup.low <= 1
+        if p.speedup.value > _WORTH_TELLING * speed
     ]
     if not holding:
         return None

@@ -170,7 +170,7 @@ class Workbench:
         if not needed and self.clock.left <= expected:
             left = max(self.clock.left, 0.0)
             takes = f"it takes about {expected:.0f} s, {left:.0f} s are left"
-            return record("skipped", f"{_LATE}: {takes if left >= 1 else 'it is over'}")
+            return record("skipped", f"{_LATE}: {takes}" if left >= 1 else f"{_LATE} is left")
         self.progress(0, 0, name)
         try:
             return record("done", make(self._watched(name, needed)))

@@ -342,6 +342,15 @@ def test_without_time_the_original_is_left(files: Files, tmp_path: Path) -> None
     assert "more --time: there was none for" in report.verdict[4]
 
 
+def test_what_was_not_tried_is_not_said_to_lose(files: Files, tmp_path: Path) -> None:
+    wanted = options(seconds=0.01, shares=(60, 40, 20))
+    report = onnx_igpc.optimize(*files, tmp_path / "best", optimization=wanted)
+    notes = {step.name: step.note for step in report.steps}
+    assert notes["cut to 60 %"] == "no time is left"
+    assert notes["cut to 40 %"] == "there is no cut to 60 %: no time is left"
+    assert notes["cut to 20 %"] == notes["cut to 40 %"]
+
+
 def test_what_cannot_be_is_refused_before_any_work(files: Files, tmp_path: Path) -> None:
     model, data = files
     with pytest.raises(UsageError, match="takes 1,000 images"):

@@ -81,7 +81,7 @@ def test_time_that_is_over_stops_what_reports(tmp_path: Path) -> None:
     assert not made.step("a", "x", no_command, make)
     assert made.steps[0].note == "no time: stopped when it was over"
     assert not made.step("b", "x", no_command, raising(AssertionError("was begun")))
-    assert made.steps[1].note == "no time: it is over"
+    assert made.steps[1].note == "no time is left"
 
 
 def test_what_there_was_no_time_for_is_done_with_more_of_it(tmp_path: Path) -> None:
