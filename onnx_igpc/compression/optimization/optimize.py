@@ -147,7 +147,10 @@ class _Prepared:
         setting = _with_shapes(options.setting.fitted(opened.proto), opened, look)
         options = replace(options, setting=setting)
         itself = damage_of(verify(path, path, UnlabelledData(look), setting=setting))
-        labelled = size_of(find_source(val.source), inputs) if val is not None else 0  # type: ignore[arg-type]
+        labelled = 0
+        if val is not None:
+            assert isinstance(val.source, Path)
+            labelled = size_of(find_source(val.source), inputs)
         promise = settle_promise(options.keep, counts, itself, labelled)
         files = source_files(images.source)
         if val is not None:

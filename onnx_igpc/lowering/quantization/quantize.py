@@ -53,8 +53,9 @@ from onnx_igpc.runtime.setting import Setting
 # What inner tensors hold for one batch is in memory while it is calibrated on.
 _BATCH = 4
 _TRAINED = (
-    "the weights were trained for int8, by the smallest and largest values, which are taken here, too; what the "
-    "damage compares with is the same weights in float: verify against the original tells what it is worth"
+    "the weights were trained for int8, by the smallest and largest values, which are taken here, too; the damage "
+    "compares with the same weights in float, and the samples may be among those of the training: verify against "
+    "the original, on others, tells what it is worth"
 )
 
 

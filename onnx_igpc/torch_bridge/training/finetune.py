@@ -58,39 +58,9 @@ def finetune(
     run: Run | None = None,
     progress: Reporter | None = None,
 ) -> FinetuneResult:
-    """Train a model against the original as teacher, or with labels, and write it into the same graph.
+    """What :func:`onnx_igpc.finetune` does, which documents the arguments and the errors.
 
-    What comes out has the weights of the epoch whose loss on data that is not trained on is least, or those
-    that were given, where no epoch is better than they are.
-
-    Args:
-        compressed: A ModelProto, which is not changed, or the path of a model file; usually what
-            ``compress`` wrote, whose digest names the rewritten sites.
-        data: Training data, as :func:`~onnx_igpc.torch_bridge.training.data.open_training_data` takes it:
-            a path, or a :class:`~onnx_igpc.data.dataset.Dataset` of all its samples. Without
-            preprocessing of its own, images are preprocessed as the model's digest says.
-        teacher: The model that was compressed. With it, no labels are needed.
-        val: Data to judge the model by, before the first epoch and after each; it is not trained on. A
-            path is read as ``data`` is. None holds out a part of ``data`` (``Recipe.hold_out``).
-        recipe: How it is trained; with ``precision`` int8, what quantizes the model comes with it.
-        output: The model file to write. Beside it lie the log and, until it is written, a checkpoint.
-            None writes nothing.
-        fold_batch_norm: Fold BatchNormalization into the convolutions of the written model.
-        run: Device and worker processes, whether an earlier run is resumed, and where the log goes.
-        progress: Called while the run goes on, in the process that leads.
-
-    Returns:
-        The trained model. It has a digest that tells the run if ``compressed`` has a digest, or it was trained
-        for int8.
-
-    Raises:
-        UsageError: options that cannot be used as given or do not go together.
-        ModelError: a model that cannot be read, was lowered for a runtime, or does not fit its teacher.
-        DataError: data that is missing, does not fit the model, or lacks labels that are needed.
-        CheckFailedError: the loss became NaN or infinite, or the written model does not compute what
-            the trained module does.
-        RunInterruptedError: SIGINT or SIGTERM came; a checkpoint was written.
-        MissingExtraError: a package is not installed.
+    recipe: with ``precision`` int8, what quantizes the model comes with it.
     """
     run = run or Run()
     sources = train, judging = _read_alike(data, val)
