@@ -203,7 +203,9 @@ def _workers(source: TrainingData, asked: int | None, processes: int) -> int:
         return asked
     if source.preprocessing is None:
         return 0  # arrays are taken from memory: handing them over would cost more
-    return min((os.cpu_count() or 1) // processes, _MOST_WORKERS)
+    # Those that this process may use, as in a container, are what PyTorch holds the number against.
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    return min((len(usable) or os.cpu_count() or 1) // processes, _MOST_WORKERS)
 
 
 def _allowance(

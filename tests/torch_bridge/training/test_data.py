@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +21,7 @@ from onnx_igpc.data.sources import open_data
 from onnx_igpc.errors import DataError, UsageError
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.planning.options import Published
+from onnx_igpc.torch_bridge.training import preparation
 from onnx_igpc.torch_bridge.training.augment import (
     Augmentation,
     Draw,
@@ -314,3 +318,16 @@ def test_images_of_different_sizes_are_refused(tmp_path: Path) -> None:
         finetune(
             onnx.ModelProto.FromString(model.SerializeToString()), data=root, run=Run(workers=0)
         )
+
+
+def test_workers_are_as_many_as_there_are_processors_to_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a container there are fewer than the machine has, and PyTorch warns of more workers than that."""
+    images: Any = SimpleNamespace(preprocessing=Preprocessing())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert preparation._workers(images, None, 1) == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3}, raising=False)
+    assert preparation._workers(images, None, 1) == 2
+    assert preparation._workers(images, None, 2) == 1
+    assert preparation._workers(images, 5, 2) == 5
