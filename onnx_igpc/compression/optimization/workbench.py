@@ -183,6 +183,8 @@ class Workbench:
 
     def _expected(self, kind: str, *others: StepReport) -> float:
         """The seconds that a step of a kind takes: the most that one took."""
+        if kind == "finetune":
+            return 0.0  # as long as there is time for, which it tells by itself
         return max(
             (step.seconds for step in (*self.steps, *others) if step.kind == kind), default=0.0
         )

@@ -112,6 +112,12 @@ def test_what_takes_longer_than_there_is_time_is_not_begun(tmp_path: Path) -> No
     assert made.step("d", "x", no_command, doing(), needed=True)
 
 
+def test_a_training_is_as_long_as_there_is_time_for(tmp_path: Path) -> None:
+    made = bench(tmp_path, limit=100.0)
+    made.steps.append(StepReport(name="a", kind="finetune", status="done", seconds=95.0))
+    assert made.step("b", "finetune", no_command, doing())
+
+
 def test_time_counts_over_several_starts(tmp_path: Path) -> None:
     made = bench(tmp_path)
     made.step("a", "x", no_command, doing())
