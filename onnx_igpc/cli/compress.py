@@ -181,10 +181,8 @@ def inspect(
 @click.option(
     "--lowering",
     type=click.Choice(["literal", "auto"]),
-    default="literal",
-    show_default=True,
     help="auto: measure here, keep dense what would be slower, write the rest for speed. Final: to "
-    "fine-tune, compress literally and use lower at the end.",
+    "fine-tune, compress literally and use lower at the end [auto for a budget of latency, else literal].",
 )
 @setting_options
 @preprocessing_options
@@ -223,10 +221,12 @@ def compress(
     check_files(guard, save_sensitivity=kept, report=report_file, json=json_file)
     options["save_sensitivity"] = output_path(kept) if kept is not None else None
     sites, calibration = _read_sites(options), _read_calibration(options, preprocessing.read())
-    speed, lowering = setting.lowering(), options.pop("lowering")
+    lowering = options.pop("lowering")
+    speed = setting.lowering(lowering or "auto")
     fold, passes = options.pop("fold_batch_norm"), options.pop("passes")
     plan = _read_plan(options, calibrated=calibration is not None)
-    measured = lowering == "auto" or (not isinstance(plan, Published) and plan.quantity.is_latency)
+    timed = not isinstance(plan, Published) and plan.quantity.is_latency
+    measured = timed or lowering == "auto"
     if speed.precision == "int8" and not measured:
         raise UsageError(
             "--precision int8 is for what is measured: give --lowering auto or --target latency=..."

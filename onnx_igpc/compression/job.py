@@ -12,7 +12,7 @@ from onnx_igpc.data.file_guard import FileGuard
 from onnx_igpc.data.sources import Arrays
 from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import OpenModel, PathLike
-from onnx_igpc.lowering.options import Lowering
+from onnx_igpc.lowering.options import AUTO, LITERAL, Lowering
 from onnx_igpc.planning.options import Budget, Keep, Published
 from onnx_igpc.report.sections import OptionsReport
 from onnx_igpc.sites.find import SiteFilter
@@ -54,6 +54,11 @@ class Job:
                 )
             if self.calibration is not None and self.plan.random:
                 raise UsageError("random weights are not fitted to data: leave out `calibration`")
+        kind = self.lowering.kind if self.lowering is not None else AUTO
+        if kind != AUTO and not (kind == LITERAL and self.times):
+            raise UsageError(
+                f"compress lowers by measurement only, not to {kind!r}: use onnx-igpc lower"
+            )
         needs_data = {
             "`target`": isinstance(self.plan, Budget),
             "`keep`": isinstance(self.plan, Keep),

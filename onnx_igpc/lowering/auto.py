@@ -10,19 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnx_igpc.data.progress import Progress
-from onnx_igpc.errors import UsageError
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
 from onnx_igpc.lowering.latency import LatencyBudget, RandomRewrite
 from onnx_igpc.lowering.lower import finish
-from onnx_igpc.lowering.options import AUTO, FLOAT32, INT8, Lowering, Precision
+from onnx_igpc.lowering.options import FLOAT32, INT8, LITERAL, Lowering, Precision
 from onnx_igpc.lowering.preparation import prepare
 from onnx_igpc.lowering.quantization.float_model import refuse_unsuitable
 from onnx_igpc.lowering.race import as_run, structure
 from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select, slower_reason
-from onnx_igpc.lowering.site_races import DENSE, LITERAL, lowered, race_whole, uniform
-from onnx_igpc.report.digest import read_digest
+from onnx_igpc.lowering.site_races import DENSE, lowered, race_whole, uniform
+from onnx_igpc.report.digest import read_digest, write_digest
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.find import FoundSites
@@ -31,6 +30,11 @@ from onnx_igpc.sites.subgraph import find_subgraphs
 
 NOT_LOWERED = (
     "nothing was added to what is rewritten already, which is not lowered: use onnx-igpc lower"
+)
+
+UNLOWERED = (
+    "the time that this was chosen by is reached by lowering, which is left for later, since what is lowered "
+    "cannot be trained: finetune, then"
 )
 
 
@@ -43,6 +47,8 @@ class LoweringRun:
     cache: RaceCache
     progress: Progress | None = None
     precision: Precision = FLOAT32
+    literal: bool = False
+    """Whether the model is chosen by what lowering would make of it, and written as it was rewritten."""
     planned: tuple[Selection, OpenModel] | None = None
     """What was chosen, and for which model, whose weights are random."""
 
@@ -51,18 +57,14 @@ class LoweringRun:
         """A run for the model as the options say.
 
         Raises:
-            UsageError: a batch size that the model does not take, a lowering that is not chosen by
-                measurement, or a model that cannot be raced in int8.
+            UsageError: a batch size that the model does not take, or a model that cannot be raced in int8.
         """
-        if lowering.kind != AUTO:
-            raise UsageError(
-                f"compress lowers by measurement only, not to {lowering.kind!r}: use onnx-igpc lower"
-            )
         fitted = (lowering.setting or Setting()).fitted(model.proto)
         cache = RaceCache(cache_folder(lowering.cache))
         if lowering.precision == INT8:
             refuse_unsuitable(model)
-        return cls(fitted, lowering.allow_slower, cache, progress, lowering.precision)
+        literal = lowering.kind == LITERAL
+        return cls(fitted, lowering.allow_slower, cache, progress, lowering.precision, literal)
 
     def pricing(self, found: FoundSites, rewrite: RandomRewrite) -> LatencyBudget:
         """What a budget of time is measured with."""
@@ -107,6 +109,8 @@ class LoweringRun:
             if read_digest(result.opened.proto) is not None and not result.changed:
                 result.report.warnings.append(NOT_LOWERED)
             return result
+        if self.literal:
+            return self._left_literal(result)
         selection, tried = self.planned
         before = snapshot(result.opened)
         removed = prepare(result.opened).put_into(result.report)
@@ -115,6 +119,12 @@ class LoweringRun:
         self._race_again(selection, tried, lowered(result.opened, choices))
         said = selection.described(self.cache)
         return finish(before, result.opened, result.report, removed, choices, said)
+
+    def _left_literal(self, result: CompressResult) -> CompressResult:
+        precision = "" if self.precision == FLOAT32 else f" --precision {self.precision}"
+        result.report.notes.append(f"{UNLOWERED} onnx-igpc lower{precision}")
+        write_digest(result.opened.proto, result.report)
+        return result
 
     def _race_again(self, selection: Selection, tried: OpenModel, final: OpenModel) -> None:
         """Race what is written, where it differs from what was raced in more than its weights."""

@@ -22,11 +22,11 @@ from onnx_igpc.lowering.catalogue import (
     lower,
     site_opset,
 )
-from onnx_igpc.lowering.options import AUTO, INT8, Lowering
+from onnx_igpc.lowering.options import AUTO, INT8, LITERAL, Lowering
 from onnx_igpc.lowering.preparation import prepare
 from onnx_igpc.lowering.quantization.float_model import refuse_unsuitable
 from onnx_igpc.lowering.selection import describe_lowering, select
-from onnx_igpc.lowering.site_races import LITERAL, Choices
+from onnx_igpc.lowering.site_races import Choices
 from onnx_igpc.report.digest import read_digest, refuse_lowered, refuse_quantized, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.sections import LoweringReport, SiteLowering
@@ -61,6 +61,8 @@ def lower_model(
     if lowering.kind != AUTO and lowering.kind not in LOWERINGS:
         known = ", ".join([AUTO, *LOWERINGS])
         raise UsageError(f"unknown lowering {lowering.kind!r}: choose from {known}")
+    if lowering.kind == LITERAL:
+        lowering.check_measured()
     opened = open_copy(model)
     guard = FileGuard()
     guard.reads_model(opened)

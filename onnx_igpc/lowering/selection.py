@@ -14,11 +14,10 @@ from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.cache import RaceCache, read_seconds
-from onnx_igpc.lowering.options import FLOAT32, INT8, Precision
+from onnx_igpc.lowering.options import FLOAT32, INT8, LITERAL, Precision
 from onnx_igpc.lowering.race import as_run, environment, structure
 from onnx_igpc.lowering.site_races import (
     DENSE,
-    LITERAL,
     Choices,
     Improver,
     SiteRace,

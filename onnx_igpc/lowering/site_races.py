@@ -20,13 +20,13 @@ from onnx_igpc.graph.shape_inference import ShapeTracer
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.catalogue import applicable, lower, site_opset
 from onnx_igpc.lowering.cut_out import Surroundings, UnknownShapeError, cut_out
-from onnx_igpc.lowering.options import FLOAT32, INT8, Precision
+from onnx_igpc.lowering.options import FLOAT32, INT8, LITERAL, Precision
 from onnx_igpc.lowering.race import as_run, race_key, race_models, race_site
 from onnx_igpc.runtime.racing import Interval, speedup
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.subgraph import IgpcSubgraph, find_subgraphs
 
-LITERAL, DENSE = "literal", "dense"
+DENSE = "dense"
 # Times that differ by less are equal: then dense, which keeps the layer whole, goes before the
 # literal form, and that before the others.
 TIE = 1.02

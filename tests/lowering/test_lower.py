@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,12 +203,12 @@ def data(tmp_path: Path) -> Path:
     return saved(tmp_path, x=images(40, CHANNELS))
 
 
-def timed(data: Path, target: str) -> CompressResult:
+def timed(data: Path, target: str, kind: str = "auto") -> CompressResult:
     return onnx_igpc.compress(
         classifier(),
         onnx_igpc.Budget(target),
         calibration=data,
-        lowering=onnx_igpc.Lowering(setting=ONE, cache=False),
+        lowering=onnx_igpc.Lowering(kind, setting=ONE, cache=False),
     )
 
 
@@ -225,6 +226,39 @@ def test_a_budget_of_time_holds_for_the_whole(data: Path, monkeypatch: pytest.Mo
     seconds = result.report.lowering.model.seconds
     assert seconds["chosen"] <= 0.6 * seconds["dense"]
     assert_counted(result)
+
+
+def test_a_budget_of_time_that_is_left_literal_can_be_trained_and_lowered(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Prices(by_operator({}, weight=1.0)).install(monkeypatch)
+    result = timed(data, "latency=60%", "literal")
+    said = result.report.selection
+    assert said is not None
+    assert said.latency is not None
+    assert said.latency.measured <= 0.6
+    assert result.report.lowering is None
+    digest = read_digest(result.model)
+    assert digest is not None
+    assert any("finetune, then onnx-igpc lower" in note for note in digest.notes)
+    result.save(tmp_path / "small.onnx")
+    assert_counted(result)
+    lowered = onnx_igpc.lower(
+        tmp_path / "small.onnx", lowering=onnx_igpc.Lowering(setting=ONE, cache=False)
+    )
+    assert lowered.report.lowering is not None
+    assert lowered.report.lowering.model is not None
+    seconds = lowered.report.lowering.model.seconds
+    assert seconds["chosen"] <= 0.6 * seconds["dense"]
+
+
+def test_literal_is_for_budgets_of_time(data: Path, tmp_path: Path) -> None:
+    literal = onnx_igpc.Lowering("literal", setting=ONE, cache=False)
+    with pytest.raises(UsageError, match="compress lowers by measurement only, not to 'literal'"):
+        onnx_igpc.compress(classifier(), lowering=literal)
+    onnx.save(compressed(), tmp_path / "small.onnx")
+    with pytest.raises(UsageError, match="`precision` int8 is for what is measured, and 'literal'"):
+        onnx_igpc.lower(tmp_path / "small.onnx", lowering=replace(literal, precision="int8"))
 
 
 def test_the_budget_moves_until_the_measured_time_fits(
