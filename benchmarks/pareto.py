@@ -4,10 +4,9 @@
 
 makes the points in WORK (those that are there already are kept), compares the answers of each with
 MODEL's on the labelled images, races all of them in turns, and prints a table; --json, --markdown and --svg
-write it down. Points: MODEL; MODEL quantized by ``quantize``, and by ``quantize_static`` as it comes; for every
---budget of time what ``compress`` makes of it by float times, as it is and quantized, and what it makes by int8
-times, quantized; for every other, that lowered for float, and lowered for int8 and quantized. ``--trained`` adds
-both after training, and int8 after training for int8, of MODEL, too; ``--rivals SHARE`` published V2, low rank and
+write it down. Points: MODEL; MODEL quantized by ``quantize``, and by ``quantize_static`` as it comes; what ``compress`` makes
+of it for every --budget (of time: by float times, and by int8 times), lowered for float, and lowered for int8 and
+quantized. ``--trained`` adds both after training, and int8 after training for int8, of MODEL, too; ``--rivals SHARE`` published V2, low rank and
 pruned channels. ``--also NAME=FILE`` adds other models of the same inputs. Without --validation there are
 times alone, for random weights.
 """
@@ -162,7 +161,7 @@ def _named(context: click.Context, option: click.Parameter, given: tuple[str, ..
 @click.option("--validation", type=click.Path(path_type=Path), help="Labelled; else times alone.")
 @click.option("--samples", type=int, default=512, show_default=True)
 @click.option("--budget", "budgets", multiple=True, default=("latency=80%", "latency=60%"))
-@click.option("--trained", is_flag=True, help="Train budgets of size, and MODEL for int8.")
+@click.option("--trained", is_flag=True, help="Train what was cut, and MODEL for int8.")
 @click.option("--epochs", type=int, help="Of that.")
 @click.option("--rivals", type=click.FloatRange(0, 1, min_open=True), help="Share of the weights.")
 @click.option("--method", default="auto", show_default=True, help="Of quantize.")

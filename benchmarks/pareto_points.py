@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from benchmarks.accuracy import Bench
 from onnx_igpc import Budget, Calibration, Dataset, Lowering, Published, Quantization, Recipe
 from onnx_igpc.errors import IgpcError
 from onnx_igpc.graph.model import open_model, save_model
-from onnx_igpc.lowering.options import FLOAT32, INT8, PRECISIONS, Precision
+from onnx_igpc.lowering.options import FLOAT32, INT8, LITERAL, PRECISIONS, Precision
 from onnx_igpc.lowering.quantization.static import optimize
 from onnx_igpc.report.result import CompressResult
 
@@ -46,8 +46,8 @@ class _Reader(Iterator[dict[str, np.ndarray]]):
 class Wanted:
     """Which points there are besides those of the dense model.
 
-    ``budgets``; ``trained``: those of parameters also after training, in float and for int8, the dense model
-    after the latter; ``epochs`` of that, ``None`` for the default. ``rivals``: published V2, low rank and pruned
+    ``budgets``; ``trained``: those also after training, in float and for int8, the dense model after the
+    latter; ``epochs`` of that, ``None`` for the default. ``rivals``: published V2, low rank and pruned
     channels, too, the latter two at the share of pointwise parameters that is given.
     """
 
@@ -85,35 +85,34 @@ class Points:
                 points |= self._quantized(f"{DENSE}, {FOR_INT8}", path)
         for budget in wanted.budgets:
             timed = budget.startswith("latency")
-            points |= self._timed(budget) if timed else self._sized(budget, wanted)
+            points |= (
+                self._timed(budget, wanted) if timed else self._budgeted(budget, budget, wanted)
+            )
         if wanted.rivals is not None:
             points |= self._rivals(wanted.rivals)
         return points
 
-    def _timed(self, budget: str) -> dict[str, Path]:
-        """What is chosen by times, which is final."""
+    def _timed(self, budget: str, wanted: Wanted) -> dict[str, Path]:
+        """What is chosen by times of either precision, and written as it was rewritten, so that it can be trained."""
         points: dict[str, Path] = {}
         for precision in PRECISIONS:
-            name = f"{budget} by {precision} times"
-            plan = self._budget(budget)
-            written = self._compressed(name, plan, self._lowering(precision))
-            if precision == FLOAT32:
-                points |= written
-            for path in written.values():
-                points |= self._quantized(name, path)
+            lowering = replace(self._lowering(precision), kind=LITERAL)
+            points |= self._budgeted(f"{budget} by {precision} times", budget, wanted, lowering)
         return points
 
-    def _sized(self, budget: str, wanted: Wanted) -> dict[str, Path]:
-        """What is chosen by size, as it is and trained, lowered for the precision that it runs in."""
+    def _budgeted(
+        self, name: str, budget: str, wanted: Wanted, lowering: Lowering | None = None
+    ) -> dict[str, Path]:
+        """As it is and trained, lowered for the precision that it runs in."""
         points: dict[str, Path] = {}
-        for path in self._compressed(f"{budget} raw", self._budget(budget)).values():
-            points |= self._both(budget, path)
+        for path in self._compressed(f"{name} raw", self._budget(budget), lowering).values():
+            points |= self._both(name, path)
             if not wanted.trained:
                 continue
-            for trained in self._trained(budget, path, FLOAT32, wanted.epochs).values():
-                points |= self._both(f"{budget}, {TRAINED}", trained)
-            for trained in self._trained(budget, path, INT8, wanted.epochs).values():
-                points |= self._in_int8(f"{budget}, {FOR_INT8}", trained)
+            for trained in self._trained(name, path, FLOAT32, wanted.epochs).values():
+                points |= self._both(f"{name}, {TRAINED}", trained)
+            for trained in self._trained(name, path, INT8, wanted.epochs).values():
+                points |= self._in_int8(f"{name}, {FOR_INT8}", trained)
         return points
 
     def _rivals(self, share: float) -> dict[str, Path]:

@@ -56,6 +56,7 @@ def test_points_are_made_kept_and_raced(tmp_path: Path, monkeypatch: pytest.Monk
     def compress(model: Path, plan: onnx_igpc.Budget, **options: object) -> object:
         lowering = options["lowering"]
         assert isinstance(lowering, onnx_igpc.Lowering)
+        assert lowering.kind == "literal"
         asked.append((plan.target, lowering.precision))
         if plan.target == "latency=1%":
             raise CheckFailedError("latency=1% cannot be reached")
@@ -77,8 +78,9 @@ def test_points_are_made_kept_and_raced(tmp_path: Path, monkeypatch: pytest.Monk
     result = CliRunner().invoke(main, [*arguments, "--json", str(said), "--markdown", str(written)])
     assert result.exit_code == 0, result.output
     rows = json.loads(said.read_text())["rows"]
-    by_float, by_int8 = "latency=70% by float32 times", "latency=70% by int8 times, int8"
-    names = ["dense", "dense, int8", PLAIN_INT8, by_float, f"{by_float}, int8", by_int8, "again"]
+    by_float, by_int8 = "latency=70% by float32 times", "latency=70% by int8 times"
+    timed = [by_float, f"{by_float}, int8", by_int8, f"{by_int8}, int8"]
+    names = ["dense", "dense, int8", PLAIN_INT8, *timed, "again"]
     assert [row["name"] for row in rows] == names
     dense, int8, *_, again = rows
     assert dense["agreement"][0] == again["agreement"][0] == 1.0
