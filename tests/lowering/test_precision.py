@@ -20,7 +20,7 @@ from onnx_igpc.lowering import latency, race
 from onnx_igpc.lowering import site_races as choose
 from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.lower import lower_model
-from onnx_igpc.lowering.quantization.raced import quantized_cut_out
+from onnx_igpc.lowering.quantization.raced import quantized_cut_out, quantized_for_race
 from onnx_igpc.lowering.race import race_all, race_key
 from onnx_igpc.lowering.site_races import contenders_of, race_sites, surroundings_of
 from onnx_igpc.report.digest import read_digest
@@ -109,6 +109,17 @@ def test_the_edges_are_all_that_the_integers_change() -> None:
         step, zero = scale(made)
         real = step * (values.astype(np.float32) - zero)
         assert np.linalg.norm(real - expected) < 0.1 * np.linalg.norm(expected)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_values_that_overflow_with_random_weights_are_raced_all_the_same() -> None:
+    model = two_sites()
+    factors = {"conv0_w": 1e30, "conv1_w": 1e10}
+    for each in model.graph.initializer:
+        if each.name in factors:
+            values = np.abs(onnx.numpy_helper.to_array(each)) * np.float32(factors[each.name])
+            each.CopyFrom(onnx.numpy_helper.from_array(values, each.name))
+    assert is_quantized(quantized_for_race(OpenModel(model), ONE).proto)
 
 
 def test_sites_are_raced_quantized_dense_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
