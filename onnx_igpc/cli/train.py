@@ -90,14 +90,16 @@ def _duration(seconds: float) -> str:
 _recipe_options = all_options(
     click.option(
         "--recipe",
-        metavar="few|many|FILE.json",
-        help="What fills in the options left out  [few up to 1200 training samples].",
+        metavar="few|some|many|FILE.json",
+        help="What fills in the options left out  [few up to 1200 training samples, some from 400 on where much was lost].",
     ),
-    click.option("--epochs", type=int, help="Passes over the data  [few 700 steps, many 500]."),
     click.option(
-        "--lr", type=float, help="Highest; adamw: relative  [few 0.002, tried; many 0.01; sgd x5]."
+        "--epochs", type=int, help="Passes over the data  [few 700 steps, some 1000, many 500]."
     ),
-    click.option("--batch-size", type=int, help="Of all processes together  [few 32, many 64]."),
+    click.option(
+        "--lr", type=float, help="Highest; adamw: relative  [few 0.002, tried; else 0.01; sgd x5]."
+    ),
+    click.option("--batch-size", type=int, help="Of all processes together  [few 32, else 64]."),
     click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]"),
     click.option("--weight-decay", type=float, help="[0.001]"),
     click.option(
@@ -133,7 +135,7 @@ _recipe_options = all_options(
     click.option(
         "--batch-norm",
         type=click.Choice(["train", "frozen"]),
-        help="Whether its statistics move  [few frozen, many train].",
+        help="Whether its statistics move  [few frozen, else train].",
     ),
     click.option("--seed", type=int, help="[0]"),
     click.option("--scores", metavar="NAME", help="The output with class scores."),
@@ -240,6 +242,7 @@ def finetune(
     """
     from onnx_igpc.data.dataset import Dataset
     from onnx_igpc.torch_bridge import require_torch
+    from onnx_igpc.torch_bridge.training.recipe import BASES
     from onnx_igpc.torch_bridge.training.run_files import finetune_files
 
     if options["resume"] and options["restart"]:
@@ -249,7 +252,7 @@ def finetune(
     sources = (options["data"], options["val"])
     guard = finetune_files((compressed, teacher), sources, output_path(output), options["log"])
     guard.reads(preprocessing.preprocess, "--preprocess")
-    if options["recipe"] not in (None, "few", "many"):
+    if options["recipe"] not in (None, *BASES):
         guard.reads(options["recipe"], "--recipe")
     check_files(guard, report=report_file, json=json_file)
     prepared = preprocessing.read()

@@ -125,7 +125,7 @@ class TestFinetune:
     def test_refusals(self, files: Path) -> None:
         output = files / "out.onnx"
         assert_refused(tune(files, "--epochs", 0), "--epochs must be at least 1", output)
-        assert_refused(tune(files, "--recipe", "som"), "--recipe must be few or many", output)
+        assert_refused(tune(files, "--recipe", "som"), "--recipe must be few, some, many", output)
         assert_refused(tune(files, "--augment", "turn"), "--augment 'turn'", output)
         assert_refused(tune(files, "--resume"), "nothing to resume", output)
         assert_refused(tune(files, "--loss", "ce", "--scores", "no"), "no output 'no'", output)

@@ -28,7 +28,7 @@ from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 from onnx_igpc.torch_bridge.training.networks import Networks, build_networks, label_problem
 from onnx_igpc.torch_bridge.training.optimizers import build_optimizer
 from onnx_igpc.torch_bridge.training.pairing import FEATURE
-from onnx_igpc.torch_bridge.training.recipe import MOST_FEW, Recipe
+from onnx_igpc.torch_bridge.training.recipe import FEWEST_SOME, MOST_FEW, Recipe
 from onnx_igpc.torch_bridge.training.sampling import BatchPlan
 
 _MOST_WORKERS = 8
@@ -142,7 +142,8 @@ def prepare(
     notes = [f"{each.source}: {note}" for each in sources_read for note in each.notes]
     # Without a teacher a network may well be trained from random weights.
     trained = teacher is not None and (digest is None or digest.options.init != "random")
-    given, recipe = recipe, recipe.resolved(fixed, data.size, world.size, trained)
+    lost = digest.damage.kl if digest is not None and digest.damage is not None else None
+    given, recipe = recipe, recipe.resolved(fixed, data.size, world.size, trained, lost)
     assert recipe.batch_size is not None
     plan = BatchPlan(data.size, recipe.batch_size, recipe.seed, world.rank, world.size)
 
@@ -166,7 +167,7 @@ def prepare(
     augmentation = parse_augmentation(recipe.augment, images=data.preprocessing is not None)
     train = loader(data, whole.size, augmentation)
     if given.base is None:
-        notes.append(_why(recipe, data.size))
+        notes.append(_why(recipe, data.size, lost))
     if given.batch_norm is None and recipe.batch_norm == "frozen" and recipe.base == "many":
         notes.append("BatchNormalization keeps its statistics: the batch is too small for new ones")
     kind: JudgedOn = (
@@ -227,11 +228,13 @@ def _allowance(
     return math.sqrt(damage.kl / damage.fitted.kl)
 
 
-def _why(recipe: Recipe, samples: int) -> str:
+def _why(recipe: Recipe, samples: int, lost: float | None) -> str:
     """Which recipe was chosen, and for what reason."""
     what = f"recipe {recipe.base} was chosen for {samples} training samples"
     if recipe.base == "many":
         return f"{what}: more than {MOST_FEW}"
+    if recipe.base == "some":
+        return f"{what}: {FEWEST_SOME} to {MOST_FEW}, and much was lost (compress measured a divergence of {lost:.2f})"
     matched = (
         "the penultimate feature is matched, and what lies behind it stays"
         if recipe.features == "penultimate"

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_igpc.errors import UsageError, texts
 
-BASES = ("few", "many")
+BASES = ("few", "some", "many")
 FEATURES = ("sites", "penultimate")
 LOSSES = ("kd", "kd+ce", "ce", "mse")
 OPTIMIZERS = ("adamw", "sgd")
@@ -22,7 +22,10 @@ LEARNING_RATES = {"adamw": 1e-2, "sgd": 5e-2}
 """First choice of the learning rate. That of AdamW is relative, see :mod:`onnx_igpc.torch_bridge.training.optimizers`."""
 
 MOST_FEW = 1200
-"""Up to so many training samples are ``few``."""
+"""Up to so many training samples are ``few``, or ``some``."""
+FEWEST_SOME = 400
+MUCH_LOST = 0.5
+"""From so many samples on, and from so large a divergence that compress measured, in nats, ``some``."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Defaults:
     """What a recipe takes where it is left open, besides what follows from the form of the model.
 
     steps: of a run, between these two, and so many as ``per_sample`` says between them; the bounds of ``epochs``
-    count before that. rate: part of ``LEARNING_RATES``.
+    count before that. rate: part of ``LEARNING_RATES``. views: no sample is seen twice as it is, but cropped,
+    mirrored and mixed, where a teacher sees the same.
     """
 
     steps: tuple[int, int]
@@ -40,6 +44,7 @@ class Defaults:
     rate: float
     batch_norm: str
     features: str
+    views: bool = True
 
 
 # Few samples: the end of a long run at a small rate counts, on the way there it is worse than its start.
@@ -54,6 +59,16 @@ DEFAULTS = {
         batch_norm="frozen",
         features="penultimate",
     ),
+    # Where much is lost already there is little to spoil: what large steps ruin is soon made up for.
+    "some": Defaults(
+        steps=(1000, 1500),
+        per_sample=1.0,
+        epochs=(1, 200),
+        batch_size=64,
+        rate=1.0,
+        batch_norm="train",
+        features="sites",
+    ),
     "many": Defaults(
         steps=(500, 500),
         per_sample=0.0,
@@ -62,6 +77,7 @@ DEFAULTS = {
         rate=1.0,
         batch_norm="train",
         features="sites",
+        views=False,
     ),
 }
 
@@ -93,15 +109,15 @@ class Recipe:
     What is None is chosen by the number of training samples and the form of the model.
 
     Attributes:
-        base: The recipe that fills in what is None: ``few`` or ``many``. None takes ``few`` up to 1,200 training
-            samples.
+        base: The recipe that fills in what is None: ``few``, ``some`` or ``many``. None takes ``many`` above 1,200 training
+            samples, ``some`` for 400 to 1,200 where compress measured a divergence of 0.5 nats or more, and else ``few``.
         epochs: Passes over the data; None takes as many as make 700 to 1,400 steps with ``few``, by the number of
-            samples, but at most 200; with ``many`` 500 steps, 5 to 100 epochs.
+            samples, but at most 200; 1,000 with ``some``; with ``many`` 500 steps, 5 to 100 epochs.
         lr: Highest learning rate; None takes that of the optimizer (``LEARNING_RATES``), with ``few`` a fifth
             of it. With ``adamw`` it is the part of its filter's root mean square by which a weight moves in
             a step.
         batch_size: Samples of one step, over all processes together; None takes what the model fixes, or
-            32 with ``few`` and 64 with ``many``.
+            32 with ``few`` and else 64.
         optimizer: ``adamw`` or ``sgd`` (with Nesterov momentum 0.9).
         weight_decay: For weights with more than one dimension; biases and BatchNorm have none.
         schedule: Learning rate after the warm-up: ``cosine`` or ``linear`` to zero, ``constant``.
@@ -116,7 +132,7 @@ class Recipe:
             ``few`` where there is such a layer.
         feature_loss: Weight of that; 0: off. None takes 1 for sites and 3 for the penultimate feature.
         augment: One or several of ``flip``, ``shift``, ``shift=PIXELS``, ``crop``, ``resized-crop``, ``mixup``;
-            ``("none",)`` for none. None leaves arrays alone, and shifts images; with ``few``, a teacher and class
+            ``("none",)`` for none. None leaves arrays alone, and shifts images; with ``few`` or ``some``, a teacher and class
             scores it takes ``flip``, ``resized-crop`` and ``mixup`` for them.
         amp: Mixed precision: ``bf16``, ``fp16`` (CUDA only), or None for float32.
         freeze: A glob, or several, of names of weights that are not trained. None takes those of the layer behind
@@ -193,12 +209,18 @@ class Recipe:
         return self.lr if self.lr is not None else LEARNING_RATES[self.optimizer]
 
     def resolved(
-        self, fixed_batch: int | None, samples: int, processes: int, trained: bool = True
+        self,
+        fixed_batch: int | None,
+        samples: int,
+        processes: int,
+        trained: bool = True,
+        lost: float | None = None,
     ) -> Recipe:
         """The recipe with everything decided that the model's batch and the size of the data decide.
 
         fixed_batch: the number of samples the model takes at a time, None for any. trained: the weights are not
-        random; those have nothing that few samples could spoil, and statistics that must be learned.
+        random; those have nothing that few samples could spoil, and statistics that must be learned. lost: the
+        divergence of the class scores from the original's, in nats, if it is known.
 
         Raises:
             UsageError: the batch size is not the one that the model fixes.
@@ -209,7 +231,7 @@ class Recipe:
                 f"`batch_size` {self.batch_size}: the model takes {fixed_batch} samples at a time: "
                 f"leave it out, or export the model with a dynamic batch"
             )
-        base = self.base or ("few" if trained and samples <= MOST_FEW else "many")
+        base = self.base or self._chosen(samples if trained else None, lost)
         defaults = DEFAULTS[base]
         batch = min(fixed or self.batch_size or defaults.batch_size, samples)
         small = batch // processes < _FEWEST_FOR_STATISTICS
@@ -225,6 +247,14 @@ class Recipe:
             batch_norm=self.batch_norm or ("frozen" if small else defaults.batch_norm),
         )
 
+    def _chosen(self, samples: int | None, lost: float | None) -> str:
+        """The base for so many samples; None for weights that are random."""
+        if samples is None or samples > MOST_FEW:
+            return "many"
+        # For int8 the large steps were not tried, which there are taken with the statistics frozen.
+        much = lost is not None and lost >= MUCH_LOST and self.precision is None
+        return "some" if much and samples >= FEWEST_SOME else "few"
+
     def fitted(self, form: Form) -> Recipe:
         """A :meth:`resolved` recipe with the rest decided, by the form of the model.
 
@@ -237,23 +267,23 @@ class Recipe:
                 "`features` penultimate: there is no teacher, or no Gemm, MatMul or 1x1 Conv that makes "
                 "class scores: take sites"
             )
-        penultimate = form.penultimate and self.looks_for_penultimate
+        penultimate = form.penultimate and self._matches_penultimate
         features = "penultimate" if penultimate else "sites"
-        matched = self.base == "few" and features == "penultimate"
+        frozen = form.head if self.base == "few" and penultimate else ()
         return replace(
             self,
             features=features,
             feature_loss=_FEATURE_LOSS[features]
             if self.feature_loss is None
             else self.feature_loss,
-            freeze=(form.head if matched else ()) if self.freeze is None else self.freeze,
-            augment=self._augmented(form, matched),
+            freeze=frozen if self.freeze is None else self.freeze,
+            augment=self._augmented(form, DEFAULTS[self.base].views and form.penultimate),
         )
 
-    def _augmented(self, form: Form, matched: bool) -> Sequence[str]:
-        """Words for the augmentation; matched: few samples, whose penultimate feature is."""
+    def _augmented(self, form: Form, views: bool) -> Sequence[str]:
+        """Words for the augmentation; views: no sample is seen twice as it is, if the data is of that kind."""
         words = self.augment
-        if words is None and matched and (form.sized or not form.images):
+        if words is None and views and (form.sized or not form.images):
             # What is done to a sample cannot be wrong where the teacher sees it, too.
             moved = ("flip", "resized-crop") if form.sized else ("shift",)
             return moved if form.labels else (*moved, "mixup")
@@ -269,7 +299,12 @@ class Recipe:
 
     @property
     def looks_for_penultimate(self) -> bool:
-        """Whether a :meth:`resolved` recipe matches the penultimate feature where there is one."""
+        """Whether something in a :meth:`resolved` recipe depends on there being a penultimate feature."""
+        assert self.base is not None
+        return self._matches_penultimate or DEFAULTS[self.base].views
+
+    @property
+    def _matches_penultimate(self) -> bool:
         assert self.base is not None
         return (self.features or DEFAULTS[self.base].features) == "penultimate"
 

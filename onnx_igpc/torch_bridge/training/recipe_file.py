@@ -14,7 +14,7 @@ _TEXTS = ("augment", "freeze")
 
 
 def read_recipe(name: str) -> Recipe:
-    """``few`` or ``many``, or the path of a JSON file; fields that it lacks, or that are null, are left open.
+    """``few``, ``some`` or ``many``, or the path of a JSON file; fields that it lacks, or that are null, are left open.
 
     Raises:
         UsageError: there is no such file, or what it holds is no recipe.
@@ -23,7 +23,7 @@ def read_recipe(name: str) -> Recipe:
         return Recipe(base=name)
     path = Path(name)
     if not path.is_file():
-        raise UsageError(f"`base` must be {' or '.join(BASES)}, or a JSON file, not {name!r}")
+        raise UsageError(f"`base` must be {', '.join(BASES)} or a JSON file, not {name!r}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):

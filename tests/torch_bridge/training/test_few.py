@@ -25,7 +25,13 @@ from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.losses import comparable
 from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.pairing import Pair
-from onnx_igpc.torch_bridge.training.recipe import MOST_FEW, Form, Recipe
+from onnx_igpc.torch_bridge.training.recipe import (
+    FEWEST_SOME,
+    MOST_FEW,
+    MUCH_LOST,
+    Form,
+    Recipe,
+)
 from onnx_igpc.torch_bridge.training.recipe_file import read_recipe
 from tests.torch_bridge.graphs import make_model, random
 from tests.torch_bridge.training_cases import arrays_of, write_data
@@ -48,6 +54,33 @@ class TestChoice:
         assert (few.features, many.features) == ("penultimate", "sites")
         assert (few.freeze, many.freeze) == (("head_w",), ())
         assert (few.augment, many.augment) == (("flip", "resized-crop", "mixup"), ("shift",))
+
+    @pytest.mark.parametrize(
+        ("samples", "lost", "precision", "base"),
+        [
+            (FEWEST_SOME, MUCH_LOST, None, "some"),
+            (MOST_FEW, 2.0, None, "some"),
+            (FEWEST_SOME - 1, 2.0, None, "few"),
+            (MOST_FEW, MUCH_LOST - 0.01, None, "few"),
+            (MOST_FEW, None, None, "few"),
+            (MOST_FEW, 2.0, "int8", "few"),
+            (MOST_FEW + 1, 2.0, None, "many"),
+        ],
+    )
+    def test_by_what_was_lost(
+        self, samples: int, lost: float | None, precision: str | None, base: str
+    ) -> None:
+        recipe = Recipe(precision=precision).resolved(None, samples, 1, lost=lost)
+        assert recipe.base == base
+        assert Recipe().resolved(None, samples, 1, trained=False, lost=lost).base == "many"
+
+    def test_some_takes_the_steps_of_many_and_the_views_of_few(self) -> None:
+        some, few, many = (decided(CLASSIFIER, 1000, base=each) for each in ("some", "few", "many"))
+        assert some.epochs == 67, "1,005 steps"
+        assert (some.lr, some.batch_norm, some.features) == (many.lr, "train", "sites")
+        assert (some.freeze, some.augment) == ((), few.augment)
+        assert some.augment != many.augment
+        assert decided(Form(images=True, sized=True), 1000, base="some").augment == ("shift",)
 
     def test_what_is_given_stays(self) -> None:
         given: dict[str, Any] = {
@@ -110,7 +143,7 @@ class TestFiles:
             '{"rate": 1}',
             '{"epochs": "2"}',
             '{"freeze": 3}',
-            '{"base": "some"}',
+            '{"base": "all"}',
             "[" * 9999,
         ],
     )
@@ -122,7 +155,7 @@ class TestFiles:
         assert "\n" not in str(error.value)
 
     def test_neither_name_nor_file(self) -> None:
-        with pytest.raises(UsageError, match="few or many, or a JSON file, not 'som'"):
+        with pytest.raises(UsageError, match="few, some, many or a JSON file, not 'som'"):
             read_recipe("som")
 
 
@@ -243,6 +276,18 @@ class TestFittedToWhatJudges:
         assert judged.after == result.history[-1].val_judged
         assert any("fitted to them: counts as" in line for line in result.summary())
         assert any("as --val" in note for note in result.report.finetune.notes)
+
+    def test_much_that_was_lost_asks_for_large_steps(
+        self, teacher: onnx.ModelProto, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(f"{Recipe.__module__}.FEWEST_SOME", 16)
+        model = self.fitted(teacher, data, MUCH_LOST)
+        told = told_of(model, data, teacher=teacher, recipe=Recipe(epochs=1))
+        assert (told.recipe["base"], told.recipe["lr"]) == ("some", 0.01)
+        assert told.recipe["augment"] == ["shift", "mixup"]
+        assert any(
+            "much was lost (compress measured a divergence of 0.50)" in n for n in told.notes
+        )
 
     def test_a_last_epoch_that_is_worse_is_not_taken(
         self, teacher: onnx.ModelProto, data: Path

@@ -16,7 +16,7 @@ from onnx_igpc.torch_bridge.training.sampling import learning_rate
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"base": "some"},
+        {"base": "all"},
         {"features": "all"},
         {"loss": "l1"},
         {"optimizer": "lion"},
