@@ -142,7 +142,7 @@ def prepare(
     notes = [f"{each.source}: {note}" for each in sources_read for note in each.notes]
     # Without a teacher a network may well be trained from random weights.
     trained = teacher is not None and (digest is None or digest.options.init != "random")
-    lost = digest.damage.kl if digest is not None and digest.damage is not None else None
+    lost = _lost(model, digest)
     given, recipe = recipe, recipe.resolved(fixed, data.size, world.size, trained, lost)
     assert recipe.batch_size is not None
     plan = BatchPlan(data.size, recipe.batch_size, recipe.seed, world.rank, world.size)
@@ -226,6 +226,15 @@ def _allowance(
     if not (damage.kl and damage.fitted.kl and damage.kl > damage.fitted.kl):
         return None
     return math.sqrt(damage.kl / damage.fitted.kl)
+
+
+def _lost(model: onnx.ModelProto, digest: RewriteReport | None) -> float | None:
+    """What large steps could make up for: the divergence that compress measured; None where that is not known,
+    or where no BatchNormalization would put the scale of the activations right on the way."""
+    if digest is None or digest.damage is None:
+        return None
+    normalized = any(node.op_type == "BatchNormalization" for node in model.graph.node)
+    return digest.damage.kl if normalized else None
 
 
 def _why(recipe: Recipe, samples: int, lost: float | None) -> str:

@@ -24,7 +24,7 @@ LEARNING_RATES = {"adamw": 1e-2, "sgd": 5e-2}
 MOST_FEW = 1200
 """Up to so many training samples are ``few``, or ``some``."""
 FEWEST_SOME = 400
-MUCH_LOST = 0.5
+MUCH_LOST = 0.4
 """From so many samples on, and from so large a divergence that compress measured, in nats, ``some``."""
 
 
@@ -110,7 +110,8 @@ class Recipe:
 
     Attributes:
         base: The recipe that fills in what is None: ``few``, ``some`` or ``many``. None takes ``many`` above 1,200 training
-            samples, ``some`` for 400 to 1,200 where compress measured a divergence of 0.5 nats or more, and else ``few``.
+            samples, ``some`` for 400 to 1,200 where compress measured a divergence of 0.4 nats or more and the model has
+            BatchNormalization, and else ``few``.
         epochs: Passes over the data; None takes as many as make 700 to 1,400 steps with ``few``, by the number of
             samples, but at most 200; 1,000 with ``some``; with ``many`` 500 steps, 5 to 100 epochs.
         lr: Highest learning rate; None takes that of the optimizer (``LEARNING_RATES``), with ``few`` a fifth
@@ -220,7 +221,7 @@ class Recipe:
 
         fixed_batch: the number of samples the model takes at a time, None for any. trained: the weights are not
         random; those have nothing that few samples could spoil, and statistics that must be learned. lost: the
-        divergence of the class scores from the original's, in nats, if it is known.
+        divergence of the class scores from the original's, in nats, if it is known and large steps could make up for it.
 
         Raises:
             UsageError: the batch size is not the one that the model fixes.
@@ -231,7 +232,7 @@ class Recipe:
                 f"`batch_size` {self.batch_size}: the model takes {fixed_batch} samples at a time: "
                 f"leave it out, or export the model with a dynamic batch"
             )
-        base = self.base or self._chosen(samples if trained else None, lost)
+        base = self.base or self._chosen(samples if trained else None, lost, fixed)
         defaults = DEFAULTS[base]
         batch = min(fixed or self.batch_size or defaults.batch_size, samples)
         small = batch // processes < _FEWEST_FOR_STATISTICS
@@ -247,13 +248,19 @@ class Recipe:
             batch_norm=self.batch_norm or ("frozen" if small else defaults.batch_norm),
         )
 
-    def _chosen(self, samples: int | None, lost: float | None) -> str:
-        """The base for so many samples; None for weights that are random."""
+    def _chosen(self, samples: int | None, lost: float | None, fixed: int | None) -> str:
+        """The base for so many samples (None: the weights are random) and a batch that the model fixes."""
         if samples is None or samples > MOST_FEW:
             return "many"
-        # For int8 the large steps were not tried, which there are taken with the statistics frozen.
-        much = lost is not None and lost >= MUCH_LOST and self.precision is None
-        return "some" if much and samples >= FEWEST_SOME else "few"
+        if lost is None or lost < MUCH_LOST or samples < FEWEST_SOME:
+            return "few"
+        some = DEFAULTS["some"]
+        batch = fixed or self.batch_size or some.batch_size
+        # A run that is cut short ends before it has made up for its first steps. With statistics that stay,
+        # as for int8, large steps ruin a model.
+        whole = self.epochs is None or self.epochs * max(samples // batch, 1) >= some.steps[0]
+        moving = self.batch_norm != "frozen" and self.precision is None
+        return "some" if whole and moving and batch >= some.batch_size else "few"
 
     def fitted(self, form: Form) -> Recipe:
         """A :meth:`resolved` recipe with the rest decided, by the form of the model.

@@ -26,6 +26,7 @@ from onnx_igpc.torch_bridge.training.losses import comparable
 from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.pairing import Pair
 from onnx_igpc.torch_bridge.training.recipe import (
+    DEFAULTS,
     FEWEST_SOME,
     MOST_FEW,
     MUCH_LOST,
@@ -73,6 +74,22 @@ class TestChoice:
         recipe = Recipe(precision=precision).resolved(None, samples, 1, lost=lost)
         assert recipe.base == base
         assert Recipe().resolved(None, samples, 1, trained=False, lost=lost).base == "many"
+
+    @pytest.mark.parametrize(
+        ("given", "fixed", "base"),
+        [
+            ({"epochs": 67}, None, "some"),
+            ({"epochs": 66}, None, "few"),
+            ({"batch_size": 32}, None, "few"),
+            ({"batch_norm": "frozen"}, None, "few"),
+            ({}, 1, "few"),
+            ({"base": "some", "epochs": 1, "batch_norm": "frozen"}, 1, "some"),
+        ],
+    )
+    def test_large_steps_are_for_whole_runs_and_large_batches(
+        self, given: dict[str, Any], fixed: int | None, base: str
+    ) -> None:
+        assert Recipe(**given).resolved(fixed, 1000, 1, lost=1.0).base == base
 
     def test_some_takes_the_steps_of_many_and_the_views_of_few(self) -> None:
         some, few, many = (decided(CLASSIFIER, 1000, base=each) for each in ("some", "few", "many"))
@@ -281,13 +298,26 @@ class TestFittedToWhatJudges:
         self, teacher: onnx.ModelProto, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(f"{Recipe.__module__}.FEWEST_SOME", 16)
+        monkeypatch.setitem(DEFAULTS, "some", replace(DEFAULTS["some"], steps=(1, 1)))
         model = self.fitted(teacher, data, MUCH_LOST)
         told = told_of(model, data, teacher=teacher, recipe=Recipe(epochs=1))
         assert (told.recipe["base"], told.recipe["lr"]) == ("some", 0.01)
         assert told.recipe["augment"] == ["shift", "mixup"]
         assert any(
-            "much was lost (compress measured a divergence of 0.50)" in n for n in told.notes
+            "much was lost (compress measured a divergence of 0.40)" in n for n in told.notes
         )
+
+    def test_without_batch_norm_the_steps_stay_small(
+        self, teacher: onnx.ModelProto, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(f"{Recipe.__module__}.FEWEST_SOME", 16)
+        result = compress(
+            teacher, Published(4), calibration=Calibration(data), fold_batch_norm=True
+        )
+        result.report.damage = DamageReport(samples=32, kl=9.0)
+        write_digest(result.model, result.report)
+        told = told_of(result.model, data, teacher=teacher, recipe=Recipe(epochs=1))
+        assert told.recipe["base"] == "few"
 
     def test_a_last_epoch_that_is_worse_is_not_taken(
         self, teacher: onnx.ModelProto, data: Path
