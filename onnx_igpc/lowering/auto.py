@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnx_igpc.data.progress import Progress
+from onnx_igpc.errors import with_flags
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.cache import RaceCache, cache_folder
@@ -121,8 +122,8 @@ class LoweringRun:
         return finish(before, result.opened, result.report, removed, choices, said)
 
     def _left_literal(self, result: CompressResult) -> CompressResult:
-        precision = "" if self.precision == FLOAT32 else f" --precision {self.precision}"
-        result.report.notes.append(f"{UNLOWERED} onnx-igpc lower{precision}")
+        said = "" if self.precision == FLOAT32 else f" `precision` {self.precision}"
+        result.report.notes.append(with_flags(f"{UNLOWERED} onnx-igpc lower{said}"))
         write_digest(result.opened.proto, result.report)
         return result
 

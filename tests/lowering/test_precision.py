@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,8 +210,9 @@ def test_the_faster_precision_does_not_choose_for_the_other(
     assert "slower in int8 on cpu (1 thread, batch 1)" in reasons
 
 
+@pytest.mark.parametrize("kind", ["auto", "literal"])
 def test_a_budget_of_time_is_a_share_of_dense_int8(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     def bytes_stored(model: onnx.ModelProto) -> float:
         tensors = model.graph.initializer
@@ -230,7 +232,7 @@ def test_a_budget_of_time_is_a_share_of_dense_int8(
         classifier(),
         onnx_igpc.Budget("latency=60%"),
         calibration=saved(tmp_path, x=images(40, CHANNELS)),
-        lowering=INT8,
+        lowering=replace(INT8, kind=kind),
     )
     assert bases
     assert all(is_quantized(model) for model in bases)
@@ -240,6 +242,8 @@ def test_a_budget_of_time_is_a_share_of_dense_int8(
     assert said.latency.precision == "int8"
     assert said.latency.measured <= 0.6
     assert not any("Quantize" in node.op_type for node in result.model.graph.node)
+    later = [note for note in result.report.notes if "onnx-igpc lower --precision int8" in note]
+    assert len(later) == (kind == "literal")
 
 
 def invoke(*arguments: object) -> Result:
