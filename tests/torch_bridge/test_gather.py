@@ -63,6 +63,18 @@ def test_channels_stay_where_they_are_in_memory(
         assert tensor.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("index", [[3, 0, 5, 1, 4, 2], [1, 0], [1, 1, 4, 0, 5, 2, 3]])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_of_16_bits(index: list[int], dtype: torch.dtype) -> None:
+    x = torch.randn(2, CHANNELS, 4, 4).to(dtype).contiguous(memory_format=torch.channels_last)
+    y = take(x.requires_grad_(), torch.tensor(index), 1, sorted(index) == list(range(len(index))))
+    assert torch.equal(y, x[:, index])
+    weights = torch.arange(y.numel()).reshape(y.shape).to(dtype)
+    (gradient,) = torch.autograd.grad(y, x, weights)
+    expected = torch.zeros_like(x).index_add(1, torch.tensor(index), weights)
+    assert torch.equal(gradient, expected)
+
+
 @pytest.mark.parametrize("index", [[3, 0, 5, 1, 4, 2], [2, 0], [1, 1, 4]])
 def test_gradients_of_gradients(index: list[int]) -> None:
     module = to_torch(gathering(index, 1)).double()

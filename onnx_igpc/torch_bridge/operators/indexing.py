@@ -20,7 +20,8 @@ def gather(node: Node) -> Run:
         return partial(_select, axis=axis, index=int(known))
     # One index_select; a constant index without negative numbers needs no arithmetic first.
     if known is not None and known.dim() == 1 and bool((known >= 0).all()):
-        return partial(take, axis=axis)
+        permutes = bool((known.sort().values == torch.arange(len(known))).all())
+        return partial(take, axis=axis, permutes=permutes)
 
     def run(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         position = axis % x.dim()
