@@ -98,6 +98,7 @@ _AS_THEY_ARE = [
     "init",
     "keep",
     "log",
+    "lowering",
     "loss",
     "lr",
     "minimize",

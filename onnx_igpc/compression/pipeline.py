@@ -30,12 +30,13 @@ from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.auto import LoweringRun
-from onnx_igpc.lowering.options import Lowering
+from onnx_igpc.lowering.options import LITERAL, Lowering
 from onnx_igpc.passes import Pass
 from onnx_igpc.planning.keep import plans_that_keep
 from onnx_igpc.planning.options import Budget, Keep, Published
 from onnx_igpc.planning.planners import plan_published, plan_sites
 from onnx_igpc.planning.search import Plan
+from onnx_igpc.report.damage import figure_text, ruined
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.sections import CalibrationReport, DamageReport
@@ -83,8 +84,9 @@ def compress(
         DataError: calibration data that cannot be used, or activations that are not finite.
         UsageError: options that cannot be used together, or a glob that matches nothing.
         ModelError: the model cannot be read or is not valid ONNX.
-        CheckFailedError: the budget cannot be reached, nothing keeps the promise, or the written graph does not do what it
-            should, which is a defect of this tool or of one of the ``passes``.
+        CheckFailedError: the budget cannot be reached, or only by a lowered model that is ruined; nothing keeps
+            the promise; or the written graph does not do what it should, which is a defect of this tool or of
+            one of the ``passes``.
     """
     plugins = load_plugins(passes)
     job = Job.of(plan, sites, calibration, lowering, fold_batch_norm)
@@ -264,7 +266,9 @@ def _planned(planning: _Planning, measure: HeldOutMeasure) -> tuple[Plan, Damage
             return planned, None
         damage = first.damage(planned, measure)
         if not isinstance(plan, Keep):
-            return planned, _with_parts_exchanged(planning, planned, measure, damage)
+            damage = _with_parts_exchanged(planning, planned, measure, damage)
+            _refuse_ruin(planning.job, damage)
+            return planned, damage
         if plan.kept.holds(damage):
             return planned, damage
         share = planned.summary.chosen[0] if planned.summary else 1.0
@@ -274,6 +278,21 @@ def _planned(planning: _Planning, measure: HeldOutMeasure) -> tuple[Plan, Damage
         f"nothing that was tried keeps {plan.kept} on {basis.held_out_size if basis else 0} held-out "
         f"samples; the nearest: {nearest}"
     )
+
+
+def _refuse_ruin(job: Job, damage: DamageReport) -> None:
+    """Refuse what a budget of time would make of the model where that is of no use and final.
+
+    Raises:
+        CheckFailedError: the model would be ruined, and be lowered, so that it cannot be trained.
+    """
+    final = job.lowering is not None and job.lowering.kind != LITERAL
+    if isinstance(job.plan, Budget) and job.times and final and ruined(damage):
+        raise CheckFailedError(
+            f"`target` {job.plan.quantity} would ruin the model: {figure_text(damage)} on "
+            f"{damage.samples} samples not used for the fit, and what is lowered cannot be trained; give a "
+            "larger share, or `lowering` literal to finetune it, then lower"
+        )
 
 
 def _with_parts_exchanged(

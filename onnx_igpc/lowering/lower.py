@@ -27,6 +27,7 @@ from onnx_igpc.lowering.preparation import prepare
 from onnx_igpc.lowering.quantization.float_model import refuse_unsuitable
 from onnx_igpc.lowering.selection import describe_lowering, select
 from onnx_igpc.lowering.site_races import Choices
+from onnx_igpc.report.damage import ordered_warnings
 from onnx_igpc.report.digest import read_digest, refuse_lowered, refuse_quantized, write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
 from onnx_igpc.report.sections import LoweringReport, SiteLowering
@@ -150,6 +151,7 @@ def finish(
         totals.pointwise_parameters.after += _parameters(opened, after, report) - former
     report.inputs_removed += [name for name in removed if name not in report.inputs_removed]
     report.lowering = said
+    report.warnings = ordered_warnings(report)
     report.checks = {
         **report.checks,
         **check_graph(before.proto, opened, doubt),

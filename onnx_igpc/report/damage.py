@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnx_igpc.errors import with_flags
 from onnx_igpc.report.sections import CalibrationReport, DamageReport
 from onnx_igpc.report.tree import RewriteReport
 
@@ -9,12 +10,32 @@ LEAST_AGREEMENT = 0.8
 """Below this share of equal answers a model is not one to use as it is."""
 MOST_ERROR = 0.3
 """Beyond this relative error of its outputs it is not, either."""
+_HALF = 0.5
+
+_TRAIN = "this model needs training (onnx-igpc finetune), or more data"
+_TRAIN_BEFORE_LOWERING = (
+    "this model needs training before it is lowered, which is final, or more data: compress it (under a budget "
+    "of time with `lowering` literal), then finetune, then lower"
+)
 
 
-def large_damage_warning(damage: DamageReport | None) -> str | None:
+def ruined(damage: DamageReport) -> bool:
+    """Whether more than half of the answers are others, beyond doubt, or half of the power of an output is error."""
+    if damage.unknown is not None:
+        return False
+    if damage.agreement is not None:
+        return (damage.interval[1] if damage.interval else damage.agreement) < _HALF
+    return damage.relative_error is not None and damage.relative_error**2 > _HALF
+
+
+def large_damage_warning(damage: DamageReport | None, lowered: bool = False) -> str | None:
     """What the reader must do about large damage; ``None`` where it is small or not known.
 
     Where nothing was held out, the figure that flatters speaks: the true one is no better.
+
+    Args:
+        damage: of the model.
+        lowered: the model can no longer be trained.
     """
     judged = damage if damage is None or damage.unknown is None else damage.fitted
     if damage is None or judged is None:
@@ -31,7 +52,7 @@ def large_damage_warning(damage: DamageReport | None) -> str | None:
         on += " that it was fitted to"
     elif damage.fitted is not None:
         on += " not used for the fit"
-    return f"{figure} {on}: this model needs training (onnx-igpc finetune), or more data"
+    return f"{figure} {on}: {with_flags(_TRAIN_BEFORE_LOWERING) if lowered else _TRAIN}"
 
 
 def figure_text(damage: DamageReport) -> str:
@@ -48,9 +69,12 @@ def figure_text(damage: DamageReport) -> str:
 
 
 def ordered_warnings(report: RewriteReport) -> list[str]:
-    """The warnings of a report, that of large damage first."""
-    large = large_damage_warning(report.damage)
-    return list(dict.fromkeys([*([large] if large else []), *report.warnings]))
+    """The warnings of a report, that of large damage first, as the model is now."""
+    lowered = report.lowering is not None
+    large = large_damage_warning(report.damage, lowered)
+    before = large_damage_warning(report.damage, not lowered)
+    others = [text for text in report.warnings if text not in (large, before)]
+    return [large, *others] if large else others
 
 
 def held_out_text(calibration: CalibrationReport) -> str | None:
