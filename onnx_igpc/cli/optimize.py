@@ -127,8 +127,7 @@ def optimize(
                 log=line.log,
             )
         except KeyboardInterrupt:
-            line.log("stopped: the same command goes on from here")
-            raise
+            raise KeyboardInterrupt("stopped: the same command goes on from here") from None
     if json_file is not None:
         write_text(json_file, report.to_json())
     out = console(quiet or goes_to_stdout(json_file))

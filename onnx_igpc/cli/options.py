@@ -7,6 +7,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +41,9 @@ class IgpcGroup(click.Group):
         except IgpcError as error:
             _say_error(str(error))
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt as stopped:
+            _say(str(stopped) or "stopped")
+            ctx.exit(128 + signal.SIGINT)
         except (MemoryError, OSError, RuntimeError) as error:
             reason = _lacking(error)
             if reason is None:

@@ -295,3 +295,13 @@ def complete(group: IgpcGroup | click.Group, words: str, incomplete: str) -> lis
         group, {}, "onnx-igpc", "_ONNX_IGPC_COMPLETE"
     ).get_completions
     return [item.value for item in found(words.split(), incomplete)]
+
+
+def test_ctrl_c_is_one_line_and_not_a_check_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnx_igpc.compression.pipeline.inspect", stopped)
+    result = run("inspect", DIGITS)
+    assert result.exit_code == 130
+    assert result.output == "stopped\n"

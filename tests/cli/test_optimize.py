@@ -67,3 +67,15 @@ def test_a_time_that_is_none_is_refused(text: str, few: Path, tmp_path: Path) ->
     result = run("optimize", DIGITS, "--data", few, "-o", tmp_path / "o", "--time", text)
     assert result.exit_code == 2
     assert "is not a time: write 90s, 30m or 2h" in result.stderr
+
+
+def test_what_is_stopped_says_how_to_go_on(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnx_igpc.compression.optimization.optimize.optimize", stopped)
+    result = run("optimize", DIGITS, "--data", few, "-o", tmp_path / "best")
+    assert result.exit_code == 130
+    assert result.stderr == "stopped: the same command goes on from here\n"
