@@ -142,12 +142,14 @@ class SiteDamages:
         if index in each.measured:
             return
         candidate = each.fitted[index]
-        place = self._trials.behind({site.name for site in each.sharing})
+        names = {site.name for site in each.sharing}
+        place = self._trials.behind(names)
+        changing = place.probe.changing(names)
         damages = []
         for number in range(len(place.folds)):
             left_out = number if place.possible else None
             changes = self._changes(each, candidate, left_out)
-            damages.append(place.probe.damage(changes, number, FEW))
+            damages.append(changing.damage(changes, number, FEW))
         value = Damage.joined(damages).value
         if not np.isfinite(value):
             raise DataError(f"the output is not finite when {each.name!r} is rewritten")

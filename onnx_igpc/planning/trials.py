@@ -20,7 +20,7 @@ from onnx_igpc.fitting.moments import Moments
 from onnx_igpc.fitting.weights import IgpcWeights
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.planning.sensitivity import Damage, DamageProbe
+from onnx_igpc.planning.sensitivity import Changes, ChangingSites, Damage, DamageProbe
 from onnx_igpc.sites.find import FoundSites, Rewritable
 
 Layouts = Mapping[str, GroupLayout]
@@ -44,12 +44,12 @@ _CUTS = 6
 class Trial:
     """A plan fitted once for each part of the data, without it, and measured on the parts.
 
-    ``place`` is where in the model the trial began.
+    ``changes``: what its sites apply, fitted without each part; ``changing`` measures them.
     """
 
     damage: Damage
-    fitted: list[FittedSites]
-    place: Trials
+    changes: Sequence[Changes]
+    changing: ChangingSites
 
 
 @dataclass(eq=False)
@@ -152,7 +152,7 @@ class Trials:
         """
         replaced = {name for name, layout in layouts.items() if layout.replaced}
         place = self.behind(replaced)
-        fitted, damages = [], []
+        changes = []
         for number in range(len(place.folds)):
             done = fit_sites(
                 place.model,
@@ -165,11 +165,11 @@ class Trials:
                 tolerance=_TOLERANCE,
                 moments=partial(self._moments_without, number),
             )
-            fitted.append(done)
-            damages.append(place.probe.damage(_measurable(place.found, done), number))
-        trial = Trial(Damage.joined(damages), fitted, place)
-        self._known[_key(layouts, fit)] = trial.damage
-        return trial
+            changes.append(_measurable(place.found, done))
+        changing = place.probe.changing({name for part in changes for name in part})
+        parts = [changing.damage(part, number) for number, part in enumerate(changes)]
+        damage = self._known[_key(layouts, fit)] = Damage.joined(parts)
+        return Trial(damage, changes, changing)
 
     def _moments_without(self, number: int) -> dict[Tap, Moments]:
         return self.moments.of(self.without_part(number))
@@ -179,15 +179,13 @@ class Trials:
 
         Measured on a few samples of each part.
         """
-        probe = trial.place.probe
-        changes = [_measurable(trial.place.found, done) for done in trial.fitted]
 
         def damage(without: str | None) -> float:
             parts = [
                 {name: change for name, change in part.items() if name != without}
-                for part in changes
+                for part in trial.changes
             ]
-            few = [probe.damage(part, number, FEW) for number, part in enumerate(parts)]
+            few = [trial.changing.damage(part, number, FEW) for number, part in enumerate(parts)]
             return Damage.joined(few).value
 
         whole = damage(None)

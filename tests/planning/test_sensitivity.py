@@ -60,7 +60,7 @@ def damage(
     probe: DamageProbe, site: Rewritable, matrix: np.ndarray, bias: np.ndarray | None
 ) -> float:
     """Of one site that computes another matrix."""
-    return probe.damage({site.name: DenseWeight(matrix, bias)}).value
+    return probe.changing([site.name]).damage({site.name: DenseWeight(matrix, bias)}).value
 
 
 def test_the_dense_layer_does_no_damage() -> None:

@@ -113,7 +113,8 @@ def test_half_the_trace_is_the_damage_of_a_small_change() -> None:
     probe = DamageProbe(opened, sites, [data], samples=600, threads=1)
     step = 0.05 * np.random.default_rng(1).standard_normal(6)
     bias = sites[0].bias.values() + step
-    measured = probe.damage({sites[0].name: DenseWeight(sites[0].weight_matrix(), bias)}).value
+    changed = {sites[0].name: DenseWeight(sites[0].weight_matrix(), bias)}
+    measured = probe.changing(changed).damage(changed).value
     assert measured == pytest.approx(step @ G @ step / 2, rel=0.15)
 
 
@@ -215,9 +216,8 @@ def test_without_class_scores_outputs_count_by_their_relative_error() -> None:
     probe = DamageProbe(opened, sites, [data], samples=400, threads=1)
     change = 0.1 * np.random.default_rng(0).standard_normal((6, 6))
     S = np.einsum("nchw,ndhw->cd", x, x) / (len(x) * SIDE**2)
-    measured = probe.damage(
-        {sites[0].name: DenseWeight(sites[0].weight_matrix() + change, None)}
-    ).value
+    changed = {sites[0].name: DenseWeight(sites[0].weight_matrix() + change, None)}
+    measured = probe.changing(changed).damage(changed).value
     assert measured == pytest.approx(np.trace(G @ change @ S @ change.T) / 2, rel=0.05)
 
 
