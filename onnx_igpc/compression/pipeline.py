@@ -6,10 +6,9 @@ written graph is checked, and the report goes into it as its digest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import onnx
 
@@ -17,37 +16,30 @@ from onnx_igpc.calibration.fitters import DataFreeFitter, RandomFitter, ZeroFitt
 from onnx_igpc.calibration.options import Calibration
 from onnx_igpc.compression.basis import Basis, HeldOutMeasure
 from onnx_igpc.compression.job import Job
+from onnx_igpc.compression.plan_choice import Planning, choose_plan
 from onnx_igpc.compression.plugins import PluginPass, load_plugins
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import NOTHING_WARNING, Measured, Original, describe
 from onnx_igpc.data.batches import Data, data_doubts, data_notes
 from onnx_igpc.data.progress import Progress, portion
 from onnx_igpc.data.sources import Arrays
-from onnx_igpc.errors import CheckFailedError
-from onnx_igpc.evaluation.damage import joined_damage, measure_damage
+from onnx_igpc.evaluation.damage import measure_damage
 from onnx_igpc.graph.checks import check_graph, check_original
-from onnx_igpc.graph.cost import count
-from onnx_igpc.graph.model import OpenModel, PathLike, snapshot
-from onnx_igpc.layout.group_layout import GroupLayout
+from onnx_igpc.graph.model import OpenModel, PathLike
 from onnx_igpc.lowering.auto import LoweringRun
-from onnx_igpc.lowering.options import LITERAL, Lowering
+from onnx_igpc.lowering.options import Lowering
 from onnx_igpc.passes import Pass
-from onnx_igpc.planning.keep import plans_that_keep
 from onnx_igpc.planning.options import Budget, Keep, Published
-from onnx_igpc.planning.planners import plan_published, plan_sites
+from onnx_igpc.planning.planners import plan_published
 from onnx_igpc.planning.search import Plan
-from onnx_igpc.report.damage import figure_text, ruined
 from onnx_igpc.report.digest import write_digest
 from onnx_igpc.report.result import CompressResult, open_copy
-from onnx_igpc.report.sections import CalibrationReport, DamageReport
+from onnx_igpc.report.sections import CalibrationReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.runtime.session_source import AnyModel
 from onnx_igpc.sites.find import FoundSites, SiteFilter
 from onnx_igpc.sites.rewrite import Fitter
-from onnx_igpc.sites.subgraph import RewrittenModel
 
-# Of the time of planning, choosing how to fit, and measuring: where the second and the third begin.
-_CHOOSING_FIT, _MEASURING = 0.75, 0.88
 # Where the last fit begins, and the rewrite with it.
 _REWRITING = 0.94
 
@@ -149,9 +141,9 @@ def _compress(
             held.callback(basis.close)
         rewriting = _REWRITING if basis is not None else 0.0
         telling = portion(progress, 0.0, rewriting)
-        planning = _Planning(found, opened, job, basis, original, telling, speed)
+        planning = Planning(found, opened, job, basis, original, telling, speed)
         measure = HeldOutMeasure(model, original, opened, job.sites, options, job.labelled)
-        planned, damage = _planned(planning, measure)
+        planned, damage = choose_plan(planning, measure)
         telling = portion(progress, rewriting, 1.0) if basis is not None else progress
         used = _rewrite(rewriter, found, planned, job, basis, telling)
         if job.plan.grouping == "learned":
@@ -195,149 +187,6 @@ def _basis(found: FoundSites, opened: OpenModel, job: Job, data: Data | None) ->
     if isinstance(job.plan, Keep):
         basis.check_promise(job.plan.kept)
     return basis
-
-
-@dataclass(frozen=True)
-class _Planning:
-    """What it takes to plan: the sites, what is asked for, the data, and what measures times."""
-
-    found: FoundSites
-    opened: OpenModel
-    job: Job
-    basis: Basis | None
-    original: Original
-    progress: Progress | None
-    speed: LoweringRun | None
-
-    def plans(self) -> Iterator[Plan]:
-        """One plan, or those that are likely to keep a promise, the smallest first."""
-        pricing, progress = None, portion(self.progress, 0.0, _CHOOSING_FIT)
-        if self.speed is not None and self.job.times:
-            pricing = self.speed.pricing(self.found, self._trial)
-        trials = self.basis.trials if self.basis is not None else None
-        cost = count(self.opened)
-        if isinstance(self.job.plan, Keep) and trials is not None and self.basis is not None:
-            samples = self.basis.held_out_size
-            plans = plans_that_keep(trials, cost, self.job.plan, samples, progress, pricing)
-        else:
-            assert not isinstance(self.job.plan, Keep), "a promise is checked to have data before"
-            plans = iter([plan_sites(self.found, self.job.plan, trials, cost, pricing, progress)])
-        for planned in plans:
-            if self.speed is not None:
-                wanted = sum(layout.replaced for layout in planned.layouts.values())
-                planned.layouts = self.speed.keep_dense(self.found, planned.layouts, self._trial)
-                left = sum(layout.replaced for layout in planned.layouts.values())
-                planned.slower = wanted - left
-            yield planned
-
-    @property
-    def exchanges(self) -> bool:
-        """Whether everything is chosen once more with the parts of the data exchanged."""
-        plan = self.job.plan
-        known = isinstance(plan, Budget) and plan.sensitivity is not None
-        exchangeable = self.basis is not None and self.basis.exchangeable
-        return exchangeable and not known and not isinstance(plan, Keep)
-
-    def part(self, begin: float, end: float) -> _Planning:
-        """The same, as a part of all that is done."""
-        return replace(self, progress=portion(self.progress, begin, end))
-
-    def damage(self, planned: Plan, measure: HeldOutMeasure) -> DamageReport:
-        """The damage of a plan on held-out data, once it is chosen how to fit it."""
-        assert self.basis is not None
-        self.basis.choose_fit(planned, portion(self.progress, _CHOOSING_FIT, _MEASURING))
-        return measure.damage(self.basis, planned, portion(self.progress, _MEASURING, 1.0))
-
-    def _trial(self, layouts: Mapping[str, GroupLayout]) -> RewrittenModel:
-        return _trial(self.opened, self.job, self.original.digest, layouts)
-
-
-def _planned(planning: _Planning, measure: HeldOutMeasure) -> tuple[Plan, DamageReport | None]:
-    """The plan, and its damage on held-out data; where a promise is asked for, the first that keeps it.
-
-    Raises:
-        CheckFailedError: no plan keeps the promise; the message names the nearest.
-    """
-    basis, plan = planning.basis, planning.job.plan
-    first = planning.part(0.0, 0.5) if planning.exchanges else planning
-    nearest = "nothing was rewritten"
-    for planned in first.plans():
-        if basis is None:
-            return planned, None
-        damage = first.damage(planned, measure)
-        if not isinstance(plan, Keep):
-            damage = _with_parts_exchanged(planning, planned, measure, damage)
-            _refuse_ruin(planning.job, damage)
-            return planned, damage
-        if plan.kept.holds(damage):
-            return planned, damage
-        share = planned.summary.chosen[0] if planned.summary else 1.0
-        nearest = f"{plan.kept.told(damage)}, with {share:.0%} of {plan.minimize} left"
-    assert isinstance(plan, Keep)
-    raise CheckFailedError(
-        f"nothing that was tried keeps {plan.kept} on {basis.held_out_size if basis else 0} held-out "
-        f"samples; the nearest: {nearest}"
-    )
-
-
-def _refuse_ruin(job: Job, damage: DamageReport) -> None:
-    """Refuse what a budget of time would make of the model where that is of no use and final.
-
-    Raises:
-        CheckFailedError: the model would be ruined, and be lowered, so that it cannot be trained.
-    """
-    final = job.lowering is not None and job.lowering.kind != LITERAL
-    if isinstance(job.plan, Budget) and job.times and final and ruined(damage):
-        raise CheckFailedError(
-            f"`target` {job.plan.quantity} would ruin the model: {figure_text(damage)} on "
-            f"{damage.samples} samples not used for the fit, and what is lowered cannot be trained; give a "
-            "larger share, or `lowering` literal to finetune it, then lower"
-        )
-
-
-def _with_parts_exchanged(
-    planning: _Planning, planned: Plan, measure: HeldOutMeasure, damage: DamageReport
-) -> DamageReport:
-    """The damage on all samples where few are held out: each part by a plan and fits that the other one made.
-
-    What is measured on the part that the plan was chosen by is another plan, of the same procedure.
-    """
-    basis, job = planning.basis, planning.job
-    if basis is None or not planning.exchanges:
-        return damage
-    other = basis.exchanged()
-    second = replace(planning.part(0.5, 1.0), basis=other)
-    try:
-        if job.plans_with_data:
-            asked = job.plan
-            if isinstance(asked, Budget):
-                asked = replace(asked, save_sensitivity=None)
-            speed = copy(planning.speed)
-            again = replace(second, job=replace(job, plan=asked), speed=speed)
-            planned = next(again.plans())
-        if not any(layout.replaced for layout in planned.layouts.values()):
-            return damage
-        return joined_damage([damage, second.damage(planned, measure)])
-    finally:
-        other.trials.close()
-
-
-def _trial(
-    opened: OpenModel, job: Job, digest: RewriteReport | None, layouts: Mapping[str, GroupLayout]
-) -> RewrittenModel:
-    """A copy of the model rewritten with random weights, as fast as with any others."""
-    rewriter = Rewriter(snapshot(opened), digest)
-    published = job.published
-    rewriter.rewrite(
-        rewriter.find(job.sites),
-        layouts,
-        RandomFitter(published.seed, published.form == "paper"),
-        published.form,
-    )
-    rewriter.settle(checked=False)
-    if job.plan.grouping == "learned":
-        rewriter.absorb(checked=False)
-    return rewriter.result()
 
 
 def _rewrite(
