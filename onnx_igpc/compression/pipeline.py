@@ -156,7 +156,7 @@ def _compress(
                 return None
             everything = basis.division.everything
             damage.fitted = measure_damage(model, opened, everything, report=report)
-            used.held_out = damage.samples
+            used.held_out, used.confidence = damage.samples, damage.fitted.confidence
             notes = [*data_notes(data), *basis.notes]
             return Measured(used, data.preprocessing, damage, data_doubts(data), notes)
 

@@ -69,7 +69,7 @@ def damage_of(found: VerifyReport) -> DamageReport:
     damage = DamageReport(samples=found.samples)
     if found.classifier is not None:
         damage.agreement = found.classifier.agreement
-        damage.kl = found.classifier.kl
+        damage.kl, damage.confidence = found.classifier.kl, found.classifier.confidence
     elif worst := found.worst_output:
         damage.relative_error, damage.output = worst.relative_norm, worst.name
     elif found.outputs:
@@ -102,6 +102,7 @@ def joined_damage(parts: Sequence[DamageReport]) -> DamageReport:
 
     joined.agreement = mean([part.agreement for part in parts])
     joined.kl = mean([part.kl for part in parts])
+    joined.confidence = mean([part.confidence for part in parts])
     squares = mean([None if (e := part.relative_error) is None else e * e for part in parts])
     joined.relative_error = None if squares is None else math.sqrt(squares)
     if joined.agreement is not None and all(part.interval for part in parts):

@@ -86,7 +86,7 @@ class ClassifierAccumulator:
         self.name = name
         self._samples = self._agree = self._labelled = self._classes = 0
         self._hits = np.zeros((2, 2), np.int64)  # original, candidate x top-1, top-5
-        self._kl = 0.0
+        self._kl = self._confidence = 0.0
         self._seen: set[int] = set()
         self._shifted = {-1: 0, 1: 0}  # hits of the original by labels one class further
 
@@ -99,6 +99,7 @@ class ClassifierAccumulator:
         self._agree += int(np.count_nonzero(known & (first == second)))
         finite = np.isfinite(original).all() and np.isfinite(candidate).all()
         self._kl += len(original) * kl_divergence(original, candidate) if finite else math.nan
+        self._confidence += float(distribution(original)[0].max(axis=1).sum())
         if labels is None:
             return
         self._labelled += len(labels)
@@ -144,6 +145,7 @@ class ClassifierAccumulator:
             original=accuracies[0],
             candidate=accuracies[1],
             kl=None if math.isnan(self._kl) else self._kl / self._samples,
+            confidence=None if math.isnan(self._kl) else self._confidence / self._samples,
         )
 
 
@@ -174,13 +176,13 @@ def kl_divergence(before: np.ndarray, after: np.ndarray) -> float:
 
     Rows that are probabilities already are taken as they are, others through a softmax.
     """
-    p, log_p = _distribution(before)
-    _, log_q = _distribution(after)
+    p, log_p = distribution(before)
+    _, log_q = distribution(after)
     return max(float(np.mean(np.sum(p * (log_p - log_q), axis=1))), 0.0)
 
 
-def _distribution(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and their logarithms."""
+def distribution(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and their logarithms, of scores of shape (N, classes)."""
     values = scores.astype(np.float64)
     if (values >= 0).all() and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
         clipped = np.clip(values, _TINY, None)

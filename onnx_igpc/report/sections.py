@@ -81,6 +81,7 @@ class CalibrationReport:
     ``activation_bytes`` and ``spilled_bytes``: the most that were kept in memory and on disk. ``fit``: how
     the sites were fitted, in words; ``chosen_by``: the damage of each fit that was tried, on data left out
     of it. ``held_out``: of the samples, those on which the damage was measured by fits without them.
+    ``confidence``: the mean of the original's highest class probability on the samples.
     """
 
     source: str
@@ -90,6 +91,7 @@ class CalibrationReport:
     fit: IfKnown[str] = None
     chosen_by: IfKnown[dict[str, float]] = None
     held_out: IfKnown[int] = None
+    confidence: IfKnown[float] = None
     seconds: IfKnown[float] = None
     without_data: dict[str, str]
     activation_bytes: IfKnown[int] = None
@@ -172,7 +174,7 @@ class DamageReport:
     agreement. ``left_out``: outputs that cannot be compared, in sentences, where there are any.
 
     ``interval``: the agreement's 95 % interval (Wilson). ``kl``: the mean Kullback-Leibler divergence of
-    the class probabilities in nats. ``fitted``: the same measured on the data that the weights were fitted
+    the class probabilities in nats, ``confidence`` the mean of the original's highest. ``fitted``: the same measured on the data that the weights were fitted
     to, which flatters. ``accuracy_change``: of top-1 against labels, in [-1, 1], with its 95 % interval,
     where it was asked for. ``unknown``: why nothing was measured, in the place of a figure.
     """
@@ -180,6 +182,7 @@ class DamageReport:
     agreement: IfKnown[float] = None
     interval: IfKnown[tuple[float, float]] = None
     kl: IfKnown[float] = None
+    confidence: IfKnown[float] = None
     accuracy_change: IfKnown[tuple[float, float, float]] = None
     relative_error: Annotated[float | None, LeftOut(beside="output")] = None
     output: IfKnown[str] = None

@@ -57,7 +57,7 @@ class ClassifierResult:
 
     original, candidate: accuracy against the labels, None without labels. kl: the mean Kullback-Leibler
     divergence of the candidate's class probabilities from the original's, in nats; None where a score is
-    not finite.
+    not finite. confidence: the mean of the original's highest class probability, likewise.
     """
 
     scores: str
@@ -67,6 +67,7 @@ class ClassifierResult:
     original: Accuracy | None
     candidate: Accuracy | None
     kl: IfKnown[float] = None
+    confidence: IfKnown[float] = None
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def test_agreement_and_divergence_of_parts_are_those_of_all_samples_at_once() ->
     assert joined.samples == whole.samples == 37
     assert joined.agreement == pytest.approx(whole.agreement, abs=1e-12)
     assert joined.kl == pytest.approx(whole.kl, rel=1e-5)
+    assert joined.confidence == pytest.approx(whole.confidence, rel=1e-5)
     assert joined.interval == pytest.approx(whole.interval, abs=1e-12)
     assert joined.relative_error is None
 
@@ -92,7 +93,7 @@ def test_what_a_part_does_not_know_the_whole_does_not_know() -> None:
     known = DamageReport(agreement=0.5, interval=(0.2, 0.8), kl=0.1, samples=10)
     joined = joined_damage([known, DamageReport(agreement=1.0, samples=10, not_finite=3)])
     assert joined.agreement == 0.75
-    assert joined.kl is joined.interval is None
+    assert joined.kl is joined.confidence is joined.interval is None
     assert joined.not_finite == 3
 
 

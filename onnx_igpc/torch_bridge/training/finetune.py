@@ -11,17 +11,18 @@ import onnx
 import torch
 
 from onnx_igpc.data.dataset import Dataset
-from onnx_igpc.errors import ModelError, UsageError
+from onnx_igpc.errors import DataError, ModelError, UsageError
 from onnx_igpc.graph.checks import check_original
 from onnx_igpc.graph.model import OpenModel, PathLike, open_model
 from onnx_igpc.report.digest import read_digest, refuse_quantized
 from onnx_igpc.report.result import new_report
-from onnx_igpc.report.sections import JudgedReport
+from onnx_igpc.report.sections import DamageReport, JudgedReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, load_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World, join
+from onnx_igpc.torch_bridge.training.held_out import of_another_kind
 from onnx_igpc.torch_bridge.training.int8_training import Int8Recipe, taken_apart
 from onnx_igpc.torch_bridge.training.log import Progress, Reporter, RunLog
 from onnx_igpc.torch_bridge.training.loop import Trainer, snapshot
@@ -93,6 +94,7 @@ def finetune(
         if world.leads:
             check_start(job, model)
             damage = measure(job, taught, model)
+            _check_kind(job, digest, damage)
         # Each process drops out other units.
         torch.manual_seed(job.recipe.seed + world.rank)
         given = snapshot(job.networks.student)
@@ -232,6 +234,21 @@ def _read_alike(
     if val is None or isinstance(val, Dataset):
         return train, val
     return train, replace(train, source=val)
+
+
+def _check_kind(job: Job, digest: RewriteReport | None, damage: DamageReport | None) -> None:
+    """Refuse to be judged by held-out data of another kind than compress was given; note it of validation data.
+
+    Raises:
+        DataError: the data is of another kind, and there is no other to judge by.
+    """
+    calibration = digest.calibration if digest is not None else None
+    doubt = of_another_kind(calibration, damage, job.val.kind)
+    if doubt is None:
+        return
+    if job.val.kind != "validation":
+        raise DataError(f"{doubt}: give `val` with some of that")
+    job.notes.append(doubt)
 
 
 def _check_run(target: Path | None, run: Run) -> None:

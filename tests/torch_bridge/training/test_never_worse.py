@@ -12,12 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import onnx_igpc
 from onnx_igpc.cli import main
+from onnx_igpc.errors import DataError
 from onnx_igpc.report.sections import JudgedReport
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.training.finetune import finetune
 from onnx_igpc.torch_bridge.training.result import FinetuneResult
-from tests.torch_bridge.training_cases import classifier, short, smaller, write_data
+from tests.torch_bridge.training_cases import SIDE, classifier, short, smaller, write_data
 
 
 def judgement(result: FinetuneResult) -> JudgedReport:
@@ -133,3 +135,69 @@ class TestNeverWorse:
         assert run.data.samples == (count if kind == "training" else count - held)
         assert run.val
         assert (run.val.kind, run.val.samples) == (kind, held)
+
+
+class TestDataOfAnotherKind:
+    """Compressed with loud images, of which the original is sure; trained on faint ones, of which it is not."""
+
+    @pytest.fixture
+    def teacher(self) -> onnx.ModelProto:
+        model = classifier()
+        for tensor in model.graph.initializer:
+            if tensor.name == "head_w":
+                quieter = onnx.numpy_helper.to_array(tensor) * np.float32(0.1)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(quieter, tensor.name))
+        return model
+
+    @pytest.fixture
+    def small(self, teacher: onnx.ModelProto) -> onnx.ModelProto:
+        result = onnx_igpc.compress(
+            teacher, onnx_igpc.Published(4), calibration={"x": self.images(0, 30.0)}
+        )
+        calibration = result.report.calibration
+        assert calibration is not None
+        assert calibration.confidence is not None
+        assert calibration.confidence > 0.9
+        return result.model
+
+    @staticmethod
+    def images(seed: int, loudness: float) -> np.ndarray:
+        generator = np.random.default_rng(seed)
+        return loudness * generator.standard_normal((64, 1, SIDE, SIDE)).astype(np.float32)
+
+    def saved(self, path: Path, seed: int, loudness: float) -> Path:
+        np.savez(path, x=self.images(seed, loudness))
+        return path
+
+    def test_it_is_refused_to_be_judged_by_it(
+        self, teacher: onnx.ModelProto, small: onnx.ModelProto, tmp_path: Path
+    ) -> None:
+        faint = self.saved(tmp_path / "faint.npz", 1, 0.01)
+        output = tmp_path / "out.onnx"
+        said = (
+            r"far less sure of its answers on the held-out samples than on those that compress was given \(its "
+            r"highest class probability is \d+% on average, not \d+%\): they are of another kind, .*: give `val`"
+        )
+        with pytest.raises(DataError, match=said):
+            finetune(small, teacher=teacher, data=faint, output=output, recipe=short())
+        assert not output.exists()
+
+    def test_validation_data_decides(
+        self, teacher: onnx.ModelProto, small: onnx.ModelProto, tmp_path: Path
+    ) -> None:
+        faint = self.saved(tmp_path / "faint.npz", 1, 0.01)
+        for loudness, doubted in ((30.0, False), (0.01, True)):
+            val = self.saved(tmp_path / f"val_{loudness}.npz", 2, loudness)
+            result = finetune(small, teacher=teacher, data=faint, val=val, recipe=short(epochs=1))
+            run = result.report.finetune
+            assert run is not None
+            assert any("of another kind" in note for note in run.notes) == doubted
+
+    def test_data_of_the_same_kind_is_not_doubted(
+        self, teacher: onnx.ModelProto, small: onnx.ModelProto, tmp_path: Path
+    ) -> None:
+        loud = self.saved(tmp_path / "loud.npz", 1, 30.0)
+        result = finetune(small, teacher=teacher, data=loud, recipe=short(epochs=1))
+        run = result.report.finetune
+        assert run is not None
+        assert not any("of another kind" in note for note in run.notes)
