@@ -86,7 +86,7 @@ def test_a_trial_behind_a_cut_is_the_trial_of_the_whole(sequential: bool) -> Non
         assert place is not trials
         assert place is trials.behind({found.rewritable[-1].name})
         behind = trials.run(layouts, fit)
-        assert behind.place is place
+        assert behind.changing.probe is place.probe
         names = [site.name for site in found.rewritable[-2:]]
         won = trials.won(behind, names)
         trials.close()
