@@ -74,7 +74,7 @@ def ordered_warnings(report: RewriteReport) -> list[str]:
     large = large_damage_warning(report.damage, lowered)
     before = large_damage_warning(report.damage, not lowered)
     others = [text for text in report.warnings if text not in (large, before)]
-    return [large, *others] if large else others
+    return list(dict.fromkeys([*([large] if large else []), *others]))
 
 
 def held_out_text(calibration: CalibrationReport) -> str | None:

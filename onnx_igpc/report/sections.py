@@ -174,9 +174,10 @@ class DamageReport:
     agreement. ``left_out``: outputs that cannot be compared, in sentences, where there are any.
 
     ``interval``: the agreement's 95 % interval (Wilson). ``kl``: the mean Kullback-Leibler divergence of
-    the class probabilities in nats, ``confidence`` the mean of the original's highest. ``fitted``: the same measured on the data that the weights were fitted
-    to, which flatters. ``accuracy_change``: of top-1 against labels, in [-1, 1], with its 95 % interval,
-    where it was asked for. ``unknown``: why nothing was measured, in the place of a figure.
+    the class probabilities in nats, ``confidence`` the mean of the original's highest. ``fitted``: the same
+    measured on the data that the weights were fitted to, which flatters. ``accuracy_change``: of top-1 against
+    labels, in [-1, 1], with its 95 % interval, where it was asked for. ``unknown``: why nothing was measured, in
+    the place of a figure.
     """
 
     agreement: IfKnown[float] = None
