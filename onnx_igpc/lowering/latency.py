@@ -22,7 +22,7 @@ from onnx_igpc.lowering.cache import RaceCache
 from onnx_igpc.lowering.cut_out import UnknownShapeError
 from onnx_igpc.lowering.options import FLOAT32, Precision
 from onnx_igpc.lowering.preparation import prepare
-from onnx_igpc.lowering.race import as_run, race_all, race_models
+from onnx_igpc.lowering.race import as_run, race_all, race_models, structure
 from onnx_igpc.lowering.selection import CHOSEN, FINAL_ROUNDS, Selection, select
 from onnx_igpc.lowering.site_races import (
     DENSE,
@@ -113,7 +113,7 @@ class LatencyBudget:
             CheckFailedError: there is none; the message says what was reached.
         """
         fixed = self.dense - sum(site.cost(0, target) for site in planned)
-        share, best = self.aim or target.share, None
+        share, best, before = self.aim or target.share, None, None
         tried: list[TriedShare] = []
         for _ in range(_CHECKS):
             try:
@@ -121,6 +121,9 @@ class LatencyBudget:
                 last = False
             except CheckFailedError:
                 choice, last = least_choice(planned, target), True
+            if before is not None and choice.indices == before.indices:
+                break
+            before = choice
             predicted = (choice.cost + fixed) / self.dense
             measured = self._measured(layouts(choice))
             tried.append(TriedShare(predicted=predicted, measured=measured, damage=choice.damage))
@@ -159,11 +162,7 @@ class LatencyBudget:
             if self.progress is not None:
                 self.progress(done, len(cuts), f"racing layouts of {name}")
             seconds = race_all(contenders, self.setting, self.cache, self.precision)
-            least: dict[int, float] = {}
-            for label, value in seconds.items():
-                index = int(label.split(":")[0])
-                least[index] = min(value, least.get(index, value))
-            for index, value in least.items():
+            for index, value in _by_candidate(seconds).items():
                 key = owners.get(name, name), index
                 times[key] = times.get(key, 0.0) + value
         return times
@@ -202,7 +201,9 @@ class LatencyBudget:
                 continue
             known = cuts.setdefault(site.name, {})
             dense = contenders.pop(DENSE)
-            known.setdefault(f"0:{DENSE}", dense)
+            reference = known.setdefault(f"0:{DENSE}", dense)
+            if structure(dense.proto) != structure(reference.proto):
+                known[f"{index}:{DENSE}"] = dense
             known.update((f"{index}:{label}", cut) for label, cut in contenders.items())
 
     def _prepared(self, layouts: Mapping[str, GroupLayout]) -> RewrittenModel | None:
@@ -224,6 +225,24 @@ class LatencyBudget:
         if selection.whole is None:
             return 1.0
         return selection.whole.seconds[CHOSEN] / selection.whole.seconds[DENSE]
+
+
+def _by_candidate(seconds: Mapping[str, float]) -> dict[int, float]:
+    """The least time of each candidate, of ``{index}:{lowering}``, in the surroundings of the first.
+
+    What stands around a site depends on its neighbours' layouts, which change with the candidate.
+    Where they do, the dense form was raced in both surroundings, and the difference is taken off.
+    """
+    least: dict[int, float] = {}
+    for name, value in seconds.items():
+        index, label = name.split(":")
+        if label != DENSE:
+            around = seconds.get(f"{index}:{DENSE}", seconds[f"0:{DENSE}"])
+            value = max(value - around + seconds[f"0:{DENSE}"], 0.0)
+        elif int(index):
+            continue
+        least[int(index)] = min(value, least.get(int(index), value))
+    return least
 
 
 def _picked(site: Options) -> Options:

@@ -200,7 +200,13 @@ def test_options_of_compress_that_do_not_go_together() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return saved(tmp_path, x=images(40, CHANNELS))
+    return other_data(tmp_path, 0)
+
+
+def other_data(folder: Path, seed: int) -> Path:
+    """The same images with another noise for each seed: other layouts are candidates then."""
+    noise = np.random.default_rng(seed).standard_normal(images(40, CHANNELS).shape)
+    return saved(folder, x=(images(40, CHANNELS) + 0.05 * noise).astype(np.float32))
 
 
 def timed(data: Path, target: str, kind: str = "auto") -> CompressResult:
@@ -226,6 +232,20 @@ def test_a_budget_of_time_holds_for_the_whole(data: Path, monkeypatch: pytest.Mo
     seconds = result.report.lowering.model.seconds
     assert seconds["chosen"] <= 0.6 * seconds["dense"]
     assert_counted(result)
+
+
+@pytest.mark.parametrize("seed", [2, 4])
+def test_what_stands_around_a_site_is_no_part_of_its_price(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """A neighbour's stand-in has weights, too, and not the same ones beside every candidate."""
+    Prices(by_operator({}, weight=1.0)).install(monkeypatch)
+    said = timed(other_data(tmp_path, seed), "latency=70%").report.selection
+    assert said is not None
+    assert said.latency is not None
+    assert all(
+        each.predicted == pytest.approx(each.measured, rel=0.01) for each in said.latency.tried
+    )
 
 
 def test_a_budget_of_time_that_is_left_literal_can_be_trained_and_lowered(
