@@ -126,6 +126,7 @@ _AS_THEY_ARE = [
     "features",
     "feature_loss",
     "hold_out",
+    "interpolation",
     "int8_share",
     "label_offset",
     "label_weight",

@@ -137,6 +137,11 @@ _recipe_options = all_options(
         type=click.Choice(["train", "frozen"]),
         help="Whether its statistics move  [few frozen, else train].",
     ),
+    click.option(
+        "--interpolation",
+        type=float,
+        help="How far to go from the weights given to the trained ones  [few 0.75, else 1].",
+    ),
     click.option("--seed", type=int, help="[0]"),
     click.option("--scores", metavar="NAME", help="The output with class scores."),
     click.option(
@@ -166,6 +171,7 @@ _RECIPE_OPTIONS = (
     "feature_loss",
     "amp",
     "batch_norm",
+    "interpolation",
     "seed",
     "scores",
     "hold_out",

@@ -78,7 +78,7 @@ class TestFinetune:
             *("--loss", "kd+ce", "--temperature", 2, "--feature-loss", 0.5, "--augment", "flip"),
             *("--augment", "shift=1", "--freeze", "stem_*", "--seed", 4, "--schedule", "linear"),
             *("--amp", "bf16", "--batch-norm", "frozen", "--fold-batch-norm", "-q"),
-            *("--hold-out", 0.3, "--device", "cpu"),
+            *("--hold-out", 0.3, "--device", "cpu", "--interpolation", 0.5),
             *("--weight-decay", 0.5, "--warmup", 0.2, "--label-weight", 0.1),
             *("--recipe", "few", "--features", "sites", "--precision", "int8", "--int8-share", 0.5),
         )
@@ -105,6 +105,7 @@ class TestFinetune:
             "seed": 4,
             "scores": None,
             "hold_out": 0.3,
+            "interpolation": 0.5,
             "precision": "int8",
             "int8_share": 0.5,
         }

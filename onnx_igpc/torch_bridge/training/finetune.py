@@ -111,7 +111,7 @@ def finetune(
         rate = best_rate(state.rates, job.recipe.learning_rate)
         job.recipe = replace(job.recipe, lr=rate)
         job.notes += probe.note(state.rates, rate)
-        trainer = _trainer(job, state, checkpoint, run_log(target, run.log), progress)
+        trainer = _trainer(job, state, given, checkpoint, run_log(target, run.log), progress)
         _train(trainer, job, progress)
         report = digest or (new_report(OpenModel(model)) if quantizer else RewriteReport())
         whole, rounded = _written(job, trainer, model, given)
@@ -180,6 +180,7 @@ def _judgement(job: Job, state: RunState, rounded: float | None) -> JudgedReport
 def _trainer(
     job: Job,
     state: RunState,
+    given: dict[str, torch.Tensor],
     checkpoint: Path | None,
     log: RunLog | None,
     progress: Reporter | None,
@@ -197,6 +198,7 @@ def _trainer(
         val=job.val,
         world=job.networks.world,
         state=state,
+        given=given,
         checkpoint=checkpoint,
         log=log,
         facts=facts,

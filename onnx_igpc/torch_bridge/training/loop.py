@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -85,6 +85,7 @@ class Trainer:
         networks: Student, teacher and objective.
         data, train: The training data and its loader; ``plan`` says which samples when.
         val: What the model is judged by after every epoch; the weights that are best there stay.
+        given: The student's state before the first step.
         checkpoint: Where checkpoints go; None for none.
         log: Where the log goes; None for none.
         facts: What the log says, besides the rows.
@@ -100,6 +101,7 @@ class Trainer:
     val: Validation
     world: World
     state: RunState
+    given: Mapping[str, torch.Tensor]
     facts: FinetuneReport
     checkpoint: Path | None = None
     log: RunLog | None = None
@@ -205,6 +207,8 @@ class Trainer:
 
     def _end_epoch(self, tally: Tally, speed: float) -> None:
         self.world.average_statistics(self.networks.student)
+        if self.state.epoch + 1 >= self.epochs:
+            self._interpolate()
         means, measured = tally.means(self.world), self.validate()
         if not self._is_finite() or not math.isfinite(measured.loss):
             self._stop_diverged()
@@ -232,6 +236,17 @@ class Trainer:
         if self.report is not None and self.world.leads:
             epoch = self.state.epoch
             self.report(Progress(epoch, self.epochs, self.plan.steps, self.plan.steps, row=row))
+
+    def _interpolate(self) -> None:
+        """Take the student back part of the way that the run has led it."""
+        part = self.recipe.interpolation or 1.0
+        if part == 1.0:
+            return
+        state = self.networks.student.state_dict()
+        for name, trained in state.items():
+            if trained.is_floating_point():
+                given = self.given[name].to(trained.device)
+                trained.copy_(torch.lerp(given, trained, part))
 
     def is_better(self, judged: float) -> bool:
         """Whether the weights after this epoch are the best so far.

@@ -33,7 +33,7 @@ class Defaults:
     """What a recipe takes where it is left open, besides what follows from the form of the model.
 
     steps: of a run, between these two, and so many as ``per_sample`` says between them; the bounds of ``epochs``
-    count before that. rate: part of ``LEARNING_RATES``. views: no sample is seen twice as it is, but cropped,
+    count before that. rate: part of ``LEARNING_RATES``. interpolation: in float32. views: no sample is seen twice as it is, but cropped,
     mirrored and mixed, where a teacher sees the same.
     """
 
@@ -44,6 +44,7 @@ class Defaults:
     rate: float
     batch_norm: str
     features: str
+    interpolation: float = 1.0
     views: bool = True
 
 
@@ -58,6 +59,8 @@ DEFAULTS = {
         rate=0.2,
         batch_norm="frozen",
         features="penultimate",
+        # Towards the end what is learned is of these samples more and more, on the whole way still much of others.
+        interpolation=0.75,
     ),
     # Where much is lost already there is little to spoil: what large steps ruin is soon made up for.
     "some": Defaults(
@@ -141,6 +144,9 @@ class Recipe:
         batch_norm: ``train`` normalises by the batch and moves the running statistics; ``frozen``
             uses the statistics as they are (Dropout is inactive then, too). None takes ``frozen`` with ``few``,
             and where a process has fewer than 8 samples in a batch.
+        interpolation: How far from the weights that were given to the trained ones those are that the run ends with, in
+            (0, 1] (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, section 3). None takes 0.75 with
+            ``few`` but in int8, and else 1, the trained weights.
         seed: Of the order of the data, the augmentation and Dropout.
         scores: Name of the output with class scores, or of an inner tensor that holds them; None finds it.
         hold_out: Share of the data that is not trained on but judged by, where there is no validation
@@ -167,6 +173,7 @@ class Recipe:
     amp: str | None = None
     freeze: str | Sequence[str] | None = None
     batch_norm: str | None = None
+    interpolation: float | None = None
     seed: int = 0
     scores: str | None = None
     hold_out: float = 0.1
@@ -200,6 +207,10 @@ class Recipe:
         if not 0 < self.int8_share <= 1:
             raise UsageError(
                 f"`int8_share` is a share of all epochs above 0, not {self.int8_share}"
+            )
+        if self.interpolation is not None and not 0 < self.interpolation <= 1:
+            raise UsageError(
+                f"`interpolation` is a part of the way above 0, up to 1, not {self.interpolation}"
             )
         if not 0 < self.hold_out < 1:
             raise UsageError(f"`hold_out` is a share of the data above 0, not {self.hold_out}")
@@ -246,6 +257,8 @@ class Recipe:
             batch_size=batch,
             epochs=self.epochs or min(max(epochs, fewest), most),
             batch_norm=self.batch_norm or ("frozen" if small else defaults.batch_norm),
+            interpolation=self.interpolation
+            or (defaults.interpolation if self.precision is None else 1.0),
         )
 
     def _chosen(self, samples: int | None, lost: float | None, fixed: int | None) -> str:

@@ -53,6 +53,7 @@ class TestChoice:
         assert few.lr < many.lr
         assert (few.batch_norm, many.batch_norm) == ("frozen", "train")
         assert (few.features, many.features) == ("penultimate", "sites")
+        assert (few.interpolation, many.interpolation) == (0.75, 1.0)
         assert (few.freeze, many.freeze) == (("head_w",), ())
         assert (few.augment, many.augment) == (("flip", "resized-crop", "mixup"), ("shift",))
 
@@ -99,6 +100,10 @@ class TestChoice:
         assert some.augment != many.augment
         assert decided(Form(images=True, sized=True), 1000, base="some").augment == ("shift",)
 
+    def test_int8_goes_all_the_way(self) -> None:
+        assert decided(CLASSIFIER, precision="int8").interpolation == 1.0
+        assert decided(CLASSIFIER, precision="int8", interpolation=0.5).interpolation == 0.5
+
     def test_what_is_given_stays(self) -> None:
         given: dict[str, Any] = {
             "base": "few",
@@ -106,6 +111,7 @@ class TestChoice:
             "epochs": 2,
             "batch_size": 8,
             "batch_norm": "train",
+            "interpolation": 0.5,
             "features": "sites",
             "feature_loss": 0.0,
             "augment": ("flip",),

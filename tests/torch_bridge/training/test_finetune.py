@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,29 @@ class TestLearning:
         # They are what the teacher says.
         assert row.accuracy == row.agreement
         assert row.label_loss == 0
+
+    def test_the_end_lies_on_the_way_from_the_start(
+        self, compressed: onnx.ModelProto, teacher: onnx.ModelProto, unlabelled: Path
+    ) -> None:
+        """After one epoch, which is better than none: its weights are written."""
+        recipe = short(epochs=1, lr=1e-3, batch_norm="frozen", augment="none")
+        results = [
+            finetune(
+                compressed,
+                unlabelled,
+                teacher=teacher,
+                val=unlabelled,
+                recipe=replace(recipe, interpolation=part),
+            )
+            for part in (1.0, 0.25)
+        ]
+        assert all(result.gained for result in results)
+        given, whole, part = map(arrays_of, (compressed, *(each.model for each in results)))
+        floats = [name for name, value in given.items() if value.dtype == np.float32]
+        assert any(np.any(whole[name] != given[name]) for name in floats)
+        for name in floats:
+            expected = given[name] + 0.25 * (whole[name] - given[name])
+            np.testing.assert_allclose(part[name], expected, rtol=1e-5, atol=1e-6)
 
     def test_both_losses(
         self, compressed: onnx.ModelProto, teacher: onnx.ModelProto, data: Path

@@ -23,6 +23,8 @@ from onnx_igpc.torch_bridge.training.sampling import learning_rate
         {"schedule": "step"},
         {"amp": "int8"},
         {"batch_norm": "off"},
+        {"interpolation": 0.0},
+        {"interpolation": 1.5},
         {"epochs": 0},
         {"batch_size": 0},
         {"lr": 0.0},
