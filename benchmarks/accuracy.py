@@ -253,7 +253,14 @@ def _line(row: Row) -> str:
 @click.option("--calibration", type=click.Path(path_type=Path), required=True)
 @click.option("--validation", type=click.Path(path_type=Path), required=True)
 @click.option("--samples", type=int, default=512, show_default=True)
-@click.option("--share", "shares", type=float, multiple=True, default=(60.0, 40.0, 25.0))
+@click.option(
+    "--share",
+    "shares",
+    type=float,
+    multiple=True,
+    default=(60.0, 40.0, 25.0),
+    help="Of the pointwise parameters, in per cent. Repeatable  [60, 40, 25].",
+)
 @click.option(
     "--method",
     "methods",
