@@ -33,8 +33,8 @@ class Defaults:
     """What a recipe takes where it is left open, besides what follows from the form of the model.
 
     steps: of a run, between these two, and so many as ``per_sample`` says between them; the bounds of ``epochs``
-    count before that. rate: part of ``LEARNING_RATES``. interpolation: in float32. views: no sample is seen twice as it is, but cropped,
-    mirrored and mixed, where a teacher sees the same.
+    count before that. rate: part of ``LEARNING_RATES``. interpolation: in float32. views: no sample is seen
+    twice as it is, but cropped, mirrored and mixed, where a teacher sees the same.
     """
 
     steps: tuple[int, int]
@@ -59,7 +59,7 @@ DEFAULTS = {
         rate=0.2,
         batch_norm="frozen",
         features="penultimate",
-        # Towards the end what is learned is of these samples more and more, on the whole way still much of others.
+        # What is learned last is of these samples alone.
         interpolation=0.75,
     ),
     # Where much is lost already there is little to spoil: what large steps ruin is soon made up for.
