@@ -27,9 +27,10 @@ from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_opti
 from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import IgpcError
 from onnx_igpc.evaluation.verify import verify
-from onnx_igpc.graph.model import load_model
+from onnx_igpc.graph.model import open_model
+from onnx_igpc.graph.view import GraphView
 from onnx_igpc.lowering.options import LITERAL
-from onnx_igpc.report.digest import read_digest
+from onnx_igpc.sites.find import find_sites
 
 METHODS = ("budget", "svd", "v2")
 _SIZE = "pointwise-parameters="
@@ -175,10 +176,10 @@ class Place:
         return Judged(found.kl, found.agreement, found.candidate.top1)
 
     def _left(self, path: Path) -> float:
-        digest = read_digest(load_model(path))
-        assert digest is not None
-        dense = sum((site.in_channels or 0) * (site.out_channels or 0) for site in digest.sites)
-        return sum(left_per_site(path).values()) / dense
+        sites = find_sites(GraphView(open_model(self.model))).rewritable
+        dense = {site.name: site.in_channels * site.out_channels for site in sites}
+        left = left_per_site(path)
+        return sum(left.get(name, size) for name, size in dense.items()) / sum(dense.values())
 
 
 def _cpu_minutes() -> float:

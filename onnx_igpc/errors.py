@@ -125,6 +125,7 @@ _AS_THEY_ARE = [
     "epochs",
     "features",
     "feature_loss",
+    "front",
     "hold_out",
     "interpolation",
     "int8_share",

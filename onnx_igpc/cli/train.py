@@ -138,6 +138,11 @@ _recipe_options = all_options(
         help="Whether its statistics move  [few frozen, else train].",
     ),
     click.option(
+        "--front",
+        type=click.Choice(["train", "frozen"]),
+        help="What lies before the first rewritten layer  [few, some frozen, else train].",
+    ),
+    click.option(
         "--interpolation",
         type=float,
         help="How far to go from the weights given to the trained ones  [few 0.75, else 1].",
@@ -171,6 +176,7 @@ _RECIPE_OPTIONS = (
     "feature_loss",
     "amp",
     "batch_norm",
+    "front",
     "interpolation",
     "seed",
     "scores",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from onnx_igpc.torch_bridge.training.data import TrainingData
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.fake_quantization import FakeQuantization
 from onnx_igpc.torch_bridge.training.form import find_feature, find_form
+from onnx_igpc.torch_bridge.training.front import Ends, Whole, ahead, picked
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.losses import (
     Objective,
@@ -37,6 +37,7 @@ from onnx_igpc.torch_bridge.training.losses import (
 )
 from onnx_igpc.torch_bridge.training.pairing import Pairing, check_teacher, pair_sites, with_outputs
 from onnx_igpc.torch_bridge.training.recipe import Recipe
+from onnx_igpc.torch_bridge.training.trained_weights import freeze, leave_unreached
 
 _TENSORFLOW_CLASSES = 1001
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +57,9 @@ class Networks:
         outputs: Names of the outputs that are compared; the others are left out.
         notes: What a person should know about the choices made here.
         int8: What rounds the student's values, where it is trained for int8.
+        front: What lies before the first rewritten layer, where that is not trained; student and teacher are
+            then what lies behind it.
+        input_names: Of the model, as the data comes.
     """
 
     student: OnnxModule
@@ -68,9 +72,18 @@ class Networks:
     outputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     int8: FakeQuantization | None = None
+    front: OnnxModule | None = None
+    input_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._wrapped = self.world.wrap(self.student)
+
+    @property
+    def whole(self) -> nn.Module:
+        """The student from the inputs of the model on."""
+        if self.front is None:
+            return self.student
+        return Whole(self.front, self.student, self.input_names)
 
     @property
     def judge(self) -> Objective:
@@ -108,23 +121,28 @@ class Networks:
 
     def teach(self, batch: TensorBatch) -> list[torch.Tensor] | None:
         """The teacher's outputs; None without a teacher."""
+        with self._values(batch) as values:
+            return self._taught(values)
+
+    @contextlib.contextmanager
+    def _values(self, batch: TensorBatch) -> Iterator[dict[str, torch.Tensor]]:
+        """What both start from, by name, to be used inside."""
         inputs = [placed(tensor, self.world.device) for tensor in batch.inputs]
         with in_words(inputs), autocast(self.recipe.amp, self.world.device):
-            return self._taught(inputs)
+            yield ahead(self.front, dict(zip(self.input_names, inputs, strict=True)))
 
-    def _taught(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
+    def _taught(self, values: Mapping[str, torch.Tensor]) -> list[torch.Tensor] | None:
         if self.teacher is None:
             return None
         with torch.no_grad():
-            return as_list(self.teacher(*_in_order(self.student, self.teacher, inputs)))
+            return as_list(self.teacher(*picked(self.teacher, values)))
 
     def _run(
         self, student: nn.Module, batch: TensorBatch
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-        inputs = [placed(tensor, self.world.device) for tensor in batch.inputs]
-        with in_words(inputs), autocast(self.recipe.amp, self.world.device):
-            taught = self._taught(inputs) if batch.taught is None else batch.taught
-            return as_list(student(*inputs)), taught
+        with self._values(batch) as values:
+            taught = self._taught(values) if batch.taught is None else batch.taught
+            return as_list(student(*picked(self.student, values))), taught
 
 
 def build_networks(
@@ -166,14 +184,16 @@ def build_networks(
             pairing = Pairing((feature,), {})
     if not names:
         _check_learns(model, surveys, pairing, notes)
-    pruned = with_outputs(model, [pair.tensor for pair in pairing.pairs], names)
-    student = convert(pruned, int8.hooks() if int8 is not None else None)
-    freeze(student, recipe.freeze or ())
+    if digest is None or not digest.rewritten:
+        recipe = replace(recipe, front="train")  # nothing says that a difference is to be learned
+    ends = Ends.of((model, teacher), pairing, names, recipe, probe)
+    recipe = replace(recipe, front="train" if ends.front is None else "frozen")
+    student = convert(ends.student, int8.hooks() if int8 is not None else None)
+    freeze(student, recipe.freeze or (), ends.frozen)
     taught = None
-    if teacher is not None:
-        sources = [pair.source for pair in pairing.pairs]
-        taught = to_torch(with_outputs(teacher, sources, names)).eval().requires_grad_(False)
-    for module in (student, taught):
+    if ends.teacher is not None:
+        taught = to_torch(ends.teacher).eval().requires_grad_(False)
+    for module in (ends.front, student, taught):
         if module is not None:
             module.to(world.device)
             put_channels_innermost(module)
@@ -181,10 +201,11 @@ def build_networks(
     inputs = [placed(tensor, world.device) for tensor in probe.inputs]
     theirs = None
     with in_words(inputs):
-        ours = as_list(student(*inputs))
+        values = ahead(ends.front, dict(zip(ends.input_names, inputs, strict=True)))
+        ours = as_list(student(*picked(student, values)))
         if taught is not None:
             with torch.no_grad():
-                theirs = as_list(taught(*_in_order(student, taught, inputs)))
+                theirs = as_list(taught(*picked(taught, values)))
     if theirs is not None:
         check_pairs(ours, theirs, student.output_names)
     scores = find_scores(with_outputs(model, [], names), ours, probe.count, recipe.scores)
@@ -203,9 +224,22 @@ def build_networks(
         scales=_scales(model, student.output_names, pairing, theirs, scores) if theirs else {},
     )
     labels = probe.labels.to(world.device) if probe.labels is not None and labelled else None
-    _leave_unreached(student, objective(ours, theirs, labels).total, notes)
+    leave_unreached(student, objective(ours, theirs, labels).total, notes)
+    if ends.front is not None:
+        notes.append(ends.note)
     return Networks(
-        student, taught, objective, pairing, recipe, labelled, world, names, notes, int8
+        student,
+        taught,
+        objective,
+        pairing,
+        recipe,
+        labelled,
+        world,
+        names,
+        notes,
+        int8,
+        ends.front,
+        ends.input_names,
     )
 
 
@@ -244,29 +278,6 @@ def _check_learns(
     )
 
 
-def freeze(module: OnnxModule, globs: Sequence[str]) -> None:
-    """Stop the training of the weights whose ONNX name matches a glob.
-
-    Raises:
-        UsageError: a glob matches no weight, or nothing is left to train.
-        ModelError: the model has no weights.
-    """
-    named = {module.bindings.get(path, path): p for path, p in module.named_parameters()}
-    for glob in globs:
-        found = fnmatch.filter(named, glob)
-        if not found:
-            raise UsageError(
-                f"`freeze` {glob!r} matches none of the {len(named)} weights, such as "
-                f"{', '.join(sorted(named)[:3])}"
-            )
-        for name in found:
-            named[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in named.values()):
-        if globs:
-            raise UsageError("`freeze` leaves no weight to train")
-        raise ModelError("the model has no float weights: fine-tune before it is quantized")
-
-
 def autocast(amp: str | None, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """The context for mixed precision on a device; nothing without it.
 
@@ -278,14 +289,6 @@ def autocast(amp: str | None, device: torch.device) -> contextlib.AbstractContex
     if amp == "fp16" and device.type != "cuda":
         raise UsageError("`amp` fp16 needs a CUDA GPU: take bf16 or leave it out")
     return torch.autocast(device.type, dtype=_PRECISIONS[amp])
-
-
-def _in_order(
-    student: OnnxModule, teacher: OnnxModule, inputs: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    """The student's inputs in the order in which the teacher takes them."""
-    by_name = dict(zip(student.input_names, inputs, strict=True))
-    return [by_name[name] for name in teacher.input_names]
 
 
 def _labels_fit(
@@ -352,22 +355,3 @@ def _scales(
         elif value.is_floating_point():
             found[place] = scale_of(value, bounded=is_bounded(model, name))
     return found
-
-
-def _leave_unreached(student: OnnxModule, total: torch.Tensor, notes: list[str]) -> None:
-    """Take weights that the loss does not depend on out of the training; ModelError if all are such."""
-    trained = [p for p in student.parameters() if p.requires_grad]
-    gradients: Sequence[torch.Tensor | None] = [None] * len(trained)
-    if total.requires_grad:
-        gradients = torch.autograd.grad(total, trained, allow_unused=True)
-    unreached = [p for p, g in zip(trained, gradients, strict=True) if g is None]
-    if len(unreached) == len(trained):
-        raise ModelError(
-            "the loss does not depend on any weight: its outputs are integers, rounded, or constant"
-        )
-    for parameter in unreached:
-        parameter.requires_grad_(False)
-    if unreached:
-        names = {id(p): student.bindings.get(n, n) for n, p in student.named_parameters()}
-        listed = ", ".join(names[id(p)] for p in unreached[:3])
-        notes.append(f"{len(unreached)} weights have no part in the loss and stay: {listed}")

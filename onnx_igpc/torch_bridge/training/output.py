@@ -105,7 +105,7 @@ def check_written(networks: Networks, model: onnx.ModelProto, batch: TensorBatch
     shown = {output.name for output in model.graph.output}
     session = make_session(model, extra_outputs=[name for name in names if name not in shown])
     got = list(run_session(session, feeds, names).values())
-    student = _on_cpu(networks.student)
+    student = _on_cpu(networks.whole)
     made = _arrays(student, batch.inputs)[: len(names)]
     bound = _TOLERANCE["float16" if has_half(model) else "float32"]
     bounded = [is_bounded(model, name) for name in names]

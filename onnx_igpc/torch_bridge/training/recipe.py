@@ -16,7 +16,8 @@ OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("bf16", "fp16")
 INT8 = "int8"
-BATCH_NORM_MODES = ("train", "frozen")
+MODES = ("train", "frozen")
+"""Of BatchNormalization's statistics, and of the front of a model."""
 
 LEARNING_RATES = {"adamw": 1e-2, "sgd": 5e-2}
 """First choice of the learning rate. That of AdamW is relative, see :mod:`onnx_igpc.torch_bridge.training.optimizers`."""
@@ -33,7 +34,7 @@ class Defaults:
     """What a recipe takes where it is left open, besides what follows from the form of the model.
 
     steps: of a run, between these two, and so many as ``per_sample`` says between them; the bounds of ``epochs``
-    count before that. rate: part of ``LEARNING_RATES``. interpolation: in float32. views: no sample is seen
+    count before that. rate: part of ``LEARNING_RATES``. interpolation, front: in float32. views: no sample is seen
     twice as it is, but cropped, mirrored and mixed, where a teacher sees the same.
     """
 
@@ -45,6 +46,7 @@ class Defaults:
     batch_norm: str
     features: str
     interpolation: float = 1.0
+    front: str = "frozen"
     views: bool = True
 
 
@@ -80,6 +82,7 @@ DEFAULTS = {
         rate=1.0,
         batch_norm="train",
         features="sites",
+        front="train",
         views=False,
     ),
 }
@@ -144,6 +147,9 @@ class Recipe:
         batch_norm: ``train`` normalises by the batch and moves the running statistics; ``frozen``
             uses the statistics as they are (Dropout is inactive then, too). None takes ``frozen`` with ``few``,
             and where a process has fewer than 8 samples in a batch.
+        front: Whether what lies before the first rewritten layer is trained, and moves its statistics: ``train`` or
+            ``frozen``. There the model is its teacher, so that frozen it is computed once for both, which spares most of a
+            step where late layers were rewritten. None takes ``frozen`` with ``few`` and ``some`` but in int8.
         interpolation: How far from the weights that were given to the trained ones those are that the run ends with, in
             (0, 1] (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, section 3). None takes 0.75 with
             ``few`` but in int8, and else 1, the trained weights.
@@ -173,6 +179,7 @@ class Recipe:
     amp: str | None = None
     freeze: str | Sequence[str] | None = None
     batch_norm: str | None = None
+    front: str | None = None
     interpolation: float | None = None
     seed: int = 0
     scores: str | None = None
@@ -191,7 +198,8 @@ class Recipe:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("amp", self.amp, (None, *PRECISIONS))
-        _one_of("batch_norm", self.batch_norm, (None, *BATCH_NORM_MODES))
+        _one_of("batch_norm", self.batch_norm, (None, *MODES))
+        _one_of("front", self.front, (None, *MODES))
         _at_least("epochs", self.epochs, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("seed", self.seed, 0)
@@ -204,6 +212,10 @@ class Recipe:
         if not 0 <= self.label_weight <= 1:
             raise UsageError(f"`label_weight` must lie between 0 and 1, not {self.label_weight}")
         _one_of("precision", self.precision, (None, INT8))
+        if self.precision == INT8 and self.front == "frozen":
+            raise UsageError(
+                "`front` frozen is not for `precision` int8, which rounds all of the model"
+            )
         if not 0 < self.int8_share <= 1:
             raise UsageError(
                 f"`int8_share` is a share of all epochs above 0, not {self.int8_share}"
@@ -257,6 +269,7 @@ class Recipe:
             batch_size=batch,
             epochs=self.epochs or min(max(epochs, fewest), most),
             batch_norm=self.batch_norm or ("frozen" if small else defaults.batch_norm),
+            front=self.front or (defaults.front if self.precision is None else "train"),
             interpolation=self.interpolation
             or (defaults.interpolation if self.precision is None else 1.0),
         )

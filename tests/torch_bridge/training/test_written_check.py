@@ -50,7 +50,7 @@ def the_same_in_another_order(wrong: float = 0.0) -> onnx.ModelProto:
 
 
 def check(model: onnx.ModelProto, module: torch.nn.Module) -> dict[str, Any]:
-    networks = cast(Any, SimpleNamespace(student=module, outputs=["y"]))
+    networks = cast(Any, SimpleNamespace(whole=module, outputs=["y"]))
     batch = cast(TensorBatch, SimpleNamespace(inputs=[torch.from_numpy(BATCH)], count=len(BATCH)))
     return check_written(networks, model, batch)
 
