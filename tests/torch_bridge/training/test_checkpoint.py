@@ -34,6 +34,7 @@ class Case:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.front: str | None = None
         self.teacher = classifier()
         self.small = smaller(self.teacher)
         # Dropout draws from the random state, which a checkpoint must hold.
@@ -55,7 +56,7 @@ class Case:
             data=self.data,
             val=self.data,
             output=output,
-            recipe=short(epochs=4, augment=("shift=1",), batch_size=8),
+            recipe=short(epochs=4, augment=("shift=1",), batch_size=8, front=self.front),
             run=Run(resume=resume),
             progress=stopping(stop) if stop else None,
         )
@@ -77,7 +78,9 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     return Case(tmp_path)
 
 
-def test_a_resumed_run_is_the_same_bit_for_bit(case: Case) -> None:
+@pytest.mark.parametrize("front", ["train", "frozen"])
+def test_a_resumed_run_is_the_same_bit_for_bit(case: Case, front: str) -> None:
+    case.front = front
     whole, history = case.run("whole.onnx")
     with pytest.raises(RunInterruptedError, match="SIGTERM in epoch 2, step 4 of 5; `resume`"):
         case.run("parts.onnx", (2, 3))
