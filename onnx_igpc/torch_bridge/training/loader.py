@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,8 @@ class BatchLoader:
         self._pin = pin
         self._part_of = part_of or data.size
         self.skipped: set[str] = set()
+        self._turns = _Turns()
+        self._staying: DataLoader[TensorBatch | IgpcError] | None = None
 
     def of(self, data: TrainingData) -> BatchLoader:
         """A loader that does the same with other samples of the same kind."""
@@ -85,29 +87,42 @@ class BatchLoader:
     def training(
         self, batches: Iterator[list[int]], seed: int, epoch: int
     ) -> Iterator[TensorBatch]:
-        """Augmented batches of one epoch."""
+        """Augmented batches of one epoch, to be read before those of the next one."""
         draws = None
         if self._augmentation.does_anything:
             draws = EpochDraws(self._augmentation, self._data.size, seed, epoch)
-        return self._load([(i, draws[i] if draws else None) for i in batch] for batch in batches)
+        requests = ([(i, draws[i] if draws else None) for i in batch] for batch in batches)
+        if not self._workers:
+            return self._load(self._loader(requests))
+        # A worker that began after the first steps would share their memory, which they would then have to copy.
+        self._turns.requests = requests
+        if self._staying is None:
+            self._staying = self._loader(self._turns, stay=True)
+        return self._load(self._staying)
 
     def plain(self, batches: Iterator[list[int]]) -> Iterator[TensorBatch]:
         """Batches without augmentation."""
-        return self._load([(index, None) for index in batch] for batch in batches)
+        return self._load(self._loader([(index, None) for index in batch] for batch in batches))
 
-    def _load(self, requests: Iterator[_Request]) -> Iterator[TensorBatch]:
-        loader: DataLoader[TensorBatch | IgpcError] = DataLoader(
+    def _loader(
+        self, requests: Iterable[_Request], stay: bool = False
+    ) -> DataLoader[TensorBatch | IgpcError]:
+        """stay: its workers are there for the requests of one turn after another."""
+        return DataLoader(
             self._dataset,
             batch_size=None,
             sampler=requests,  # what it yields goes to __getitem__
             worker_init_fn=_leave_signals,
             num_workers=self._workers,
             prefetch_factor=_PREFETCH if self._workers else None,
+            persistent_workers=stay,
             pin_memory=self._pin,
             # The seeds of workers come from a generator: without one of its own it would be the
             # global one, whose state Dropout reads.
             generator=torch.Generator(),
         )
+
+    def _load(self, loader: DataLoader[TensorBatch | IgpcError]) -> Iterator[TensorBatch]:
         for batch in loader:
             if isinstance(batch, IgpcError):
                 raise batch
@@ -118,6 +133,16 @@ class BatchLoader:
                     f"cannot be read: {'; '.join(sorted(self.skipped)[:3])}"
                 )
             yield batch
+
+
+class _Turns:
+    """The requests of one epoch after another, as a sampler."""
+
+    def __init__(self) -> None:
+        self.requests: Iterator[_Request] = iter(())
+
+    def __iter__(self) -> Iterator[_Request]:
+        return self.requests
 
 
 def _leave_signals(_: int) -> None:

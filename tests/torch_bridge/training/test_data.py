@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import tarfile
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,6 +157,23 @@ class TestSources:
         ]
         for one, other in zip(*batches, strict=True):
             assert np.array_equal(one.inputs[0], other.inputs[0])
+
+    def test_workers_stay_from_epoch_to_epoch(self, tmp_path: Path) -> None:
+        """Also behind an epoch that was left in its middle; what they had prepared of it is not what comes next."""
+        data = open_training_data(image_folder(tmp_path / "images"), INPUTS)
+        loader = BatchLoader(data, ["x"], Augmentation(flip=True), workers=1)
+        alone = BatchLoader(data, ["x"], Augmentation(flip=True))
+        seen = []
+        for epoch in range(3):
+            orders = [[epoch, 3], [5, 1], [2, 4]]
+            batches = loader.training(iter(orders), seed=1, epoch=epoch)
+            wanted = alone.training(iter(orders), seed=1, epoch=epoch)
+            for made, expected in zip(
+                islice(batches, 1 if epoch == 0 else 3), wanted, strict=False
+            ):
+                assert np.array_equal(made.inputs[0], expected.inputs[0])
+            seen.append({child.pid for child in multiprocessing.active_children()})
+        assert seen[0] == seen[1] == seen[2] != set()
 
 
 class TestAugmentation:
