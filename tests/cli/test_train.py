@@ -53,8 +53,9 @@ class TestFinetune:
             *("--log", files / "log"),
         )
         assert result.exit_code == 0, result.output
-        note, rate, *lines = result.stderr.strip().splitlines()
+        note, front, rate, *lines = result.stderr.strip().splitlines()
         assert note.startswith("note: recipe few was chosen for 64 training samples")
+        assert front.startswith("note: 5 weights before the first rewritten layer stay as in the")
         assert rate.startswith("note: learning rate 0.002 was not confirmed by trying others: 4 ")
         assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
         for word in ("loss", "accuracy", "val accuracy", "images/s", "left"):
@@ -78,7 +79,7 @@ class TestFinetune:
             *("--loss", "kd+ce", "--temperature", 2, "--feature-loss", 0.5, "--augment", "flip"),
             *("--augment", "shift=1", "--freeze", "stem_*", "--seed", 4, "--schedule", "linear"),
             *("--amp", "bf16", "--batch-norm", "frozen", "--fold-batch-norm", "-q"),
-            *("--hold-out", 0.3, "--device", "cpu", "--interpolation", 0.5),
+            *("--hold-out", 0.3, "--device", "cpu", "--interpolation", 0.5, "--front", "train"),
             *("--weight-decay", 0.5, "--warmup", 0.2, "--label-weight", 0.1),
             *("--recipe", "few", "--features", "sites", "--precision", "int8", "--int8-share", 0.5),
         )
@@ -102,6 +103,7 @@ class TestFinetune:
             "amp": "bf16",
             "freeze": ["stem_*"],
             "batch_norm": "frozen",
+            "front": "train",
             "seed": 4,
             "scores": None,
             "hold_out": 0.3,
