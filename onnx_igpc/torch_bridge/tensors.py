@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnx_igpc.errors import ModelError
 
@@ -31,6 +31,13 @@ COMPUTE_TYPES: dict[int, torch.dtype] = {
 
 HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _WRITABLE = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALF_TYPES)
+
+
+def has_half(model: ModelProto) -> bool:
+    """Whether a model holds or takes values in half precision."""
+    typed = [tensor.data_type for tensor in model.graph.initializer]
+    typed += [value.type.tensor_type.elem_type for value in model.graph.input]
+    return any(kind in HALF_TYPES for kind in typed)
 
 
 def compute_type(onnx_type: int, where: str) -> torch.dtype:

@@ -20,6 +20,7 @@ from onnx_igpc.report.sections import DamageReport, JudgedReport
 from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.typed_json import to_values
 from onnx_igpc.torch_bridge import to_torch
+from onnx_igpc.torch_bridge.tensors import has_half
 from onnx_igpc.torch_bridge.training.checkpoint import RunState, load_checkpoint
 from onnx_igpc.torch_bridge.training.distributed import World, join
 from onnx_igpc.torch_bridge.training.held_out import of_another_kind
@@ -32,7 +33,6 @@ from onnx_igpc.torch_bridge.training.output import (
     check_start,
     check_written,
     fold,
-    has_half,
     measure,
     update_report,
     write,

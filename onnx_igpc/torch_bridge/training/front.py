@@ -23,6 +23,7 @@ from onnx_igpc.graph.traversal import subgraphs
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.module import OnnxModule
 from onnx_igpc.torch_bridge.running import as_list
+from onnx_igpc.torch_bridge.tensors import has_half
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.pairing import Pairing, with_outputs
 from onnx_igpc.torch_bridge.training.recipe import Recipe
@@ -190,7 +191,8 @@ class Ends:
             return cls(student, None, inputs)
         sources = [pair.source for pair in pairing.pairs]
         found = None
-        if recipe.front == "frozen":
+        # What is trained in half precision is rounded in the end, and judged as a whole.
+        if recipe.front == "frozen" and not has_half(model):
             ends = [*names, *tensors], [*names, *sources]
             given = dict(zip(inputs, probe.inputs, strict=True))
             found = split((model, teacher), ends, given)

@@ -25,6 +25,7 @@ from onnx_igpc.report.tree import NO_DATA_WARNING, RANDOM_WARNING, RewriteReport
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.torch_bridge import from_torch
 from onnx_igpc.torch_bridge.running import as_list
+from onnx_igpc.torch_bridge.tensors import has_half
 from onnx_igpc.torch_bridge.training.evaluation import site_errors
 from onnx_igpc.torch_bridge.training.held_out import PlainBatches
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
@@ -286,11 +287,3 @@ def _relative(ours: np.ndarray, theirs: np.ndarray, unit: float | None) -> float
         return float("inf")
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     return float(np.abs(a - b).max(initial=0.0) / (unit or max(np.abs(b).max(initial=0.0), 1e-30)))
-
-
-def has_half(model: onnx.ModelProto) -> bool:
-    """Whether a model holds or takes values in half precision."""
-    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    typed = [tensor.data_type for tensor in model.graph.initializer]
-    typed += [value.type.tensor_type.elem_type for value in model.graph.input]
-    return any(kind in half for kind in typed)

@@ -149,7 +149,8 @@ class Recipe:
             and where a process has fewer than 8 samples in a batch.
         front: Whether what lies before the first rewritten layer is trained, and moves its statistics: ``train`` or
             ``frozen``. There the model is its teacher, so that frozen it is computed once for both, which spares most of a
-            step where late layers were rewritten. None takes ``frozen`` with ``few`` and ``some`` but in int8.
+            step where late layers were rewritten. None takes ``frozen`` with ``few`` and ``some`` but in int8. Where there is
+            no such part, no teacher, or half precision in the graph, all is trained, and the log says ``train``.
         interpolation: How far from the weights that were given to the trained ones those are that the run ends with, in
             (0, 1] (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, section 3). None takes 0.75 with
             ``few`` but in int8, and else 1, the trained weights.

@@ -173,3 +173,13 @@ class TestRuns:
     def test_int8_rounds_all_of_the_model(self) -> None:
         with pytest.raises(UsageError, match="`front` frozen is not for `precision` int8"):
             Recipe(front="frozen", precision="int8")
+
+    def test_in_half_precision_all_is_trained(self, tmp_path: Path) -> None:
+        """What was trained is rounded to what the model holds, and judged anew, as a whole."""
+        teacher = classifier(dtype=np.float16)
+        data = write_data(tmp_path / "d.npz", classifier(), labels=False)
+        recipe = Recipe(base="few", epochs=10, lr=1e-2)
+        student = smaller(teacher)
+        result = finetune(student, data, teacher=teacher, recipe=recipe, run=Run(workers=0))
+        assert result.gained
+        assert told(result).recipe["front"] == "train"
