@@ -148,10 +148,11 @@ def _percent(share: Interval) -> str:
     return f"{value:.1f} % ({low:.1f}-{high:.1f})"
 
 
-def _named(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
+def named_paths(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
+    """Paths by the names that they were given, for an option that is repeated."""
     pairs = [each.partition("=") for each in given]
     if not all(name and file for name, _, file in pairs):
-        raise click.BadParameter("give NAME=FILE")
+        raise click.BadParameter(f"give {option.metavar}")
     return {name: Path(file) for name, _, file in pairs}
 
 
@@ -165,7 +166,7 @@ def _named(context: click.Context, option: click.Parameter, given: tuple[str, ..
 @click.option("--epochs", type=int, help="Of that.")
 @click.option("--rivals", type=click.FloatRange(0, 1, min_open=True), help="Share of the weights.")
 @click.option("--method", default="auto", show_default=True, help="Of quantize.")
-@click.option("--also", multiple=True, callback=_named, metavar="NAME=FILE")
+@click.option("--also", multiple=True, callback=named_paths, metavar="NAME=FILE")
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--rounds", type=int, default=40, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where points are kept [nowhere].")

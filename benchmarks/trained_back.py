@@ -15,13 +15,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
 import onnx_igpc
 from benchmarks.accuracy import Bench
 from benchmarks.cifar10.arms import left_per_site
+from benchmarks.pareto import named_paths
 from onnx_igpc import Budget, Calibration, Dataset, Lowering, Published, Recipe, Run, Setting
 from onnx_igpc.cli.preprocessing import PreprocessingOptions, preprocessing_options
 from onnx_igpc.data.preprocessing import Preprocessing
@@ -210,16 +210,9 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _named(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
-    pairs = [each.partition("=") for each in given]
-    if not all(name and path for name, _, path in pairs):
-        raise click.BadParameter("give NAME=IMAGES")
-    return {name: Path(path) for name, _, path in pairs}
-
-
 @click.command(help=__doc__)
 @click.argument("model", type=_PATH)
-@click.option("--data", multiple=True, required=True, callback=_named, metavar="NAME=IMAGES")
+@click.option("--data", multiple=True, required=True, callback=named_paths, metavar="NAME=IMAGES")
 @click.option("--validation", type=_PATH, required=True, help="Labelled images.")
 @click.option("--folder", type=_PATH, required=True, help="Where everything is kept.")
 @click.option("--target", "targets", multiple=True, default=(f"{_SIZE}60%",), show_default=True)
