@@ -16,6 +16,7 @@ from onnx_igpc.graph.traversal import opset_version, subgraphs
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.passes.absorb_gathers import AbsorbGathers
 from onnx_igpc.passes.base import Pass, PassResult
+from onnx_igpc.passes.collapse_blocks import CollapseBlocks
 from onnx_igpc.passes.fold_batch_norm import FoldBatchNorm
 from onnx_igpc.passes.fold_site_batch_norm import FoldSiteBatchNorm
 from onnx_igpc.passes.group_pointwise import GroupPointwise
@@ -34,6 +35,7 @@ from onnx_igpc.passes.merge_gathers import MergeGathers
 
 __all__ = [
     "AbsorbGathers",
+    "CollapseBlocks",
     "FoldBatchNorm",
     "FoldSiteBatchNorm",
     "GraphEdit",

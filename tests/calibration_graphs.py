@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from onnx_igpc.data.batches import Batch, BatchedData, Data, Sample
 from onnx_igpc.data.preprocessing import Preprocessing
@@ -153,3 +154,14 @@ def hidden_sites_model(channels: int = 8) -> onnx.ModelProto:
     graph.activation("conv", "y", "Relu")
     graph.output("y", ["batch", 16, 6, 6])
     return graph.model()
+
+
+def faint(model: onnx.ModelProto, **factors: float) -> onnx.ModelProto:
+    """A :func:`residual_model` whose block ``b<i>`` adds so many times as much to its input."""
+    for tensor in model.graph.initializer:
+        block, _, part = tensor.name.partition("_bn_")
+        if block in factors and part in ("scale", "shift"):
+            values = numpy_helper.to_array(tensor)
+            values = (values * factors[block]).astype(values.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return model

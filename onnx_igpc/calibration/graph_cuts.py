@@ -16,6 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_igpc.graph.edit import IR_WITH_FREE_INITIALIZERS
+from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.traversal import subgraphs
 
@@ -57,6 +58,16 @@ class TensorType:
             return TensorType(self.dtype, (None,) * len(self.shape))
         pairs = zip(self.shape, other.shape, strict=True)
         return TensorType(self.dtype, tuple(a if a == b else None for a, b in pairs))
+
+
+def input_types(model: OpenModel) -> dict[str, TensorType]:
+    """The types of what the model is fed, which its parts can begin with."""
+    return {
+        spec.name: TensorType(
+            spec.dtype, tuple(dim if isinstance(dim, int) else None for dim in spec.shape)
+        )
+        for spec in model_inputs(model.proto)
+    }
 
 
 class GraphCuts:

@@ -16,12 +16,11 @@ import numpy as np
 
 from onnx_igpc.calibration.activation_store import MEMORY_BYTES, ActivationStore
 from onnx_igpc.calibration.collect import feed_rows, no_samples, untapped_reason
-from onnx_igpc.calibration.graph_cuts import DenseWeight, GraphCuts, TensorType
+from onnx_igpc.calibration.graph_cuts import DenseWeight, GraphCuts, TensorType, input_types
 from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
 from onnx_igpc.errors import DataError, ModelError
 from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
-from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime.session import Session, make_session, run_session
 from onnx_igpc.sites.find import Rewritable
@@ -146,7 +145,11 @@ class SequentialCalibration:
 
     def _move_to(self, position: int) -> None:
         """Bring the activations of every batch to the cut before the node at ``position``."""
-        held = self._live if self._batches else {_ORIGINAL: self._input_types(), _REWRITTEN: {}}
+        held = (
+            self._live
+            if self._batches
+            else {_ORIGINAL: input_types(self._cuts.model), _REWRITTEN: {}}
+        )
         live = self._cuts.live(position)
         wanted = {_ORIGINAL: live, _REWRITTEN: live & self._cuts.changed_by(self._replaced)}
         steps = [
@@ -167,14 +170,6 @@ class SequentialCalibration:
         self._position = position
         waiting = {tap for index, tap in self._taps.items() if index >= position}
         self._known = {tap: each for tap, each in self._known.items() if tap in waiting}
-
-    def _input_types(self) -> dict[str, TensorType]:
-        return {
-            spec.name: TensorType(
-                spec.dtype, tuple(dim if isinstance(dim, int) else None for dim in spec.shape)
-            )
-            for spec in model_inputs(self._cuts.model.proto)
-        }
 
     def _numbers(self) -> Iterator[int]:
         """The number of each batch; the first time, with its feeds put into the store before."""

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_igpc.calibration.collect import feed_rows
-from onnx_igpc.calibration.graph_cuts import GraphCuts, TensorType
+from onnx_igpc.calibration.graph_cuts import GraphCuts, TensorType, input_types
 from onnx_igpc.calibration.held_samples import HeldSamples, Part
 from onnx_igpc.data.batches import Batch, SourceDescription
-from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.runtime.session import make_session, run_session
@@ -88,12 +87,7 @@ class _Arriving:
     def __init__(self, model: OpenModel, cuts: GraphCuts, names: Sequence[str], part: Part) -> None:
         self._part = part
         self._names = list(names)
-        given = {
-            spec.name: TensorType(
-                spec.dtype, tuple(dim if isinstance(dim, int) else None for dim in spec.shape)
-            )
-            for spec in model_inputs(model.proto)
-        }
+        given = input_types(model)
         self._made = [name for name in names if name not in given]
         before, self._reads = cuts.extract(self._made, given)
         self._session = make_session(before) if self._made else None

@@ -169,6 +169,12 @@ def inspect(
     type=click.Choice(["learned", "contiguous"]),
     help="Which channels share a group [learned under a budget, else contiguous].",
 )
+@click.option(
+    "--collapse/--no-collapse",
+    default=None,
+    help="Under a budget of latency or macs, whether one pointwise convolution may take the place of a "
+    "whole residual block, where that does less damage [yes].",
+)
 @click.option("--save-sensitivity", type=OUTPUT, help="Keep what a budget measured.")
 @click.option("--sensitivity", type=_FILE, help="Use what an earlier run kept.")
 @click.option(
@@ -301,6 +307,9 @@ def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget |
 
     target, keep, least = (values.pop(name) for name in ("target", "keep", "minimize"))
     budget = {name: values.pop(name) for name in ("family", "sensitivity", "save_sensitivity")}
+    collapse = values.pop("collapse")
+    if collapse is not None and target is None:
+        raise UsageError("--collapse and --no-collapse are for a budget: give --target")
     if keep is None and least is not None:
         raise UsageError("--minimize says what --keep makes least: give --keep")
     if target is None and keep is None:
@@ -321,6 +330,8 @@ def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget |
     given = {name: value for name, value in budget.items() if value is not None}
     if values["grouping"] is not None:
         given["grouping"] = values["grouping"]
+    if collapse is not None:
+        given["collapse"] = collapse
     if keep is None:
         return Budget(target, **given)
     return Keep(keep, **({"minimize": least} if least else {}), **given)

@@ -37,6 +37,7 @@ TOO_FEW = (
 ENOUGH = 200
 """Held-out samples whose interval is narrow enough: with fewer, the parts of the data are exchanged too."""
 
+BLOCK_FIT = "residual blocks one after another, by least squares"
 NONE_HELD_OUT = "no data was held out: measure with onnx-igpc verify on other data"
 
 
@@ -150,9 +151,11 @@ class Basis:
             moments=partial(self.trials.moments.of, data),
         )
 
-    def complete(self, used: CalibrationReport) -> CalibrationReport:
-        """The report of the final fit, with how the fit was chosen."""
+    def complete(self, used: CalibrationReport, planned: Plan) -> CalibrationReport:
+        """The report of the final fit of a plan, with how the fit was chosen."""
         used.chosen_by = self.fits or None
+        if planned.blocks:
+            used.fit, used.sequential = BLOCK_FIT, True
         return used
 
 
@@ -194,10 +197,14 @@ class HeldOutMeasure:
             rest = division.everything.without(part)
             rewriter = Rewriter(snapshot(self.model), self.known.digest)
             sites = rewriter.find(self.site_filter)
+            if planned.blocks:
+                rewriter.collapse(sites, planned, rest)
+                sites = rewriter.find(self.site_filter)
+            layouts = planned.for_sites(sites)
             with basis.calibrator(
-                rewriter.model, sites, planned.layouts, rest, planned.starts
+                rewriter.model, sites, layouts, rest, planned.starts
             ) as calibrator:
-                rewriter.rewrite(sites, planned.layouts, calibrator)
+                rewriter.rewrite(sites, layouts, calibrator)
             rewriter.settle(checked=False)
             report = describe(self.known, rewriter.changes, rewriter.model, self.options)
             found.append(

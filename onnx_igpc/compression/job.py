@@ -116,7 +116,10 @@ class Job:
             passes=[plugin.label for plugin in plugins] or None,
         )
         if isinstance(plan, Budget):
-            return replace(options, target=str(plan.quantity), family=plan.family)
+            collapse = None if plan.collapse else False
+            return replace(
+                options, target=str(plan.quantity), family=plan.family, collapse=collapse
+            )
         if isinstance(plan, Keep):
             kept = str(plan.kept)
             return replace(options, keep=kept, minimize=plan.minimize, family=plan.family)

@@ -8,21 +8,24 @@ from dataclasses import dataclass, replace
 
 from onnx_igpc.calibration.fitters import RandomFitter
 from onnx_igpc.compression.basis import Basis, HeldOutMeasure
+from onnx_igpc.compression.block_plan import plan_blocks
 from onnx_igpc.compression.job import Job
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import Original
 from onnx_igpc.data.progress import Progress, portion
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.evaluation.damage import joined_damage
-from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.cost import ModelCost, count
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.lowering.auto import LoweringRun
+from onnx_igpc.lowering.latency import LatencyBudget
 from onnx_igpc.lowering.options import LITERAL
 from onnx_igpc.planning.keep import plans_that_keep
 from onnx_igpc.planning.options import Budget, Keep
 from onnx_igpc.planning.planners import plan_sites
 from onnx_igpc.planning.search import Plan
+from onnx_igpc.planning.trials import Trials
 from onnx_igpc.report.damage import figure_text, ruined
 from onnx_igpc.report.sections import DamageReport
 from onnx_igpc.sites.find import FoundSites
@@ -30,6 +33,8 @@ from onnx_igpc.sites.subgraph import RewrittenModel
 
 # Of the time of planning, choosing how to fit, and measuring: where the second and the third begin.
 _CHOOSING_FIT, _MEASURING = 0.75, 0.88
+# Of the time of planning, for blocks where they can help.
+_TRYING_BLOCKS = 0.2
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,43 @@ class Planning:
             plans = plans_that_keep(trials, cost, self.job.plan, samples, progress, pricing)
         else:
             assert not isinstance(self.job.plan, Keep), "a promise is checked to have data before"
-            plans = iter([plan_sites(self.found, self.job.plan, trials, cost, pricing, progress)])
+            plans = iter([self._planned(trials, cost, pricing, progress)])
         for planned in plans:
-            if self.speed is not None:
+            if self.speed is not None and not planned.blocks:
                 wanted = sum(layout.replaced for layout in planned.layouts.values())
                 planned.layouts = self.speed.keep_dense(self.found, planned.layouts, self._trial)
                 left = sum(layout.replaced for layout in planned.layouts.values())
                 planned.slower = wanted - left
             yield planned
+
+    def _planned(
+        self,
+        trials: Trials | None,
+        cost: ModelCost,
+        pricing: LatencyBudget | None,
+        progress: Progress | None,
+    ) -> Plan:
+        """The plan of sites, or of residual blocks where that is the only one or does less damage.
+
+        For a budget of time blocks that keep it are taken at once: a rewritten site saves less time than
+        MACs, so that sites did more damage wherever both were tried, and take minutes to plan.
+        """
+        job, blocks = self.job, None
+        assert not isinstance(job.plan, Keep)
+        if isinstance(job.plan, Budget) and trials is not None:
+            trying = portion(progress, 0.0, _TRYING_BLOCKS)
+            blocks = plan_blocks(self.opened, self.found, trials, job.plan, self.speed, trying)
+            if blocks is not None and job.times:
+                return blocks
+            if job.plan.collapses:
+                progress = portion(progress, _TRYING_BLOCKS, 1.0)
+        try:
+            sites = plan_sites(self.found, job.plan, trials, cost, pricing, progress)
+        except CheckFailedError:
+            if blocks is None:
+                raise
+            return blocks
+        return sites if blocks is None or _damage(sites) <= _damage(blocks) else blocks
 
     @property
     def exchanges(self) -> bool:
@@ -115,7 +149,7 @@ def choose_plan(planning: Planning, measure: HeldOutMeasure) -> tuple[Plan, Dama
         damage = first.damage(planned, measure)
         if not isinstance(plan, Keep):
             damage = _with_parts_exchanged(planning, planned, measure, damage)
-            _refuse_ruin(planning.job, damage)
+            _refuse_ruin(planning.job, planned, damage)
             return planned, damage
         if plan.kept.holds(damage):
             return planned, damage
@@ -128,13 +162,22 @@ def choose_plan(planning: Planning, measure: HeldOutMeasure) -> tuple[Plan, Dama
     )
 
 
-def _refuse_ruin(job: Job, damage: DamageReport) -> None:
+def _damage(planned: Plan) -> float:
+    """What a plan does to data that it was not fitted to, measured as a whole where it was."""
+    summary = planned.summary
+    if summary is None:
+        return 0.0
+    measured = summary.measured_damage
+    return summary.predicted_damage if measured is None else measured
+
+
+def _refuse_ruin(job: Job, planned: Plan, damage: DamageReport) -> None:
     """Refuse what a budget of time would make of the model where that is of no use and final.
 
     Raises:
         CheckFailedError: the model would be ruined, and be lowered, so that it cannot be trained.
     """
-    final = job.lowering is not None and job.lowering.kind != LITERAL
+    final = job.lowering is not None and job.lowering.kind != LITERAL and not planned.blocks
     if isinstance(job.plan, Budget) and job.times and final and ruined(damage):
         raise CheckFailedError(
             f"`target` {job.plan.quantity} would ruin the model: {figure_text(damage)} on "
@@ -163,7 +206,7 @@ def _with_parts_exchanged(
             speed = copy(planning.speed)
             again = replace(second, job=replace(job, plan=asked), speed=speed)
             planned = next(again.plans())
-        if not any(layout.replaced for layout in planned.layouts.values()):
+        if not planned.changes:
             return damage
         return joined_damage([damage, second.damage(planned, measure)])
     finally:

@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from onnx_igpc.calibration.block_fits import fit_blocks
 from onnx_igpc.compression.plugins import PluginPass, run_plugin
+from onnx_igpc.data.batches import Data
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.evaluation.equivalence import check_reordered
 from onnx_igpc.evaluation.site_check import check_sites
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.layout.group_layout import GroupLayout
-from onnx_igpc.passes import AbsorbGathers, FoldBatchNorm, GroupPointwise, MergeGathers, PassResult
+from onnx_igpc.passes import (
+    AbsorbGathers,
+    CollapseBlocks,
+    FoldBatchNorm,
+    GroupPointwise,
+    MergeGathers,
+    PassResult,
+)
+from onnx_igpc.passes.collapse_blocks import Collapsed
+from onnx_igpc.planning.search import Plan
 from onnx_igpc.report.tree import Permutation, RewriteReport
 from onnx_igpc.sites.find import FoundSites, SiteFilter, find_sites
+from onnx_igpc.sites.residual_blocks import find_blocks
 from onnx_igpc.sites.rewrite import Fitter, Form, Outcome, Rewritten
 from onnx_igpc.sites.subgraph import RewrittenModel, SiteRecord
 
@@ -23,10 +35,12 @@ from onnx_igpc.sites.subgraph import RewrittenModel, SiteRecord
 class GraphChanges:
     """What was done to a graph: ``outcomes`` of all sites, and by name what changed around them.
 
-    ``renamed`` maps a tensor of the main graph, by its former name, to the one that stands for it.
+    ``renamed`` maps a tensor of the main graph, by its former name, to the one that stands for it;
+    ``collapsed`` are residual blocks that are gone.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
+    collapsed: list[Collapsed] = field(default_factory=list)
     folded: list[str] = field(default_factory=list)
     folded_outputs: dict[tuple[str, str], str] = field(default_factory=dict)
     merged: list[str] = field(default_factory=list)
@@ -50,7 +64,7 @@ class GraphChanges:
     @property
     def any(self) -> bool:
         """Whether the graph differs from what it was."""
-        return bool(self.rewritten or self.folded or any(self.passes.values()))
+        return bool(self.rewritten or self.collapsed or self.folded or any(self.passes.values()))
 
 
 class Rewriter:
@@ -79,7 +93,23 @@ class Rewriter:
 
     def find(self, site_filter: SiteFilter) -> FoundSites:
         """The sites of the model as it is now."""
-        return find_sites(GraphView(self.model), site_filter, self._taken)
+        gone = {
+            site.name: site.name for each in self.changes.collapsed for site in each.block.sites
+        }
+        return find_sites(GraphView(self.model), site_filter, self._taken | gone)
+
+    def collapse(self, found: FoundSites, plan: Plan, data: Data) -> None:
+        """Collapse the residual blocks of a plan, fitted to the data; the sites are to be found anew.
+
+        Raises:
+            DataError: activations that are not finite.
+            ModelError: the model cannot run on the data.
+        """
+        blocks = [block for block in find_blocks(found) if block.name in plan.blocks]
+        weights = fit_blocks(self.model, blocks, data)
+        done = CollapseBlocks(weights, found).run(self.model)
+        self.changes.collapsed = done.blocks
+        self._list_removed(done)
 
     def rewrite(
         self,

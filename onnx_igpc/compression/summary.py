@@ -12,12 +12,14 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.graph.checks import shape_doubt
 from onnx_igpc.graph.cost import ModelCost, NodeCost, count
 from onnx_igpc.graph.model import OpenModel, file_bytes
+from onnx_igpc.passes.collapse_blocks import Collapsed
 from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.digest import read_digest, refuse_lowered
 from onnx_igpc.report.sections import CalibrationReport, DamageReport, MeasuredOn, OptionsReport
 from onnx_igpc.report.tree import (
     NO_DATA_WARNING,
     RANDOM_WARNING,
+    BlockReport,
     Change,
     RewriteReport,
     SiteReport,
@@ -123,6 +125,7 @@ def describe(
         setattr(report, name, list(getattr(changes, name)))
     report.passes = dict(changes.passes)
     report.sites = _site_reports(original, changes, after)
+    report.blocks = [_block_report(each, before, after) for each in changes.collapsed]
     totals = report.totals
     totals.parameters = Change(before.parameters, after.parameters)
     totals.macs = Change(before.macs, after.macs)
@@ -147,12 +150,52 @@ def _site_reports(original: Original, changes: GraphChanges, after: ModelCost) -
         site.input = changes.renamed.get(("", site.input), site.input)
         site.output = changes.renamed.get(("", site.output), site.output)
     names = {name for site in earlier.values() for name in site.nodes}
-    reports = [
-        _site_report(outcome, original.cost, after, changes)
-        for outcome in changes.outcomes
-        if not _is_part(outcome)
-    ]
+    blocks = {each.block.output: each for each in changes.collapsed}
+    reports: list[SiteReport] = []
+    for outcome in changes.outcomes:
+        if isinstance(outcome, Kept) and outcome.output in blocks:
+            reports += _collapsed_sites(blocks[outcome.output], original.cost)
+        elif not _is_part(outcome):
+            reports.append(_site_report(outcome, original.cost, after, changes))
     return [*earlier.values(), *(site for site in reports if site.name not in names)]
+
+
+def _collapsed_sites(collapsed: Collapsed, before: ModelCost) -> list[SiteReport]:
+    """The sites that are gone with a block, which is named."""
+    reports = []
+    for site in collapsed.block.sites:
+        report = SiteReport(site.name, site.in_channels, site.out_channels, "collapsed")
+        report.reason = f"went with the residual block of {collapsed.block.name}"
+        dense = before.node("", str(site.ref.proto.output[0]))
+        report.parameters = Change(dense.weights if dense else None, 0)
+        report.macs = Change(dense.macs if dense else None, 0)
+        reports.append(report)
+    return reports
+
+
+def _block_report(collapsed: Collapsed, before: ModelCost, after: ModelCost) -> BlockReport:
+    block = collapsed.block
+    made = [str(name) for ref in block.inner for name in ref.proto.output]
+    costs = [cost for name in made if (cost := before.node("", name)) is not None]
+    macs = [cost.macs for cost in costs]
+    written = after.node("", block.output)
+    return BlockReport(
+        name=block.name,
+        node=collapsed.node,
+        input=block.input,
+        output=block.output,
+        channels=block.channels,
+        sites=[site.name for site in block.sites],
+        error=collapsed.weights.error,
+        parameters=Change(
+            before.parameters_of([("", name) for name in made]),
+            written.weights if written else None,
+        ),
+        macs=Change(
+            None if None in macs else sum(each or 0 for each in macs),
+            written.macs if written else None,
+        ),
+    )
 
 
 def _is_part(outcome: Outcome) -> bool:
@@ -211,6 +254,8 @@ def _describe_rewritten(
 def _pointwise_parameters(original: Original, changes: GraphChanges, after: ModelCost) -> Change:
     """Parameters of all pointwise convolutions, those that several of them share counted once."""
     dense, written = [], []
+    for collapsed in changes.collapsed:
+        dense += [("", str(site.ref.proto.output[0])) for site in collapsed.block.sites]
     for outcome in changes.outcomes:
         path, dense_output = _dense_output(outcome, changes)
         made = (outcome.output,) if isinstance(outcome, Kept) else outcome.convolutions

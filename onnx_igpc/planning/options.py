@@ -76,6 +76,8 @@ class Budget:
         grouping: as in :class:`Published`.
         sensitivity: a file of measurements to reuse.
         save_sensitivity: where to write the measurements.
+        collapse: for a target of latency or of all MACs, whether whole residual blocks may be replaced by one
+            pointwise convolution each, where that does less damage than rewriting sites.
 
     Raises:
         UsageError: a value that cannot be used.
@@ -86,6 +88,7 @@ class Budget:
     grouping: Grouping = "learned"
     sensitivity: PathLike | None = None
     save_sensitivity: PathLike | None = None
+    collapse: bool = True
 
     def __post_init__(self) -> None:
         Target.parse(self.target)
@@ -96,6 +99,11 @@ class Budget:
     def quantity(self) -> Target:
         """The target, read."""
         return Target.parse(self.target)
+
+    @property
+    def collapses(self) -> bool:
+        """Whether residual blocks may be collapsed, and can help: they are more than pointwise convolutions."""
+        return self.collapse and self.quantity.quantity in ("latency", "macs")
 
 
 @dataclass(frozen=True)

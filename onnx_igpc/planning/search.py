@@ -23,13 +23,14 @@ from onnx_igpc.planning.sensitivity_file import Sensitivity, save_sensitivity, w
 from onnx_igpc.planning.site_damages import Fitted, SiteCandidates, SiteDamages, measure_choice
 from onnx_igpc.planning.trials import Trial, Trials
 from onnx_igpc.report.sections import LatencyReport, SelectionReport, TriedPlan
-from onnx_igpc.sites.find import Rewritable
+from onnx_igpc.sites.find import FoundSites, Rewritable
 from onnx_igpc.sites.rewrite import kept_layout
 
 # Candidates are measured one by one for at most so many choices in turn.
 _CHOICES = 2
 # A single site's correction is at most so much in either direction.
 _MOST_CORRECTION = 4.0
+STANDS_FOR_BLOCK = "it stands for a residual block"
 _UNOBSERVED = "it cannot be observed on the data, so that it stays dense under a budget"
 
 
@@ -60,13 +61,27 @@ class Plan:
     """A layout for every site by name, how they were found to be fitted best, and what the report says.
 
     ``starts``: weights by site that are near what a fit will find. ``slower``: sites that were to be rewritten
-    and stay dense, since they would be slower.
+    and stay dense, since they would be slower. ``blocks``: names of residual blocks to collapse first, whose
+    sites are gone then.
     """
 
     layouts: dict[str, GroupLayout]
     summary: SelectionReport | None = None
     starts: dict[str, IgpcWeights] | None = None
     slower: int = 0
+    blocks: tuple[str, ...] = ()
+
+    def for_sites(self, found: FoundSites) -> dict[str, GroupLayout]:
+        """The layouts of these sites; what stands for a block stays as it is."""
+        return {
+            site.name: self.layouts.get(site.name) or kept_layout(site, STANDS_FOR_BLOCK)
+            for site in found.rewritable
+        }
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is rewritten."""
+        return bool(self.blocks) or any(layout.replaced for layout in self.layouts.values())
 
 
 @dataclass

@@ -68,6 +68,7 @@ class OptionsReport:
     keep: IfKnown[str] = None
     minimize: IfKnown[str] = None
     family: IfKnown[str] = None
+    collapse: IfKnown[bool] = None
     seed: IfKnown[int] = None
     lowering: IfKnown[str] = None
     passes: IfKnown[list[str]] = None
@@ -141,8 +142,8 @@ class SelectionReport:
     """What a budget chose.
 
     ``measure`` is that of the damage, of whole plans on ``samples``, each by fits that it had no part in; of single
-    sites on about 50 of them. ``curve`` has the share left and the least predicted damage, ``chosen`` what was taken;
-    ``tried`` are the plans that were measured as a whole, the one that was taken last.
+    sites on about 50 of them. ``curve`` has the share left and the least predicted damage, or each set on the way where
+    it is ``of_blocks``; ``chosen`` what was taken; ``tried`` are the plans that were measured as a whole, that one last.
     """
 
     target: str
@@ -154,6 +155,7 @@ class SelectionReport:
     measured_damage: IfKnown[float] = None
     curve: list[tuple[float, float]]
     chosen: tuple[float, float]
+    of_blocks: IfKnown[bool] = None
     damage_by_site: dict[str, float]
     tried: IfKnown[list[TriedPlan]] = None
     latency: IfKnown[LatencyReport] = None

@@ -83,7 +83,7 @@ class StageReport:
 
 @dataclass
 class SiteReport:
-    """One pointwise convolution, rewritten or kept.
+    """One pointwise convolution: rewritten, kept, or gone with a residual block that was collapsed.
 
     Parameters are the weights and biases of the convolutions; ``error`` is E|(W-M)x|^2 / E|Wx|^2.
     ``nodes`` are the inserted nodes, ``replaced`` those in whose place they are, ``input`` and
@@ -94,7 +94,7 @@ class SiteReport:
     name: str
     in_channels: int | None
     out_channels: int | None
-    status: Literal["rewritten", "kept"]
+    status: Literal["rewritten", "kept", "collapsed"]
     reason: str | None = None
     scheme: str | None = None
     channels_per_group: int | None = None
@@ -116,6 +116,26 @@ class SiteReport:
     @property
     def rewritten(self) -> bool:
         return self.status == "rewritten"
+
+
+@dataclass(kw_only=True)
+class BlockReport:
+    """A residual block y = x + f(x) in whose place ``node`` is, one pointwise convolution.
+
+    ``name`` is that of the Add that it ended in, ``input`` x and ``output`` y; ``sites`` are the pointwise
+    convolutions of f, which are gone. Counts are those of f and of the convolution. ``error``:
+    E|y - (M x + b)|^2 as a part of the variance of f(x), as fitted.
+    """
+
+    name: str
+    node: str
+    input: str
+    output: str
+    channels: int
+    sites: list[str]
+    error: float | None = None
+    parameters: Change = field(default_factory=Change, metadata=STATED)
+    macs: Change = field(default_factory=Change, metadata=STATED)
 
 
 @dataclass
@@ -147,7 +167,7 @@ class RewriteReport:
     ``folded``, ``merged``, ``removed``, ``inputs_removed`` and ``permuted`` list what was changed
     outside the sites themselves; ``permutations`` has the tensors whose channels lie in another order
     in ``permuted`` nodes. ``passes`` has what passes of other packages changed, by their names.
-    ``calibration``, ``preprocessing``, ``damage``, ``lowering`` and ``quantization``
+    ``blocks`` are the residual blocks that were collapsed. ``calibration``, ``preprocessing``, ``damage``, ``lowering`` and ``quantization``
     belong to steps that a plain compress does not take, and are ``None`` then. ``verify`` and
     ``benchmark`` are what those commands measured.
     """
@@ -155,6 +175,7 @@ class RewriteReport:
     options: OptionsReport = field(default_factory=OptionsReport)
     totals: Totals = field(default_factory=Totals, metadata=STATED)
     sites: list[SiteReport] = field(default_factory=list, metadata=STATED)
+    blocks: list[BlockReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checks: dict[str, str] = field(default_factory=dict)
@@ -184,7 +205,7 @@ class RewriteReport:
 
     @property
     def kept(self) -> list[SiteReport]:
-        return [site for site in self.sites if not site.rewritten]
+        return [site for site in self.sites if site.status == "kept"]
 
     def inherit(self, earlier: RewriteReport) -> None:
         """Take over what an earlier run on the same model said and this one does not say anew.
@@ -195,7 +216,7 @@ class RewriteReport:
         self.preprocessing = self.preprocessing or earlier.preprocessing
         # A run that reorders channels builds on the orders of the run before.
         self.permutations = self.permutations or earlier.permutations
-        for name in ("folded", "merged", "permuted", "removed", "inputs_removed"):
+        for name in ("blocks", "folded", "merged", "permuted", "removed", "inputs_removed"):
             before = getattr(earlier, name)
             setattr(self, name, [*before, *(x for x in getattr(self, name) if x not in before)])
 

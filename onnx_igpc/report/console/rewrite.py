@@ -12,7 +12,7 @@ from rich.table import Table
 
 from onnx_igpc.report.damage import held_out_text, ordered_warnings
 from onnx_igpc.report.sections import DamageReport
-from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport
+from onnx_igpc.report.tree import BlockReport, Change, RewriteReport, SiteReport, StageReport
 
 if TYPE_CHECKING:
     from onnx_igpc.report.verification import VerifyReport
@@ -35,6 +35,8 @@ def show_rewrite(
     show_training(console, report)
     if report.rewritten:
         console.print(_sites_table(report.rewritten, verbose, console.width))
+    if report.blocks:
+        console.print(_blocks_table(report.blocks, verbose))
     _show_kept(console, report.kept, verbose)
     console.print(_totals_table(report, planned))
     if report.rewritten and not verbose:
@@ -193,6 +195,27 @@ def _site_cells(site: SiteReport) -> tuple[str, ...]:
     )
 
 
+def _blocks_table(blocks: list[BlockReport], verbose: bool) -> Table:
+    """The residual blocks in whose place one convolution is, and what they and it count."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("collapsed to one convolution", overflow="fold")
+    titles = ("channels", "sites gone", "params", "now", "MACs", "now", "error")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for block in blocks:
+        table.add_row(
+            escape(block.name if verbose else shorten(block.name, 32)),
+            str(block.channels),
+            str(len(block.sites)),
+            count_text(block.parameters.before),
+            count_text(block.parameters.after),
+            count_text(block.macs.before),
+            count_text(block.macs.after),
+            "" if block.error is None else f"{block.error:.3f}",
+        )
+    return table
+
+
 def _gain(site: SiteReport) -> int:
     return (site.parameters.before or 0) - (site.parameters.after or 0)
 
@@ -216,6 +239,8 @@ def _totals_table(report: RewriteReport, planned: bool) -> Table:
     sites = report.sites
     verb = "to rewrite" if planned else "rewritten"
     done = f"{len(report.rewritten)} of {len(sites)} pointwise {verb}" if sites else "the model"
+    if gone := sum(site.status == "collapsed" for site in sites):
+        done += f", {gone} gone with blocks"
     table.add_column(done, no_wrap=True)
     for title in ("before", "after", "left"):
         table.add_column(title, justify="right", no_wrap=True)

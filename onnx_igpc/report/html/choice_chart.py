@@ -92,6 +92,15 @@ def choice_chart(selection: SelectionReport | None) -> Element | None:
 
 def _explanation(selection: SelectionReport) -> list[Child]:
     quantity = selection.target.partition("=")[0].replace("-", " ") or "cost"
+    if selection.of_blocks:
+        return [
+            (
+                f"The damage ({selection.measure}) with each share that is left of the {quantity}, as residual blocks "
+                "were collapsed one after another, from right to left. The mark is what "
+            ),
+            element("code", None, command(f"--target {selection.target}")),
+            " chose.",
+        ]
     return [
         (
             f"The least predicted damage ({selection.measure}) with each share that is left of the {quantity} of "

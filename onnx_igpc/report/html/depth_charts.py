@@ -34,8 +34,8 @@ def _counts(
     scale = Scale(0.0, highest, _HEIGHT)
     before = [scale.place(of(site).before or 0) for site in sites]
     after = [scale.place(of(site).after or 0) for site in sites]
-    rewritten = [i for i, site in enumerate(sites) if site.rewritten]
-    kept = [i for i, site in enumerate(sites) if not site.rewritten]
+    changed = [i for i, site in enumerate(sites) if site.status != "kept"]
+    kept = [i for i, site in enumerate(sites) if site.status == "kept"]
 
     def bars(style: str, values: Sequence[float], chosen: Sequence[int]) -> Element | None:
         return path(style, steps_path([values[i] for i in chosen], chosen, _HEIGHT, _GAP))
@@ -60,8 +60,8 @@ def _counts(
             stretched(
                 len(sites),
                 _HEIGHT,
-                bars("bar-before", before, rewritten),
-                bars("bar-after", after, rewritten),
+                bars("bar-before", before, changed),
+                bars("bar-after", after, changed),
                 bars("bar-kept", after, kept),
                 [
                     _hit(i, f"{site.name}: {_counted(site, of(site))}")
@@ -80,7 +80,7 @@ def _counts(
 
 
 def _counted(site: SiteReport, change: Change) -> str:
-    if not site.rewritten:
+    if site.status == "kept":
         return f"{count_text(change.before)}, kept"
     return f"{count_text(change.before)} before, {count_text(change.after)} after"
 

@@ -11,6 +11,7 @@ from importlib.resources import files
 
 from onnx_igpc.report.benchmark import BenchmarkReport
 from onnx_igpc.report.damage import ordered_warnings
+from onnx_igpc.report.html.blocks_table import blocks_table
 from onnx_igpc.report.html.choice_chart import choice_chart
 from onnx_igpc.report.html.depth_charts import depth_charts
 from onnx_igpc.report.html.elements import Child, Element, element, to_html, verbatim
@@ -55,6 +56,7 @@ def report_sections(report: RewriteReport, title: str, drawings: Drawings) -> li
             "latency", "Latency", [*latency_charts(report.benchmark), *machine(report.benchmark)]
         ),
         section("verified", "Verification", verification(report.verify)),
+        section("blocks", "Residual blocks that were collapsed", blocks_table(report.blocks)),
         section("sites", "Every pointwise convolution", sites_table(report, SiteDetails(drawings))),
         section("made", "How it was made", making(report)),
     ]
@@ -118,6 +120,12 @@ def _sentences(report: RewriteReport) -> list[str]:
         said.append(
             f"{len(report.rewritten)} of {len(report.sites)} pointwise convolutions are interleaved "
             "grouped ones."
+        )
+    if report.blocks:
+        one = len(report.blocks) == 1
+        said.append(
+            f"{len(report.blocks)} residual block{'' if one else 's'} became one pointwise convolution"
+            f"{'' if one else ' each'}."
         )
     left = [
         f"{share} of its {what}"

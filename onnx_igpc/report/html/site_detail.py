@@ -14,6 +14,8 @@ from onnx_igpc.report.pictures import LEVELS, data_address, decoded, grey_png
 from onnx_igpc.report.sections import Thumbnail
 from onnx_igpc.report.tree import Change, SiteReport
 
+_WITHOUT_FORM = {"kept": "Kept as it was", "collapsed": "Collapsed"}
+
 
 class SiteDetails:
     """Makes the details of sites; ``drawings`` collects what their figures use."""
@@ -25,7 +27,7 @@ class SiteDetails:
         """Why a site was kept, or what it became. ``damage``: the predicted one of a budget."""
         if not site.rewritten:
             return [
-                element("p", None, f"Kept as it was: {site.reason}."),
+                element("p", None, f"{_WITHOUT_FORM[site.status]}: {site.reason}."),
                 _facts({"Channels": _channels(site), "Parameters": _change(site.parameters)}),
             ]
         layout = site.layout

@@ -64,7 +64,8 @@ def sites_table(report: RewriteReport, details: SiteDetails) -> list[Child]:
 
 
 def _controls(count: int) -> Element:
-    options = (("", "all"), ("rewritten", "rewritten"), ("kept", "kept"))
+    states = ("rewritten", "kept", "collapsed")
+    options = (("", "all"), *((state, state) for state in states))
     return element(
         "div",
         {"class": "controls", "role": "search", "aria-label": "Sites"},
@@ -114,7 +115,6 @@ def _rows(
     number: int, site: SiteReport, details: SiteDetails, damages: Mapping[str, float]
 ) -> tuple[Element, Element]:
     key = f"site-{number}"
-    status = "rewritten" if site.rewritten else "kept"
     cells = [
         _cell(0, number, str(number)),
         element(
@@ -132,7 +132,7 @@ def _rows(
             ),
             None
             if site.rewritten
-            else element("span", {"class": "reason"}, f"kept: {site.reason}"),
+            else element("span", {"class": "reason"}, f"{site.status}: {site.reason}"),
         ),
         _cell(2, _product(site), f"{_known(site.in_channels)} → {_known(site.out_channels)}"),
         _cell(3, _groups(site.k), _stage(site.k)),
@@ -144,7 +144,7 @@ def _rows(
         _cell(9, site.error, "" if site.error is None else f"{site.error:.3f}"),
     ]
     search = f"{site.name} {site.reason or ''}".lower()
-    row = element("tr", {"class": f"site {status}", "role": "row", "data-text": search}, cells)
+    row = element("tr", {"class": f"site {site.status}", "role": "row", "data-text": search}, cells)
     detail = element(
         "tr",
         {"class": "detail", "role": "row", "id": key},
@@ -185,7 +185,7 @@ def _ratio(change: Change) -> float | None:
 def _left(site: SiteReport, change: Change) -> str:
     if change.ratio is None:
         return ""
-    return percent(change.ratio) if site.rewritten else percent(1, 0)
+    return percent(1, 0) if site.status == "kept" else percent(change.ratio)
 
 
 def _known(value: int | None) -> str:

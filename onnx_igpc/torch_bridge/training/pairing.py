@@ -45,7 +45,7 @@ class Pairing:
 def pair_sites(
     student: Survey, teacher: Survey, digest: RewriteReport | None, outputs: Sequence[str]
 ) -> Pairing:
-    """Pair the output of each rewritten site with the teacher's tensor that it stands for.
+    """Pair the output of each rewritten site and collapsed block with the teacher's tensor that it stands for.
 
     student, teacher: what there is in the two models, and what cannot be compared. outputs: names of
     what is compared anyway.
@@ -55,7 +55,7 @@ def pair_sites(
     pairs: dict[str, Pair] = {}
     unpaired: dict[str, str] = {}
     ours, theirs = student.computed, teacher.computed
-    for site in digest.rewritten:
+    for site in (*digest.rewritten, *digest.blocks):
         tensor, source, order = _correspondence(site.output, ours, digest)
         if tensor in outputs:
             unpaired[site.name] = "it makes a model output, which is matched by itself"
