@@ -170,10 +170,10 @@ def inspect(
     help="Which channels share a group [learned under a budget, else contiguous].",
 )
 @click.option(
-    "--collapse/--no-collapse",
-    default=None,
-    help="Under a budget of latency or macs, whether one pointwise convolution may take the place of a "
-    "whole residual block, where that does less damage [yes].",
+    "--blocks",
+    type=click.Choice(["auto", "keep", "only"]),
+    help="Under a budget of latency or macs, whether one pointwise convolution takes the place of whole "
+    "residual blocks: where that does less damage, never, or nothing but that [auto].",
 )
 @click.option("--save-sensitivity", type=OUTPUT, help="Keep what a budget measured.")
 @click.option("--sensitivity", type=_FILE, help="Use what an earlier run kept.")
@@ -307,9 +307,9 @@ def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget |
 
     target, keep, least = (values.pop(name) for name in ("target", "keep", "minimize"))
     budget = {name: values.pop(name) for name in ("family", "sensitivity", "save_sensitivity")}
-    collapse = values.pop("collapse")
-    if collapse is not None and target is None:
-        raise UsageError("--collapse and --no-collapse are for a budget: give --target")
+    blocks = values.pop("blocks")
+    if blocks is not None and target is None:
+        raise UsageError("--blocks is for a budget: give --target")
     if keep is None and least is not None:
         raise UsageError("--minimize says what --keep makes least: give --keep")
     if target is None and keep is None:
@@ -330,8 +330,6 @@ def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget |
     given = {name: value for name, value in budget.items() if value is not None}
     if values["grouping"] is not None:
         given["grouping"] = values["grouping"]
-    if collapse is not None:
-        given["collapse"] = collapse
     if keep is None:
-        return Budget(target, **given)
+        return Budget(target, blocks=blocks or "auto", **given)
     return Keep(keep, **({"minimize": least} if least else {}), **given)

@@ -90,7 +90,7 @@ def optimize(
 ) -> None:
     """Find the fastest file that still answers as MODEL does, and say what it cost.
 
-    Tries what this tool has (int8, cuts of several sizes, trained back, in fp32 and int8) on IMAGES, races all in
+    Tries what this tool has (int8, cuts of blocks and of layers, trained back, in fp32 and int8) on IMAGES, races all in
     one process, and writes model.onnx, report.html, report.json and commands.sh. Started again after a stop, it goes on.
     Exit code 0 also where the original is the best answer.
     """

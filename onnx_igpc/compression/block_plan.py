@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnx_igpc.data.progress import Progress
+from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.auto import LoweringRun
 from onnx_igpc.lowering.block_prices import CountedBlocks, RacedBlocks
@@ -26,8 +27,8 @@ def plan_blocks(
     budget: Budget,
     speed: LoweringRun | None,
     progress: Progress | None = None,
-) -> Plan | None:
-    """The residual blocks with which a budget is kept; ``None`` where there are none, or not enough.
+) -> Plan:
+    """The residual blocks with which a budget is kept, every site as it is.
 
     Args:
         model: the model as it is.
@@ -37,24 +38,26 @@ def plan_blocks(
         progress: as compress has it.
 
     Raises:
+        CheckFailedError: there are none, or not enough.
         DataError: activations that are not finite.
         ModelError: the model cannot run on the data, or not where it is raced.
     """
-    outputs = {output.name for output in model.proto.graph.output}
-    if not budget.collapses or not trials.possible or not outputs.issuperset(trials.probe.outputs):
-        return None
-    blocks = find_blocks(found)
+    target, blocks = budget.quantity, find_blocks(found)
+    failed = f"`target` {target} cannot be reached by collapsing residual blocks:"
     if not blocks:
-        return None
-    target = budget.quantity
+        raise CheckFailedError(f"{failed} there are none that could be")
+    outputs = {output.name for output in model.proto.graph.output}
+    if not trials.possible or not outputs.issuperset(trials.probe.outputs):
+        raise CheckFailedError(f"{failed} what they do to the model's answer cannot be measured")
     raced = None
     if target.is_latency:
         assert speed is not None, "a budget of latency comes with what measures it"
         raced = RacedBlocks(model, speed.setting, speed.precision)
     prices = raced or CountedBlocks(model)
-    choice = choose_blocks(trials, blocks, target.share, prices, progress)
-    if choice is None:
-        return None
+    try:
+        choice = choose_blocks(trials, blocks, target.share, prices, progress)
+    except CheckFailedError as error:
+        raise CheckFailedError(f"{failed} {error}") from error
     layouts = {site.name: kept_layout(site, LESS_DAMAGE) for site in found.rewritable}
     summary = _summary(choice, budget, trials, raced)
     return Plan(layouts, summary, blocks=tuple(block.name for block in choice.blocks))

@@ -116,10 +116,8 @@ class Job:
             passes=[plugin.label for plugin in plugins] or None,
         )
         if isinstance(plan, Budget):
-            collapse = None if plan.collapse else False
-            return replace(
-                options, target=str(plan.quantity), family=plan.family, collapse=collapse
-            )
+            blocks = None if plan.blocks == "auto" else plan.blocks
+            return replace(options, target=str(plan.quantity), family=plan.family, blocks=blocks)
         if isinstance(plan, Keep):
             kept = str(plan.kept)
             return replace(options, keep=kept, minimize=plan.minimize, family=plan.family)

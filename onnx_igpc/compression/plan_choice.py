@@ -84,13 +84,16 @@ class Planning:
         """
         job, blocks = self.job, None
         assert not isinstance(job.plan, Keep)
-        if isinstance(job.plan, Budget) and trials is not None:
+        if isinstance(job.plan, Budget) and job.plan.collapses and trials is not None:
             trying = portion(progress, 0.0, _TRYING_BLOCKS)
-            blocks = plan_blocks(self.opened, self.found, trials, job.plan, self.speed, trying)
-            if blocks is not None and job.times:
+            try:
+                blocks = plan_blocks(self.opened, self.found, trials, job.plan, self.speed, trying)
+            except CheckFailedError:
+                if job.plan.blocks == "only":
+                    raise
+            if blocks is not None and (job.times or job.plan.blocks == "only"):
                 return blocks
-            if job.plan.collapses:
-                progress = portion(progress, _TRYING_BLOCKS, 1.0)
+            progress = portion(progress, _TRYING_BLOCKS, 1.0)
         try:
             sites = plan_sites(self.found, job.plan, trials, cost, pricing, progress)
         except CheckFailedError:

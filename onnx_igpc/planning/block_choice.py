@@ -16,6 +16,7 @@ import onnx
 
 from onnx_igpc.calibration.block_fits import block_moments, collapsed, fitted
 from onnx_igpc.data.progress import Progress
+from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.fitting.moments import Moments
 from onnx_igpc.graph.edit import Names
 from onnx_igpc.graph.model import OpenModel
@@ -29,6 +30,8 @@ from onnx_igpc.sites.residual_blocks import ResidualBlock
 _SAMPLES = 50
 # A block that saves less than this share is none to take.
 _LEAST_SAVED = 1e-3
+# What sums in another order differ by.
+_ROUNDING = 1e-9
 
 
 class BlockPrices(Protocol):
@@ -57,8 +60,8 @@ def choose_blocks(
     share: float,
     prices: BlockPrices,
     progress: Progress | None = None,
-) -> BlockChoice | None:
-    """The blocks that leave at most ``share`` and do least damage; ``None`` where all of them leave more.
+) -> BlockChoice:
+    """The blocks that leave at most ``share`` and do least damage.
 
     Args:
         trials: the model, and the data to choose by.
@@ -68,14 +71,16 @@ def choose_blocks(
         progress: called with (what is saved in thousandths, in all, what is done).
 
     Raises:
+        CheckFailedError: all of them leave more; the message names the least.
         DataError: activations that are not finite.
         ModelError: the model cannot run on the data.
     """
     left = prices.left([[each] for each in blocks])
     saved = {each.name: 1.0 - own for each, own in zip(blocks, left, strict=True)}
     able = [each for each in blocks if saved[each.name] > _LEAST_SAVED]
-    if not able or 1.0 - sum(saved[each.name] for each in able) > share:
-        return None
+    least = 1.0 - sum(saved[each.name] for each in able)
+    if least > share:
+        raise CheckFailedError(f"the least that is left without residual blocks is {least:.1%}")
     return _Search(BlockTrials(trials, able), saved, share, prices, progress).run()
 
 
@@ -159,26 +164,32 @@ class _Search:
     prices: BlockPrices
     progress: Progress | None
 
-    def run(self) -> BlockChoice | None:
+    def run(self) -> BlockChoice:
         """Blocks by what they cost in damage, until what is left, measured, is little enough.
 
         A measured share above what the savings add up to lowers what the next sets have to come to.
         """
-        aim = self.share
-        while (found := self._chosen(aim)) is not None:
-            blocks, steps = found
+        aim, least = self.share, 1.0
+        while True:
+            blocks, steps = self._chosen(aim)
             (left,) = self.prices.left([blocks])
+            least = min(left, least)
             if left <= self.share:
                 damage = self.trials.damage(frozenset(each.name for each in blocks))
                 return BlockChoice(tuple(blocks), damage, left, tuple(steps))
+            if len(blocks) == len(self.trials.blocks):
+                break
             aim = min(self._left(blocks), aim) - (left - self.share)
-        return None
+        raise CheckFailedError(
+            f"the least that was measured without residual blocks is {least:.1%}"
+        )
 
     def _left(self, blocks: Sequence[ResidualBlock]) -> float:
         return 1.0 - sum(self.saved[each.name] for each in blocks)
 
-    def _chosen(self, aim: float) -> tuple[list[ResidualBlock], list[tuple[float, float]]] | None:
-        """The set of least damage that leaves ``aim`` by what each saves alone, and the way to it."""
+    def _chosen(self, aim: float) -> tuple[list[ResidualBlock], list[tuple[float, float]]]:
+        """The set of least damage that leaves ``aim`` by what each saves alone, or all; and the way to it."""
+        aim = max(aim, self._left(self.trials.blocks) + _ROUNDING)
         taken: list[ResidualBlock] = []
         steps: list[tuple[float, float]] = []
         best: tuple[float, list[ResidualBlock]] | None = None
@@ -193,8 +204,7 @@ class _Search:
             steps.append((self._left(taken), self._damage(taken)))
             if self._left(taken) <= aim:
                 break
-        if best is None:
-            return None
+        assert best is not None
         found = [each for each in self.trials.blocks if each in best[1]]
         steps = [step for step in steps if step[0] > self._left(found)]
         return found, [*steps, (self._left(found), best[0])]

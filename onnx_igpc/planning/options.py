@@ -16,6 +16,9 @@ from onnx_igpc.sites.rewrite import Form
 DEFAULT_CH = 16
 Family = Literal["published", "extended"]
 Init = Literal["fitted", "random"]
+Blocks = Literal["auto", "keep", "only"]
+# What residual blocks are counted in.
+_OF_BLOCKS = ("latency", "macs")
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,9 @@ class Budget:
         grouping: as in :class:`Published`.
         sensitivity: a file of measurements to reuse.
         save_sensitivity: where to write the measurements.
-        collapse: for a target of latency or of all MACs, whether whole residual blocks may be replaced by one
-            pointwise convolution each, where that does less damage than rewriting sites.
+        blocks: whether whole residual blocks may be replaced by one pointwise convolution each, for a target of
+            latency or of all MACs: ``"auto"`` where that does less damage, ``"keep"`` never, ``"only"`` nothing
+            but that.
 
     Raises:
         UsageError: a value that cannot be used.
@@ -88,12 +92,17 @@ class Budget:
     grouping: Grouping = "learned"
     sensitivity: PathLike | None = None
     save_sensitivity: PathLike | None = None
-    collapse: bool = True
+    blocks: Blocks = "auto"
 
     def __post_init__(self) -> None:
-        Target.parse(self.target)
+        quantity = Target.parse(self.target).quantity
         _one_of("`family`", self.family, ("published", "extended"))
         _one_of("`grouping`", self.grouping, ("learned", "contiguous"))
+        _one_of("`blocks`", self.blocks, ("auto", "keep", "only"))
+        if self.blocks == "only" and quantity not in _OF_BLOCKS:
+            raise UsageError(
+                f"`blocks` only is for a `target` of {' or '.join(_OF_BLOCKS)}, not of {quantity}"
+            )
 
     @property
     def quantity(self) -> Target:
@@ -103,7 +112,7 @@ class Budget:
     @property
     def collapses(self) -> bool:
         """Whether residual blocks may be collapsed, and can help: they are more than pointwise convolutions."""
-        return self.collapse and self.quantity.quantity in ("latency", "macs")
+        return self.blocks != "keep" and self.quantity.quantity in _OF_BLOCKS
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class OptionsReport:
     keep: IfKnown[str] = None
     minimize: IfKnown[str] = None
     family: IfKnown[str] = None
-    collapse: IfKnown[bool] = None
+    blocks: IfKnown[str] = None
     seed: IfKnown[int] = None
     lowering: IfKnown[str] = None
     passes: IfKnown[list[str]] = None

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from onnx_igpc import Budget, Calibration, Lowering, Setting, SiteFilter, compress
 from onnx_igpc.cli import main
 from onnx_igpc.compression import plan_choice
-from onnx_igpc.errors import CheckFailedError
+from onnx_igpc.errors import CheckFailedError, UsageError
 from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering import block_prices
@@ -24,7 +24,7 @@ from onnx_igpc.report.html.page import render_html
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.report.tree import RewriteReport
 from tests.calibration_graphs import ListData, faint, images, residual_model, saved
-from tests.helpers import run
+from tests.helpers import pointwise_model, run
 
 SAMPLES = 40
 
@@ -48,7 +48,7 @@ def compressed(
     model: onnx.ModelProto, target: str, x: np.ndarray | None = None, **options: Any
 ) -> CompressResult:
     values = images(SAMPLES, 16) if x is None else x
-    budget = Budget(target, **{k: options.pop(k) for k in ("collapse",) if k in options})
+    budget = Budget(target, **{k: options.pop(k) for k in ("blocks",) if k in options})
     return compress(
         model, budget, calibration=Calibration(ListData(model, {"x": values})), **options
     )
@@ -110,10 +110,10 @@ def test_sites_are_rewritten_where_that_does_less_damage_or_blocks_may_not_go() 
     rewritten = compressed(heavy, "macs=95%").report
     assert not rewritten.blocks
     assert rewritten.rewritten
-    forbidden = compressed(three_blocks(), "macs=60%", collapse=False).report
+    forbidden = compressed(three_blocks(), "macs=60%", blocks="keep").report
     assert not forbidden.blocks
     assert forbidden.rewritten
-    assert forbidden.options.collapse is False
+    assert forbidden.options.blocks == "keep"
     other = compressed(three_blocks(), "pointwise-parameters=60%").report
     assert not other.blocks, "of pointwise parameters alone sites are what counts"
 
@@ -142,7 +142,7 @@ def test_of_multiply_accumulates_the_plan_of_less_damage_is_taken(
     monkeypatch.setattr(plan_choice, "plan_sites", impossible)
     assert compressed(three_blocks(), "macs=60%").report.blocks
     with pytest.raises(CheckFailedError, match="out of reach"):
-        compressed(three_blocks(), "macs=60%", collapse=False)
+        compressed(three_blocks(), "macs=60%", blocks="keep")
 
 
 def test_excluded_sites_keep_their_blocks() -> None:
@@ -203,9 +203,23 @@ def test_the_command_and_the_page_tell_of_blocks(tmp_path: Path) -> None:
     assert "collapsed: went with the residual block of sum1_node" in text
     assert "as residual blocks were collapsed one after another" in text
     refused = CliRunner().invoke(
-        main, ["compress", *given[:3], "-o", str(tmp_path / "o.onnx"), "--collapse"]
+        main, ["compress", *given[:3], "-o", str(tmp_path / "o.onnx"), "--blocks", "only"]
     )
     assert refused.exit_code == 2
     assert "give --target" in refused.output
     plain = render_html(RewriteReport(), "x")
     assert 'id="blocks"' not in plain
+
+
+def test_blocks_only_or_a_line_that_says_why_not() -> None:
+    assert compressed(three_blocks(), "macs=90%", blocks="only").report.blocks
+    failed = "cannot be reached by collapsing residual blocks"
+    with pytest.raises(CheckFailedError, match=rf"macs=15% {failed}: the least .* is 19.5%"):
+        compressed(three_blocks(), "macs=15%", blocks="only")
+    plain = pointwise_model(16, 16)
+    with pytest.raises(CheckFailedError, match=rf"macs=90% {failed}: there are none"):
+        compressed(plain, "macs=90%", images(SAMPLES, 16, 5), blocks="only")
+    with pytest.raises(CheckFailedError, match=rf"{failed}: what they do .* cannot be measured"):
+        compressed(three_blocks(), "macs=90%", images(1, 16), blocks="only")
+    with pytest.raises(UsageError, match="of latency or macs, not of pointwise-parameters"):
+        Budget("pointwise-parameters=50%", blocks="only")

@@ -13,6 +13,7 @@ import pytest
 
 from onnx_igpc.calibration.block_fits import block_moments, collapsed, fitted
 from onnx_igpc.calibration.held_samples import HeldSamples
+from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.fitting.moments import Moments
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
@@ -101,14 +102,18 @@ def test_enough_are_taken_and_none_where_all_are_not_enough() -> None:
     with trials_of(model, images(24, 8)) as (trials, blocks):
         saving = Saving(dict.fromkeys(names(3), 0.1))
         choice = choose_blocks(trials, blocks, 0.8001, saving)
-        assert choice is not None
         assert len(choice.blocks) == 2
         assert [block.add.index for block in choice.blocks] == sorted(
             block.add.index for block in choice.blocks
         )
         assert len(choice.steps) == 2
-        assert choose_blocks(trials, blocks, 0.6, saving) is None
-        assert choose_blocks(trials, blocks, 0.9, Saving(dict.fromkeys(names(3), 0.0))) is None
+        with pytest.raises(CheckFailedError, match=r"is 70.0%"):
+            choose_blocks(trials, blocks, 0.6, saving)
+        with pytest.raises(CheckFailedError, match=r"is 100.0%"):
+            choose_blocks(trials, blocks, 0.9, Saving(dict.fromkeys(names(3), 0.0)))
+        slow = Saving(dict.fromkeys(names(3), 0.1), slower=0.15)
+        with pytest.raises(CheckFailedError, match=r"that was measured .* is 85.0%"):
+            choose_blocks(trials, blocks, 0.8, slow)
 
 
 def test_what_is_measured_decides_not_what_was_added_up() -> None:
@@ -156,7 +161,6 @@ def chosen_by(
 
         patch.setattr(BlockTrials, "damage", damage)
         choice = choose_blocks(trials, blocks, share, prices)
-    assert choice is not None
     return choice.damage.value
 
 

@@ -10,9 +10,11 @@ from onnx_igpc.compression.optimization.workbench import LeftOutError, Workbench
 from onnx_igpc.compression.pipeline import compress
 from onnx_igpc.data.dataset import Dataset
 from onnx_igpc.data.progress import Progress
+from onnx_igpc.errors import CheckFailedError, first_line
 from onnx_igpc.evaluation.damage import damage_of
 from onnx_igpc.evaluation.verify import DEFAULT_SETTING, verify
 from onnx_igpc.lowering.lower import lower_model
+from onnx_igpc.lowering.options import LITERAL
 from onnx_igpc.lowering.quantization.options import Quantization
 from onnx_igpc.lowering.quantization.quantize import quantize_model
 from onnx_igpc.lowering.site_races import DENSE
@@ -103,6 +105,40 @@ class Attempts:
             sensitivity=None if first else SENSITIVITY,
             holdout=self.task.calibration.holdout,
             **self.task.fitting,
+        )
+        return self.bench.step(point, "compress", lambda: line, make)
+
+    def shorten(self, point: str, share: int) -> bool:
+        """The original with so many residual blocks collapsed that a share of its time is left."""
+        target = f"latency={share}%"
+
+        def make(progress: Progress) -> str:
+            self.bench.file(STEPS).mkdir(exist_ok=True)
+            try:
+                result = compress(
+                    self.task.model,
+                    Budget(target, blocks="only"),
+                    calibration=self.task.calibration,
+                    lowering=replace(self.task.options.lowering, kind=LITERAL),
+                    progress=progress,
+                )
+            except CheckFailedError as error:
+                raise LeftOutError(first_line(error)) from None
+            self._save(result, point)
+            return f"{len(result.report.blocks)} residual blocks collapsed"
+
+        line = self.task.command(
+            "compress",
+            self.task.model,
+            o=self.task.file(point),
+            target=target,
+            blocks="only",
+            lowering=LITERAL,
+            holdout=self.task.calibration.holdout,
+            **self.task.fitting,
+            **self.task.where,
+            **self.task.batch,
+            shape=self.task.setting.shapes,
         )
         return self.bench.step(point, "compress", lambda: line, make)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,15 +50,25 @@ class Exploration:
             self._measured(FOLDED)
         if precision != "fp32":
             self._int8_alone()
-        shares = self.task.options.shares
-        for number, share in enumerate(shares):
-            if self._cut(share, first=number == 0):
-                continue
-            why = self._why_not(share)
-            for other in shares[number + 1 :]:
-                self.bench.skip(_cut_to(other), "compress", why)
-            break
+        options = self.task.options
+        self._smaller(options.shorter, _blocks_to, lambda share, _: self._blocks(share))
+        self._smaller(options.shares, _cut_to, self._cut)
         return self.points
+
+    def _smaller(
+        self,
+        shares: Sequence[int],
+        name: Callable[[int], str],
+        made: Callable[[int, bool], bool],
+    ) -> None:
+        """Make one of each share, until one says that a smaller one cannot hold the promise."""
+        for number, share in enumerate(shares):
+            if made(share, number == 0):
+                continue
+            why = self._why_not(name(share), share)
+            for other in shares[number + 1 :]:
+                self.bench.skip(name(other), "compress", why)
+            break
 
     def _int8_alone(self) -> None:
         if not self.attempts.quantize(INT8, ORIGINAL):
@@ -76,7 +87,15 @@ class Exploration:
         ) and self.attempts.quantize(INT8_TRAINED, FOR_INT8):
             self._measured(INT8_TRAINED, precision="int8", trained=True)
 
-    def _cut(self, share: int, *, first: bool) -> bool:
+    def _blocks(self, share: int) -> bool:
+        """A model with residual blocks collapsed, and what can be made of it; as :meth:`_cut`."""
+        name = _blocks_to(share)
+        if not self.attempts.shorten(name, share):
+            return False
+        found = self._measured(name, cut=True)
+        return found is not None and self._carried_on(self._trained(name, found, lower=False))
+
+    def _cut(self, share: int, first: bool) -> bool:
         """A cut, and what can be made of it; whether a smaller one can hold the promise."""
         cut = _cut_to(share)
         if not self.attempts.cut(cut, share, first=first):
@@ -92,7 +111,10 @@ class Exploration:
             why = f"no faster than dense: {speed.value:.2f} x ({speed.low:.2f} to {speed.high:.2f})"
             self.bench.skip(f"{cut}, trained", "finetune", why)
             return self._likely(found)
-        best = self._trained(cut, found)
+        return self._carried_on(self._trained(cut, found))
+
+    def _carried_on(self, best: PointReport) -> bool:
+        """Quantize what is likely to hold the promise; whether it is."""
         if not self._likely(best):
             return False
         if self.task.options.precision != "fp32":
@@ -101,15 +123,14 @@ class Exploration:
                 self._measured(name, precision="int8", cut=True, trained=best.trained)
         return True
 
-    def _why_not(self, share: int) -> str:
+    def _why_not(self, cut: str, share: int) -> str:
         """Why nothing smaller than a cut is tried."""
-        cut = _cut_to(share)
         if any(point.name.startswith(cut) for point in self.points):
             return f"{share} % loses too much already"
         return f"there is no {cut}: {self.bench.steps[-1].note}"
 
-    def _trained(self, cut: str, found: PointReport) -> PointReport:
-        """The better of a lowered cut and what training makes of it."""
+    def _trained(self, cut: str, found: PointReport, *, lower: bool = True) -> PointReport:
+        """The better of a cut, as it was measured, and what training makes of it, lowered as well."""
         trained = f"{cut}, trained"
         if found.holds:
             self.bench.skip(trained, "finetune", "the cut holds the promise as it is")
@@ -119,8 +140,8 @@ class Exploration:
             return found
         if not train(self.task, self.bench, trained, cut):
             return found
-        again = f"{trained}{_LOWERED}"
-        if not self.attempts.lower(again, trained):
+        again = f"{trained}{_LOWERED}" if lower else trained
+        if lower and not self.attempts.lower(again, trained):
             return found
         better = self._measured(again, cut=True, trained=True)
         return found if better is None or loss(better) > loss(found) else better
@@ -165,6 +186,10 @@ def turn_seconds(bench: Workbench, original: PointReport) -> float:
     """A turn of a race, by how long it took to verify the original against itself."""
     verified = bench.steps[0].seconds / original.damage.samples / 2
     return max(2 * verified, 2 * MIN_TURN_SECONDS)
+
+
+def _blocks_to(share: int) -> str:
+    return f"cut of blocks to {share} %"
 
 
 def _cut_to(share: int) -> str:

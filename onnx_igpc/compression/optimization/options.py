@@ -30,6 +30,8 @@ class Optimization:
             original is raced, and kept where nothing else holds, whatever is said here.
         setting: where and how the model will run: what is raced.
         seconds: how long all of it may take.
+        shorter: the lengths that are tried, as what they leave of the time, in per cent; the mildest first: whole
+            residual blocks are collapsed.
         shares: the cuts that are tried, as what they leave of the multiply-accumulates of pointwise
             convolutions, in per cent; the mildest first.
         recipe: how a cut is trained back; as many epochs as there is time for, if it leaves them open.
@@ -43,6 +45,7 @@ class Optimization:
     precision: Precision = "best"
     setting: Setting = field(default_factory=Setting)
     seconds: float = DEFAULT_SECONDS
+    shorter: Sequence[int] = (90, 80, 70)
     shares: Sequence[int] = (85, 70, 55, 40)
     recipe: Recipe = field(default_factory=Recipe)
     cache: PathLike | bool = True
@@ -55,8 +58,9 @@ class Optimization:
             raise UsageError(f"precision must be one of {known}, not {self.precision!r}")
         if not self.seconds > 0:
             raise UsageError(f"`seconds` must be above 0, not {self.seconds:g}")
+        object.__setattr__(self, "shorter", tuple(self.shorter))
         object.__setattr__(self, "shares", tuple(self.shares))
-        for share in self.shares:
+        for share in (*self.shorter, *self.shares):
             if not 0 < share < 100:
                 raise UsageError(f"a share must lie between 0 and 100 %, not {share}")
 

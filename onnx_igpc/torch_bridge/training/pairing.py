@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from onnx_igpc.errors import ModelError
 from onnx_igpc.graph.inputs import model_inputs
-from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.report.tree import BlockReport, RewriteReport, SiteReport
 from onnx_igpc.torch_bridge.training.comparable import Survey
 
 FEATURE = "penultimate feature"
@@ -55,7 +55,8 @@ def pair_sites(
     pairs: dict[str, Pair] = {}
     unpaired: dict[str, str] = {}
     ours, theirs = student.computed, teacher.computed
-    for site in (*digest.rewritten, *digest.blocks):
+    changed: list[SiteReport | BlockReport] = [*digest.rewritten, *digest.blocks]
+    for site in changed:
         tensor, source, order = _correspondence(site.output, ours, digest)
         if tensor in outputs:
             unpaired[site.name] = "it makes a model output, which is matched by itself"
