@@ -28,9 +28,8 @@ from onnx_igpc.data.preprocessing import Preprocessing
 from onnx_igpc.errors import IgpcError
 from onnx_igpc.evaluation.verify import verify
 from onnx_igpc.graph.model import open_model
-from onnx_igpc.graph.view import GraphView
 from onnx_igpc.lowering.options import LITERAL
-from onnx_igpc.sites.find import find_sites
+from onnx_igpc.report.digest import read_digest
 
 METHODS = ("budget", "svd", "v2")
 _SIZE = "pointwise-parameters="
@@ -176,10 +175,9 @@ class Place:
         return Judged(found.kl, found.agreement, found.candidate.top1)
 
     def _left(self, path: Path) -> float:
-        sites = find_sites(GraphView(open_model(self.model))).rewritable
-        dense = {site.name: site.in_channels * site.out_channels for site in sites}
-        left = left_per_site(path)
-        return sum(left.get(name, size) for name, size in dense.items()) / sum(dense.values())
+        digest = read_digest(open_model(path).proto)
+        assert digest is not None
+        return digest.totals.pointwise_parameters.ratio or 0.0
 
 
 def _cpu_minutes() -> float:

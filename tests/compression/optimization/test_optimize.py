@@ -22,9 +22,13 @@ from onnx_igpc.compression.optimization import optimize as optimize_module
 from onnx_igpc.compression.optimization.exploration import INT8_TRAINED
 from onnx_igpc.compression.optimization.workbench import Journal
 from onnx_igpc.errors import DataError, UsageError
+from onnx_igpc.graph.cost import count
+from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.lowering import block_prices
 from onnx_igpc.report.benchmark import BenchmarkReport, Race, Timing
 from onnx_igpc.report.optimization import PictureReport
 from onnx_igpc.runtime.racing import Interval
+from tests.calibration_graphs import faint, residual_model
 from tests.compression.test_keep import valued
 from tests.planning.test_budget import CHANNELS, classifier
 
@@ -368,3 +372,36 @@ def test_what_cannot_be_is_refused_before_any_work(files: Files, tmp_path: Path)
     with pytest.raises(UsageError, match="a share must lie between"):
         options(shares=(100,))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data.npz", "model.onnx"]
+
+
+def test_cuts_of_blocks_are_tried_trained_and_quantized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def race(models: Sequence[OpenModel], setting: Setting, rounds: int) -> np.ndarray:
+        return np.ones((rounds, 1)) * np.array([1e-9 * count(each).macs for each in models])
+
+    monkeypatch.setattr(block_prices, "race_models", race)
+    values = np.random.default_rng(3).standard_normal((160, 8, 6, 6)).astype(np.float32)
+    onnx.save(faint(residual_model(8, blocks=3), b1=0.02, b2=0.05), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=values)
+    files = tmp_path / "model.onnx", tmp_path / "data.npz"
+    wanted = options(shorter=(80, 60, 15, 10), shares=())
+    report = onnx_igpc.optimize(*files, tmp_path / "best", optimization=wanted)
+    names = [point.name for point in report.points]
+    assert {"cut of blocks to 80 %", "cut of blocks to 80 %, int8", "cut of blocks to 60 %"} <= set(
+        names
+    )
+    steps = {step.name: step for step in report.steps}
+    assert steps["cut of blocks to 80 %"].note == "1 residual blocks collapsed"
+    too_short = "cannot be reached by collapsing residual blocks"
+    assert steps["cut of blocks to 15 %"].status == "skipped"
+    assert too_short in (steps["cut of blocks to 15 %"].note or "")
+    assert too_short in (steps["cut of blocks to 10 %"].note or ""), "no smaller one is tried"
+    lines = (tmp_path / "best" / "commands.sh").read_text()
+    assert "--target latency=80% --blocks only --lowering literal" in lines
+
+
+def test_a_model_without_residual_blocks_has_no_cuts_of_them(done: Done) -> None:
+    steps = {step.name: step for step in done.report.steps}
+    assert steps["cut of blocks to 90 %"].status == "skipped"
+    assert "there are none that could be" in (steps["cut of blocks to 90 %"].note or "")
