@@ -172,7 +172,7 @@ def inspect(
 @click.option(
     "--blocks",
     type=click.Choice(["auto", "keep", "only"]),
-    help="Under a budget of latency or macs, whether one pointwise convolution takes the place of whole "
+    help="Under a budget of latency or macs, or a promise with the least of them, whether one pointwise convolution takes the place of whole "
     "residual blocks: where that does less damage, never, or nothing but that [auto].",
 )
 @click.option("--save-sensitivity", type=OUTPUT, help="Keep what a budget measured.")
@@ -308,8 +308,8 @@ def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget |
     target, keep, least = (values.pop(name) for name in ("target", "keep", "minimize"))
     budget = {name: values.pop(name) for name in ("family", "sensitivity", "save_sensitivity")}
     blocks = values.pop("blocks")
-    if blocks is not None and target is None:
-        raise UsageError("--blocks is for a budget: give --target")
+    if blocks is not None and target is None and keep is None:
+        raise UsageError("--blocks is for a budget: give --target or --keep")
     if keep is None and least is not None:
         raise UsageError("--minimize says what --keep makes least: give --keep")
     if target is None and keep is None:
@@ -330,6 +330,7 @@ def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget |
     given = {name: value for name, value in budget.items() if value is not None}
     if values["grouping"] is not None:
         given["grouping"] = values["grouping"]
+    given["blocks"] = blocks or "auto"
     if keep is None:
-        return Budget(target, blocks=blocks or "auto", **given)
+        return Budget(target, **given)
     return Keep(keep, **({"minimize": least} if least else {}), **given)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import CheckFailedError
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.auto import LoweringRun
 from onnx_igpc.lowering.block_prices import CountedBlocks, RacedBlocks
 from onnx_igpc.lowering.options import FLOAT32
-from onnx_igpc.planning.block_choice import BlockChoice, choose_blocks
-from onnx_igpc.planning.options import Budget
+from onnx_igpc.planning.block_choice import BlockChoice, blocks_one_by_one, choose_blocks
+from onnx_igpc.planning.options import Budget, Keep
 from onnx_igpc.planning.search import Plan
+from onnx_igpc.planning.sensitivity import Damage
 from onnx_igpc.planning.trials import Trials
 from onnx_igpc.report.sections import LatencyReport, SelectionReport, TriedPlan, TriedShare
 from onnx_igpc.sites.find import FoundSites
-from onnx_igpc.sites.residual_blocks import find_blocks
+from onnx_igpc.sites.residual_blocks import ResidualBlock, find_blocks
 from onnx_igpc.sites.rewrite import kept_layout
 
 LESS_DAMAGE = "collapsing residual blocks does less damage"
@@ -42,29 +46,84 @@ def plan_blocks(
         DataError: activations that are not finite.
         ModelError: the model cannot run on the data, or not where it is raced.
     """
-    target, blocks = budget.quantity, find_blocks(found)
+    target = budget.quantity
     failed = f"`target` {target} cannot be reached by collapsing residual blocks:"
+    blocks, prices = _able(model, found, trials, budget, speed, failed)
+    try:
+        choice = choose_blocks(trials, blocks, target.share, prices, progress)
+    except CheckFailedError as error:
+        raise CheckFailedError(f"{failed} {error}") from error
+    return _plan(found, choice, trials, budget, prices)
+
+
+def block_plans_that_keep(
+    model: OpenModel,
+    found: FoundSites,
+    trials: Trials,
+    keep: Keep,
+    samples: int,
+    speed: LoweringRun | None,
+    progress: Progress | None = None,
+) -> Iterator[Plan]:
+    """Plans of residual blocks that are likely to keep a promise, the shortest first.
+
+    Args:
+        samples: on which it will be measured. Others are those of :func:`plan_blocks`.
+
+    Raises:
+        CheckFailedError: there are no blocks, or none is likely to keep it. Others as :func:`plan_blocks`.
+    """
+    failed = f"{keep.kept} cannot be kept by collapsing residual blocks:"
+    blocks, prices = _able(model, found, trials, keep, speed, failed)
+
+    def goes_on(damage: Damage) -> bool:
+        return keep.kept.likely(damage, samples)
+
+    choices = blocks_one_by_one(trials, blocks, goes_on, prices, progress)
+    if not choices:
+        raise CheckFailedError(f"{failed} no single one is likely to")
+    for choice in reversed(choices):
+        (left,) = prices.left([choice.blocks])
+        yield _plan(found, replace(choice, share=left), trials, keep, prices)
+
+
+def _able(
+    model: OpenModel,
+    found: FoundSites,
+    trials: Trials,
+    wanted: Budget | Keep,
+    speed: LoweringRun | None,
+    failed: str,
+) -> tuple[list[ResidualBlock], CountedBlocks | RacedBlocks]:
+    """The blocks that could be collapsed, and what prices them; CheckFailedError, which begins with
+    ``failed``, where there are none."""
+    blocks = find_blocks(found)
     if not blocks:
         raise CheckFailedError(f"{failed} there are none that could be")
     outputs = {output.name for output in model.proto.graph.output}
     if not trials.possible or not outputs.issuperset(trials.probe.outputs):
         raise CheckFailedError(f"{failed} what they do to the model's answer cannot be measured")
-    raced = None
-    if target.is_latency:
-        assert speed is not None, "a budget of latency comes with what measures it"
-        raced = RacedBlocks(model, speed.setting, speed.precision)
-    prices = raced or CountedBlocks(model)
-    try:
-        choice = choose_blocks(trials, blocks, target.share, prices, progress)
-    except CheckFailedError as error:
-        raise CheckFailedError(f"{failed} {error}") from error
+    if not wanted.quantity.is_latency:
+        return blocks, CountedBlocks(model)
+    assert speed is not None, "a budget of latency comes with what measures it"
+    return blocks, RacedBlocks(model, speed.setting, speed.precision)
+
+
+def _plan(
+    found: FoundSites,
+    choice: BlockChoice,
+    trials: Trials,
+    wanted: Budget | Keep,
+    prices: CountedBlocks | RacedBlocks,
+) -> Plan:
     layouts = {site.name: kept_layout(site, LESS_DAMAGE) for site in found.rewritable}
-    summary = _summary(choice, budget, trials, raced)
+    raced = prices if isinstance(prices, RacedBlocks) else None
+    summary = _summary(choice, wanted, trials, raced)
     return Plan(layouts, summary, blocks=tuple(block.name for block in choice.blocks))
 
 
 def _summary(
-    choice: BlockChoice, budget: Budget, trials: Trials, raced: RacedBlocks | None
+    choice: BlockChoice, wanted: Budget | Keep, trials: Trials, raced: RacedBlocks | None
 ) -> SelectionReport:
     damage, predicted = choice.damage, choice.steps[-1][0]
     agreeing = damage.agreeing
@@ -85,9 +144,13 @@ def _summary(
             tried=[TriedShare(predicted=predicted, measured=choice.share, damage=damage.value)],
         )
     return SelectionReport(
-        target=str(budget.quantity),
-        family=budget.family,
-        grouping=budget.grouping,
+        target=str(
+            replace(wanted.quantity, share=choice.share)
+            if isinstance(wanted, Keep)
+            else wanted.quantity
+        ),
+        family=wanted.family,
+        grouping=wanted.grouping,
         measure=trials.probe.measure,
         samples=damage.samples,
         predicted_damage=damage.value,

@@ -115,9 +115,10 @@ class Job:
             lowering=self.lowering.kind if self.lowering is not None else None,
             passes=[plugin.label for plugin in plugins] or None,
         )
+        if not isinstance(plan, Published) and plan.blocks != "auto":
+            options.blocks = plan.blocks
         if isinstance(plan, Budget):
-            blocks = None if plan.blocks == "auto" else plan.blocks
-            return replace(options, target=str(plan.quantity), family=plan.family, blocks=blocks)
+            return replace(options, target=str(plan.quantity), family=plan.family)
         if isinstance(plan, Keep):
             kept = str(plan.kept)
             return replace(options, keep=kept, minimize=plan.minimize, family=plan.family)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from onnx_igpc.calibration.fitters import RandomFitter
 from onnx_igpc.compression.basis import Basis, HeldOutMeasure
-from onnx_igpc.compression.block_plan import plan_blocks
+from onnx_igpc.compression.block_plan import block_plans_that_keep, plan_blocks
 from onnx_igpc.compression.job import Job
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import Original
@@ -59,6 +59,8 @@ class Planning:
         if isinstance(self.job.plan, Keep) and trials is not None and self.basis is not None:
             samples = self.basis.held_out_size
             plans = plans_that_keep(trials, cost, self.job.plan, samples, progress, pricing)
+            if self.job.plan.collapses:
+                plans = self._blocks_first(self.job.plan, trials, samples, plans)
         else:
             assert not isinstance(self.job.plan, Keep), "a promise is checked to have data before"
             plans = iter([self._planned(trials, cost, pricing, progress)])
@@ -69,6 +71,21 @@ class Planning:
                 left = sum(layout.replaced for layout in planned.layouts.values())
                 planned.slower = wanted - left
             yield planned
+
+    def _blocks_first(
+        self, keep: Keep, trials: Trials, samples: int, others: Iterator[Plan]
+    ) -> Iterator[Plan]:
+        """Plans of residual blocks that are likely to keep a promise; if none does, and they may, of sites."""
+        trying = portion(self.progress, 0.0, _TRYING_BLOCKS)
+        try:
+            yield from block_plans_that_keep(
+                self.opened, self.found, trials, keep, samples, self.speed, trying
+            )
+        except CheckFailedError:
+            if keep.blocks == "only":
+                raise
+        if keep.blocks != "only":
+            yield from others
 
     def _planned(
         self,

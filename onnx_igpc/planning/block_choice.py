@@ -7,7 +7,7 @@ more than the sum of each alone. A set does about as much damage as its parts at
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -75,13 +75,39 @@ def choose_blocks(
         DataError: activations that are not finite.
         ModelError: the model cannot run on the data.
     """
-    left = prices.left([[each] for each in blocks])
-    saved = {each.name: 1.0 - own for each, own in zip(blocks, left, strict=True)}
-    able = [each for each in blocks if saved[each.name] > _LEAST_SAVED]
+    saved, able = _saving(blocks, prices)
     least = 1.0 - sum(saved[each.name] for each in able)
     if least > share:
         raise CheckFailedError(f"the least that is left without residual blocks is {least:.1%}")
     return _Search(BlockTrials(trials, able), saved, share, prices, progress).run()
+
+
+def blocks_one_by_one(
+    trials: Trials,
+    blocks: Sequence[ResidualBlock],
+    goes_on: Callable[[Damage], bool],
+    prices: BlockPrices,
+    progress: Progress | None = None,
+) -> list[BlockChoice]:
+    """One block, two blocks and so on, as long as the damage lets it; shares are what single ones add up to.
+
+    Args:
+        goes_on: whether with such a damage still more may be taken.
+
+    Others, and errors, are those of :func:`choose_blocks`.
+    """
+    saved, able = _saving(blocks, prices)
+    search = _Search(BlockTrials(trials, able), saved, 0.0, prices, progress)
+    return list(search.one_by_one(goes_on))
+
+
+def _saving(
+    blocks: Sequence[ResidualBlock], prices: BlockPrices
+) -> tuple[dict[str, float], list[ResidualBlock]]:
+    """What each block saves alone, and those that save anything."""
+    left = prices.left([[each] for each in blocks])
+    saved = {each.name: 1.0 - own for each, own in zip(blocks, left, strict=True)}
+    return saved, [each for each in blocks if saved[each.name] > _LEAST_SAVED]
 
 
 @dataclass
@@ -183,6 +209,20 @@ class _Search:
         raise CheckFailedError(
             f"the least that was measured without residual blocks is {least:.1%}"
         )
+
+    def one_by_one(self, goes_on: Callable[[Damage], bool]) -> Iterator[BlockChoice]:
+        """Sets that each have one block more, as long as the damage lets it."""
+        taken: list[ResidualBlock] = []
+        steps: list[tuple[float, float]] = []
+        while len(taken) < len(self.trials.blocks):
+            self._tell(taken, self._left(self.trials.blocks))
+            taken = self._next(taken)
+            damage = self.trials.damage(frozenset(each.name for each in taken))
+            if not goes_on(damage):
+                return
+            steps.append((self._left(taken), damage.value))
+            found = tuple(each for each in self.trials.blocks if each in taken)
+            yield BlockChoice(found, damage, self._left(taken), tuple(steps))
 
     def _left(self, blocks: Sequence[ResidualBlock]) -> float:
         return 1.0 - sum(self.saved[each.name] for each in blocks)

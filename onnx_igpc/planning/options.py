@@ -95,14 +95,10 @@ class Budget:
     blocks: Blocks = "auto"
 
     def __post_init__(self) -> None:
-        quantity = Target.parse(self.target).quantity
+        Target.parse(self.target)
         _one_of("`family`", self.family, ("published", "extended"))
         _one_of("`grouping`", self.grouping, ("learned", "contiguous"))
-        _one_of("`blocks`", self.blocks, ("auto", "keep", "only"))
-        if self.blocks == "only" and quantity not in _OF_BLOCKS:
-            raise UsageError(
-                f"`blocks` only is for a `target` of {' or '.join(_OF_BLOCKS)}, not of {quantity}"
-            )
+        _check_blocks(self.blocks, "`target`", self.quantity)
 
     @property
     def quantity(self) -> Target:
@@ -112,7 +108,7 @@ class Budget:
     @property
     def collapses(self) -> bool:
         """Whether residual blocks may be collapsed, and can help: they are more than pointwise convolutions."""
-        return self.blocks != "keep" and self.quantity.quantity in _OF_BLOCKS
+        return _can_collapse(self.blocks, self.quantity)
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,8 @@ class Keep:
             ``"accuracy=-1"``: with labelled data, so many points of top-1 accuracy at most are lost, at
             the lower end as well.
         minimize: what is made least, one of :data:`~onnx_igpc.planning.knapsack.TARGETS`.
-        family: as in :class:`Budget`, as for ``grouping``, ``sensitivity`` and ``save_sensitivity``.
+        family: as in :class:`Budget`, as for ``grouping``, ``sensitivity``, ``save_sensitivity`` and ``blocks``;
+            of MACs, blocks are collapsed only if it is ``"only"``.
 
     Raises:
         UsageError: a value that cannot be used.
@@ -137,12 +134,21 @@ class Keep:
     grouping: Grouping = "learned"
     sensitivity: PathLike | None = None
     save_sensitivity: PathLike | None = None
+    blocks: Blocks = "auto"
 
     def __post_init__(self) -> None:
         Promise.parse(self.promise)
         _one_of("`minimize`", self.minimize, TARGETS)
         _one_of("`family`", self.family, ("published", "extended"))
         _one_of("`grouping`", self.grouping, ("learned", "contiguous"))
+        _check_blocks(self.blocks, "`minimize`", self.quantity)
+
+    @property
+    def collapses(self) -> bool:
+        """Whether residual blocks are collapsed, before anything else is tried."""
+        return _can_collapse(self.blocks, self.quantity) and (
+            self.quantity.is_latency or self.blocks == "only"
+        )
 
     @property
     def kept(self) -> Promise:
@@ -153,6 +159,18 @@ class Keep:
     def quantity(self) -> Target:
         """What is made least, all of it."""
         return Target(self.minimize, 1.0)
+
+
+def _can_collapse(blocks: Blocks, quantity: Target) -> bool:
+    return blocks != "keep" and quantity.quantity in _OF_BLOCKS
+
+
+def _check_blocks(blocks: Blocks, option: str, quantity: Target) -> None:
+    _one_of("`blocks`", blocks, ("auto", "keep", "only"))
+    if blocks == "only" and not _can_collapse(blocks, quantity):
+        raise UsageError(
+            f"`blocks` only is for {option} {' or '.join(_OF_BLOCKS)}, not {quantity.quantity}"
+        )
 
 
 def _one_of(option: str, value: object, known: tuple[object, ...]) -> None:

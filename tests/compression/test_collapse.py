@@ -11,7 +11,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from onnx_igpc import Budget, Calibration, Lowering, Setting, SiteFilter, compress
+from onnx_igpc import Budget, Calibration, Keep, Lowering, Setting, SiteFilter, compress
 from onnx_igpc.cli import main
 from onnx_igpc.compression import plan_choice
 from onnx_igpc.errors import CheckFailedError, UsageError
@@ -221,5 +221,30 @@ def test_blocks_only_or_a_line_that_says_why_not() -> None:
         compressed(plain, "macs=90%", images(SAMPLES, 16, 5), blocks="only")
     with pytest.raises(CheckFailedError, match=rf"{failed}: what they do .* cannot be measured"):
         compressed(three_blocks(), "macs=90%", images(1, 16), blocks="only")
-    with pytest.raises(UsageError, match="of latency or macs, not of pointwise-parameters"):
+    with pytest.raises(UsageError, match="for `target` latency or macs, not pointwise-parameters"):
         Budget("pointwise-parameters=50%", blocks="only")
+
+
+def test_a_promise_is_kept_by_as_many_blocks_as_it_allows() -> None:
+    def kept(promise: str, **options: Any) -> RewriteReport:
+        data = Calibration(ListData(three_blocks(), {"x": images(120, 16)}))
+        keep = Keep(promise, **options)
+        return compress(three_blocks(), keep, calibration=data).report
+
+    loose, strict = (kept(f"agreement={share}%", minimize="latency") for share in (40, 80))
+    assert len(loose.blocks) >= len(strict.blocks) >= 1
+    assert not strict.rewritten
+    for report, bound in ((loose, 0.4), (strict, 0.8)):
+        assert report.damage is not None
+        assert report.damage.interval is not None
+        assert report.damage.interval[0] >= bound
+        assert report.selection is not None
+        assert report.selection.latency is not None
+        assert report.selection.target.startswith("latency=")
+    counted = kept("agreement=80%", minimize="macs", blocks="only")
+    assert [block.name for block in counted.blocks] == [block.name for block in strict.blocks]
+    with pytest.raises(CheckFailedError, match="cannot be kept by collapsing residual blocks: no"):
+        kept("output=0.000001", minimize="macs", blocks="only")
+    assert not kept("agreement=80%", minimize="macs").blocks
+    with pytest.raises(UsageError, match="for `minimize` latency or macs, not pointwise-param"):
+        Keep("agreement=80%", blocks="only")
