@@ -21,7 +21,7 @@ from onnx_igpc.sites.find import FoundSites
 from onnx_igpc.sites.residual_blocks import ResidualBlock, find_blocks
 from onnx_igpc.sites.rewrite import kept_layout
 
-LESS_DAMAGE = "collapsing residual blocks does less damage"
+INSTEAD = "the budget is kept by collapsing residual blocks"
 
 
 def plan_blocks(
@@ -116,7 +116,7 @@ def _plan(
     wanted: Budget | Keep,
     prices: CountedBlocks | RacedBlocks,
 ) -> Plan:
-    layouts = {site.name: kept_layout(site, LESS_DAMAGE) for site in found.rewritable}
+    layouts = {site.name: kept_layout(site, INSTEAD) for site in found.rewritable}
     raced = prices if isinstance(prices, RacedBlocks) else None
     summary = _summary(choice, wanted, trials, raced)
     return Plan(layouts, summary, blocks=tuple(block.name for block in choice.blocks))

@@ -116,7 +116,7 @@ def _header(report: RewriteReport, title: str) -> list[Child]:
 def _sentences(report: RewriteReport) -> list[str]:
     """What was done, and what is left of the model."""
     said = []
-    if report.sites:
+    if report.rewritten or (report.sites and not report.blocks):
         said.append(
             f"{len(report.rewritten)} of {len(report.sites)} pointwise convolutions are interleaved "
             "grouped ones."
