@@ -11,7 +11,7 @@ from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.auto import LoweringRun
 from onnx_igpc.lowering.block_prices import CountedBlocks, RacedBlocks
 from onnx_igpc.lowering.options import FLOAT32
-from onnx_igpc.planning.block_choice import BlockChoice, blocks_one_by_one, choose_blocks
+from onnx_igpc.planning.block_choice import BlockChoice, Measured, blocks_one_by_one, choose_blocks
 from onnx_igpc.planning.options import Budget, Keep
 from onnx_igpc.planning.search import Plan
 from onnx_igpc.planning.sensitivity import Damage
@@ -125,23 +125,16 @@ def _plan(
 def _summary(
     choice: BlockChoice, wanted: Budget | Keep, trials: Trials, raced: RacedBlocks | None
 ) -> SelectionReport:
-    damage, predicted = choice.damage, choice.steps[-1][0]
-    agreeing = damage.agreeing
-    tried = TriedPlan(
-        share=choice.share,
-        predicted=damage.value,
-        measured=damage.value,
-        agreement=None if agreeing is None else agreeing / damage.samples,
-    )
+    damage, taken = choice.damage, choice.tried[-1]
     latency = None
     if raced is not None:
         latency = LatencyReport(
             precision=None if raced.precision == FLOAT32 else raced.precision,
-            predicted=predicted,
+            predicted=taken.share,
             measured=choice.share,
             damage=damage.value,
             dense_seconds=raced.dense_seconds,
-            tried=[TriedShare(predicted=predicted, measured=choice.share, damage=damage.value)],
+            tried=[TriedShare(predicted=taken.share, measured=choice.share, damage=damage.value)],
         )
     return SelectionReport(
         target=str(
@@ -153,12 +146,22 @@ def _summary(
         grouping=wanted.grouping,
         measure=trials.probe.measure,
         samples=damage.samples,
-        predicted_damage=damage.value,
+        predicted_damage=taken.predicted,
         measured_damage=damage.value,
-        curve=[*reversed(choice.steps), (1.0, 0.0)],
-        chosen=(choice.share, damage.value),
+        curve=list(choice.curve),
+        chosen=(taken.share, taken.predicted),
         of_blocks=True,
         damage_by_site={},
-        tried=[tried],
+        tried=[_tried(each) for each in choice.tried],
         latency=latency,
+    )
+
+
+def _tried(measured: Measured) -> TriedPlan:
+    damage = measured.damage
+    return TriedPlan(
+        share=measured.share,
+        predicted=measured.predicted,
+        measured=damage.value,
+        agreement=None if damage.agreeing is None else damage.agreeing / damage.samples,
     )

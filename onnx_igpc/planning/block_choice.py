@@ -1,8 +1,8 @@
 """Which residual blocks to collapse, so that a share of what the model costs is left and the damage is least.
 
-Blocks are taken one by one, the one that does least damage for what it saves first. Damages are measured on data
-that the weights were not fitted to, and of all blocks together that are taken: those of neighbours come to
-more than the sum of each alone. A set does about as much damage as its parts at least, so that few are measured.
+What a set does is predicted from its blocks, each measured alone, and from pairs of near ones, which together do more
+than the sum of both. The sets that are likely to do least are then measured as a whole. All damages are of data
+that the weights were not fitted to.
 """
 
 from __future__ import annotations
@@ -22,12 +22,20 @@ from onnx_igpc.graph.edit import Names
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes.collapse_blocks import BlockWeights
 from onnx_igpc.planning.sensitivity import Damage, Feeds
-from onnx_igpc.planning.trials import Trials
+from onnx_igpc.planning.trials import FEW, Trials
 from onnx_igpc.runtime.session import make_session, run_session
 from onnx_igpc.sites.residual_blocks import ResidualBlock
 
-# Samples of each part of the data that a set of blocks is measured on.
+# Samples of each part of the data that a set is measured on that may be taken, and one that others are predicted from
+# (FEW).
 _SAMPLES = 50
+# Blocks that are at most so far from each other are measured in pairs.
+_NEAR = 3
+# Blocks whose every subset is looked at; of more, the likeliest are taken for certain.
+_ENUMERATED = 14
+_CURVE_POINTS = 24
+# Sets that are measured for one share.
+_MEASURED = 5
 # A block that saves less than this share is none to take.
 _LEAST_SAVED = 1e-3
 # What sums in another order differ by.
@@ -42,16 +50,31 @@ class BlockPrices(Protocol):
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A set of blocks: what it leaves by what each saves alone, its damage as predicted, and measured."""
+
+    share: float
+    predicted: float
+    damage: Damage
+
+
+@dataclass(frozen=True)
 class BlockChoice:
     """Blocks to collapse, in the order of the graph; ``share`` is what they leave of what is counted.
 
-    ``steps`` has share and damage of every set that was taken on the way.
+    ``tried`` are the sets that were measured, the chosen one last; ``curve`` has the shares that can be left and the
+    least predicted damage of each.
     """
 
     blocks: tuple[ResidualBlock, ...]
-    damage: Damage
     share: float
-    steps: tuple[tuple[float, float], ...]
+    tried: tuple[Measured, ...]
+    curve: tuple[tuple[float, float], ...]
+
+    @property
+    def damage(self) -> Damage:
+        """That of the chosen set, measured."""
+        return self.tried[-1].damage
 
 
 def choose_blocks(
@@ -68,7 +91,7 @@ def choose_blocks(
         blocks: of the model, at least one.
         share: of what is counted.
         prices: count or measure.
-        progress: called with (what is saved in thousandths, in all, what is done).
+        progress: called with (sets of blocks measured, in all, what is done).
 
     Raises:
         CheckFailedError: all of them leave more; the message names the least.
@@ -116,16 +139,19 @@ class BlockTrials:
 
     trials: Trials
     blocks: Sequence[ResidualBlock]
-    _known: dict[frozenset[str], Damage] = field(default_factory=dict)
+    _known: dict[tuple[frozenset[str], int], Damage] = field(default_factory=dict)
     _parts: list[dict[str, Moments]] = field(default_factory=list)
 
-    def damage(self, names: frozenset[str]) -> Damage:
-        """The damage of collapsing these blocks, as :class:`~onnx_igpc.planning.sensitivity.DamageProbe` has it."""
-        if names not in self._known:
-            self._known[names] = self._measured(names)
-        return self._known[names]
+    def damage(self, names: frozenset[str], samples: int = _SAMPLES) -> Damage:
+        """The damage of collapsing these blocks, as :class:`~onnx_igpc.planning.sensitivity.DamageProbe` has it.
 
-    def _measured(self, names: frozenset[str]) -> Damage:
+        samples: of each part that are enough.
+        """
+        if (names, samples) not in self._known:
+            self._known[names, samples] = self._measured(names, samples)
+        return self._known[names, samples]
+
+    def _measured(self, names: frozenset[str], samples: int) -> Damage:
         probe, folds = self.trials.probe, self.trials.folds
         trial, inputs = self._trial(names)
         session = make_session(trial)
@@ -141,7 +167,7 @@ class BlockTrials:
             def run(feeds: Feeds, fed: Mapping[str, np.ndarray] = fed) -> Mapping[str, np.ndarray]:
                 return run_session(session, {**feeds, **fed}, probe.outputs)
 
-            parts.append(probe.compared(run, number, _SAMPLES))
+            parts.append(probe.compared(run, number, samples))
         return Damage.joined(parts)
 
     def _in_order(self, names: frozenset[str]) -> list[ResidualBlock]:
@@ -191,78 +217,86 @@ class _Search:
     progress: Progress | None
 
     def run(self) -> BlockChoice:
-        """Blocks by what they cost in damage, until what is left, measured, is little enough.
+        """The best set that is measured to leave little enough.
 
         A measured share above what the savings add up to lowers what the next sets have to come to.
         """
         aim, least = self.share, 1.0
+        tried: dict[frozenset[str], Measured] = {}
         while True:
-            blocks, steps = self._chosen(aim)
+            likely = self._likely(aim)
+            tried |= likely.measured
+            found = min(likely.measured, key=lambda each: tried[each].damage.value)
+            blocks = [each for each in self.trials.blocks if each.name in found]
             (left,) = self.prices.left([blocks])
             least = min(left, least)
             if left <= self.share:
-                damage = self.trials.damage(frozenset(each.name for each in blocks))
-                return BlockChoice(tuple(blocks), damage, left, tuple(steps))
+                told = (*(each for name, each in tried.items() if name != found), tried[found])
+                return BlockChoice(tuple(blocks), left, told, likely.curve)
             if len(blocks) == len(self.trials.blocks):
                 break
-            aim = min(self._left(blocks), aim) - (left - self.share)
+            aim = min(tried[found].share, aim) - (left - self.share)
         raise CheckFailedError(
             f"the least that was measured without residual blocks is {least:.1%}"
         )
 
+    def _likely(self, aim: float) -> _Likely:
+        """The sets that leave ``aim`` by what each block saves alone and are predicted to do least damage; all blocks
+        where nothing else leaves so little."""
+        single, together = self._interactions()
+        saved = np.array([self.saved[each.name] for each in self.trials.blocks])
+        aim = max(aim, 1.0 - saved.sum() + _ROUNDING)
+        order = np.argsort(single / saved).tolist()
+        certain: list[int] = []
+        while 1.0 - saved[certain + order[:_ENUMERATED]].sum() > aim:
+            certain.append(order.pop(0))
+        free = order[:_ENUMERATED]
+        taken = np.zeros((2 ** len(free), len(saved)))
+        taken[:, certain] = 1
+        taken[:, free] = np.arange(len(taken))[:, np.newaxis] >> np.arange(len(free)) & 1
+        left = 1.0 - taken @ saved
+        predicted = taken @ single + np.einsum("si,ij,sj->s", taken, together, taken) / 2
+        names = [each.name for each in self.trials.blocks]
+        measured = {}
+        for number in np.lexsort((predicted, left > aim))[:_MEASURED].tolist():
+            if left[number] <= aim:
+                found = frozenset(names[i] for i in np.flatnonzero(taken[number]))
+                damage = self.trials.damage(found)
+                measured[found] = Measured(float(left[number]), float(predicted[number]), damage)
+        return _Likely(measured, _front(left, predicted))
+
+    def _interactions(self) -> tuple[np.ndarray, np.ndarray]:
+        """The damages of single blocks, (n,), and what near ones do together beyond their sum, (n, n)."""
+        names = [each.name for each in self.trials.blocks]
+        count = len(names)
+        pairs = [(i, j) for i in range(count) for j in range(i + 1, min(i + 1 + _NEAR, count))]
+        single, together = np.zeros(count), np.zeros((count, count))
+        for number, name in enumerate(names):
+            self._tell(number, count + len(pairs))
+            single[number] = self.trials.damage(frozenset([name]), FEW).value
+        for number, (i, j) in enumerate(pairs):
+            self._tell(count + number, count + len(pairs))
+            both = self.trials.damage(frozenset([names[i], names[j]]), FEW).value
+            together[i, j] = together[j, i] = both - single[i] - single[j]
+        return single, together
+
     def one_by_one(self, goes_on: Callable[[Damage], bool]) -> Iterator[BlockChoice]:
         """Sets that each have one block more, as long as the damage lets it."""
         taken: list[ResidualBlock] = []
-        steps: list[tuple[float, float]] = []
+        tried: list[Measured] = []
         while len(taken) < len(self.trials.blocks):
-            self._tell(taken, self._left(self.trials.blocks))
+            self._tell(len(taken), len(self.trials.blocks))
             taken = self._next(taken)
             damage = self.trials.damage(frozenset(each.name for each in taken))
             if not goes_on(damage):
                 return
-            steps.append((self._left(taken), damage.value))
+            tried.append(Measured(self._left(taken), damage.value, damage))
             found = tuple(each for each in self.trials.blocks if each in taken)
-            yield BlockChoice(found, damage, self._left(taken), tuple(steps))
+            curve = [(each.share, each.damage.value) for each in reversed(tried)]
+            yield BlockChoice(found, self._left(taken), tuple(tried), (*curve, (1.0, 0.0)))
 
     def _left(self, blocks: Sequence[ResidualBlock]) -> float:
         return 1.0 - sum(self.saved[each.name] for each in blocks)
-
-    def _chosen(self, aim: float) -> tuple[list[ResidualBlock], list[tuple[float, float]]]:
-        """The set of least damage that leaves ``aim`` by what each saves alone, or all; and the way to it."""
-        aim = max(aim, self._left(self.trials.blocks) + _ROUNDING)
-        taken: list[ResidualBlock] = []
-        steps: list[tuple[float, float]] = []
-        best: tuple[float, list[ResidualBlock]] | None = None
-        while len(taken) < len(self.trials.blocks):
-            self._tell(taken, aim)
-            last = self._completion(taken, aim, best[0] if best else np.inf)
-            best = last or best
-            following = self._next(taken)
-            if best is not None and self._damage(following) >= best[0]:
-                break
-            taken = following
-            steps.append((self._left(taken), self._damage(taken)))
-            if self._left(taken) <= aim:
-                break
-        assert best is not None
-        found = [each for each in self.trials.blocks if each in best[1]]
-        steps = [step for step in steps if step[0] > self._left(found)]
-        return found, [*steps, (self._left(found), best[0])]
-
-    def _completion(
-        self, taken: list[ResidualBlock], aim: float, most: float
-    ) -> tuple[float, list[ResidualBlock]] | None:
-        """The block that ends the search with least damage, if that is below ``most``."""
-        found: tuple[float, list[ResidualBlock]] | None = None
-        for block in sorted(self._others(taken), key=lambda each: self._damage([each])):
-            ended = [*taken, block]
-            if self._left(ended) > aim:
-                continue
-            if self._damage(taken) + self._damage([block]) >= most:
-                break
-            if (damage := self._damage(ended)) < most:
-                most, found = damage, (damage, ended)
-        return found
 
     def _next(self, taken: list[ResidualBlock]) -> list[ResidualBlock]:
         """With the block that does least further damage for what it saves."""
@@ -290,8 +324,23 @@ class _Search:
             return 0.0
         return self.trials.damage(frozenset(each.name for each in blocks)).value
 
-    def _tell(self, taken: Sequence[ResidualBlock], aim: float) -> None:
+    def _tell(self, done: int, total: int) -> None:
         if self.progress is not None:
-            wanted = max(1.0 - aim, 1e-9)
-            done = round(1000 * (1.0 - self._left(taken)) / wanted)
-            self.progress(min(done, 1000), 1000, "residual blocks, collapsed and measured")
+            self.progress(done, total, "residual blocks, collapsed and measured")
+
+
+@dataclass(frozen=True)
+class _Likely:
+    """Sets that are likely to do least damage, and the curve of all that were looked at."""
+
+    measured: dict[frozenset[str], Measured]
+    curve: tuple[tuple[float, float], ...]
+
+
+def _front(left: np.ndarray, damage: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """What can be left, from little to much, and the least damage of it, thinned out."""
+    order = np.lexsort((left, damage))
+    lowest = np.minimum.accumulate(left[order])
+    front = order[np.concatenate([[True], lowest[1:] < lowest[:-1]])][::-1]
+    picks = np.unique(np.linspace(0, len(front) - 1, _CURVE_POINTS).round().astype(int))
+    return tuple((float(left[i]), float(damage[i])) for i in front[picks])

@@ -142,8 +142,8 @@ class SelectionReport:
     """What a budget chose.
 
     ``measure`` is that of the damage, of whole plans on ``samples``, each by fits that it had no part in; of single
-    sites on about 50 of them. ``curve`` has the share left and the least predicted damage, or each set on the way where
-    it is ``of_blocks``; ``chosen`` what was taken; ``tried`` are the plans that were measured as a whole, that one last.
+    sites on about 50 of them. ``curve`` has the share left and the least predicted damage, ``chosen`` what was taken;
+    ``tried`` are the plans that were measured as a whole, that one last. ``of_blocks``: residual blocks were collapsed.
     """
 
     target: str

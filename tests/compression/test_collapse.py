@@ -201,7 +201,7 @@ def test_the_command_and_the_page_tell_of_blocks(tmp_path: Path) -> None:
     assert "2 residual blocks became one pointwise convolution each" in text
     assert 'id="blocks"' in text
     assert "collapsed: went with the residual block of sum1_node" in text
-    assert "as residual blocks were collapsed one after another" in text
+    assert "residual blocks are collapsed, from left to right" in text
     refused = CliRunner().invoke(
         main, ["compress", *given[:3], "-o", str(tmp_path / "o.onnx"), "--blocks", "only"]
     )

@@ -95,8 +95,8 @@ def _explanation(selection: SelectionReport) -> list[Child]:
     if selection.of_blocks:
         return [
             (
-                f"The damage ({selection.measure}) with each share that is left of the {quantity}, as residual blocks "
-                "were collapsed one after another, from right to left. The mark is what "
+                f"The least predicted damage ({selection.measure}) with each share that is left of the {quantity} as "
+                "residual blocks are collapsed, from left to right. The mark is what "
             ),
             element("code", None, command(f"--target {selection.target}")),
             " chose.",
