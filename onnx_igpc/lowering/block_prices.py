@@ -16,7 +16,7 @@ from onnx_igpc.planning.block_choice import identity
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.residual_blocks import ResidualBlock
 
-_ROUNDS = 15
+_ROUNDS = 21
 # Models that take turns in one race: each holds its weights, and what is compared is the model itself.
 _AT_ONCE = 6
 

@@ -35,7 +35,7 @@ _NEAR = 3
 _ENUMERATED = 14
 _CURVE_POINTS = 24
 # Sets that are measured for one share.
-_MEASURED = 5
+_MEASURED = 6
 # A block that saves less than this share is none to take.
 _LEAST_SAVED = 1e-3
 # What sums in another order differ by.
@@ -217,28 +217,32 @@ class _Search:
     progress: Progress | None
 
     def run(self) -> BlockChoice:
-        """The best set that is measured to leave little enough.
+        """The best of the likely sets that are measured to leave little enough.
 
-        A measured share above what the savings add up to lowers what the next sets have to come to.
+        Where none is, the least that they leave too much lowers what the next ones have to come to.
         """
         aim, least = self.share, 1.0
         tried: dict[frozenset[str], Measured] = {}
         while True:
             likely = self._likely(aim)
             tried |= likely.measured
-            found = min(likely.measured, key=lambda each: tried[each].damage.value)
-            blocks = [each for each in self.trials.blocks if each.name in found]
-            (left,) = self.prices.left([blocks])
-            least = min(left, least)
-            if left <= self.share:
-                told = (*(each for name, each in tried.items() if name != found), tried[found])
-                return BlockChoice(tuple(blocks), left, told, likely.curve)
-            if len(blocks) == len(self.trials.blocks):
+            sets = [self._in_order(names) for names in likely.measured]
+            lefts = dict(zip(likely.measured, self.prices.left(sets), strict=True))
+            least = min(least, *lefts.values())
+            fitting = [names for names, left in lefts.items() if left <= self.share]
+            if fitting:
+                found = min(fitting, key=lambda each: tried[each].damage.value)
+                told = (*(each for names, each in tried.items() if names != found), tried[found])
+                return BlockChoice(self._in_order(found), lefts[found], told, likely.curve)
+            if any(len(blocks) == len(self.trials.blocks) for blocks in sets):
                 break
-            aim = min(tried[found].share, aim) - (left - self.share)
+            aim -= min(lefts.values()) - self.share
         raise CheckFailedError(
             f"the least that was measured without residual blocks is {least:.1%}"
         )
+
+    def _in_order(self, names: frozenset[str]) -> tuple[ResidualBlock, ...]:
+        return tuple(each for each in self.trials.blocks if each.name in names)
 
     def _likely(self, aim: float) -> _Likely:
         """The sets that leave ``aim`` by what each block saves alone and are predicted to do least damage; all blocks
