@@ -25,6 +25,8 @@ from onnx_igpc.sites.residual_blocks import ResidualBlock
 # Added to the variance of every channel, as a part of their mean: channels that always go together
 # would otherwise be told apart by noise.
 _RIDGE = 1e-3
+MOST_SAMPLES = 400
+"""Samples that are enough to fit blocks behind others to: a weight for each pair of channels, and each sample has many positions."""
 
 
 def block_moments(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx_igpc.calibration.block_fits import fit_blocks
+from onnx_igpc.calibration.block_fits import MOST_SAMPLES, fit_blocks
+from onnx_igpc.calibration.held_samples import Part
 from onnx_igpc.compression.plugins import PluginPass, run_plugin
-from onnx_igpc.data.batches import Data
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.evaluation.equivalence import check_reordered
 from onnx_igpc.evaluation.site_check import check_sites
@@ -98,15 +98,15 @@ class Rewriter:
         }
         return find_sites(GraphView(self.model), site_filter, self._taken | gone)
 
-    def collapse(self, found: FoundSites, plan: Plan, data: Data) -> None:
-        """Collapse the residual blocks of a plan, fitted to the data; the sites are to be found anew.
+    def collapse(self, found: FoundSites, plan: Plan, data: Part) -> None:
+        """Collapse the residual blocks of a plan, fitted to the data, or to enough of it; the sites are to be found anew.
 
         Raises:
             DataError: activations that are not finite.
             ModelError: the model cannot run on the data.
         """
         blocks = [block for block in find_blocks(found) if block.name in plan.blocks]
-        weights = fit_blocks(self.model, blocks, data)
+        weights = fit_blocks(self.model, blocks, data.take(MOST_SAMPLES))
         done = CollapseBlocks(weights, found).run(self.model)
         self.changes.collapsed = done.blocks
         self._list_removed(done)

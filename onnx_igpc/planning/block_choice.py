@@ -7,8 +7,9 @@ that the weights were not fitted to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -34,8 +35,10 @@ _NEAR = 3
 # Blocks whose every subset is looked at; of more, the likeliest are taken for certain.
 _ENUMERATED = 14
 _CURVE_POINTS = 24
-# Sets that are measured for one share.
+# Sets that are measured for one share, and shares that are tried.
 _MEASURED = 6
+_ROUNDS = 4
+_LEAST_STEP = 5e-3
 # A block that saves less than this share is none to take.
 _LEAST_SAVED = 1e-3
 # What sums in another order differ by.
@@ -219,34 +222,38 @@ class _Search:
     def run(self) -> BlockChoice:
         """The best of the likely sets that are measured to leave little enough.
 
-        Where none is, the least that they leave too much lowers what the next ones have to come to.
+        While a better one leaves too much, the next sets have to come to so much less.
         """
-        aim, least = self.share, 1.0
+        aim = self.share
         tried: dict[frozenset[str], Measured] = {}
-        while True:
-            likely = self._likely(aim)
+        lefts: dict[frozenset[str], float] = {}
+        for number in count():
+            likely = self._likely(aim, tried.keys())
             tried |= likely.measured
             sets = [self._in_order(names) for names in likely.measured]
-            lefts = dict(zip(likely.measured, self.prices.left(sets), strict=True))
-            least = min(least, *lefts.values())
-            fitting = [names for names, left in lefts.items() if left <= self.share]
-            if fitting:
-                found = min(fitting, key=lambda each: tried[each].damage.value)
-                told = (*(each for names, each in tried.items() if names != found), tried[found])
-                return BlockChoice(self._in_order(found), lefts[found], told, likely.curve)
-            if any(len(blocks) == len(self.trials.blocks) for blocks in sets):
+            lefts |= zip(likely.measured, self.prices.left(sets), strict=True)
+            by_damage = sorted(lefts, key=lambda each: tried[each].damage.value)
+            over = [lefts[names] - self.share for names in by_damage]
+            if over[0] <= 0 or not sets or (number >= _ROUNDS and min(over) <= 0):
                 break
-            aim -= min(lefts.values()) - self.share
-        raise CheckFailedError(
-            f"the least that was measured without residual blocks is {least:.1%}"
-        )
+            # What does less damage than the best that fits leaves a little too much: so may others.
+            aim -= max(min(each for each in over if each > 0), _LEAST_STEP)
+        fitting = [names for names in by_damage if lefts[names] <= self.share]
+        if not fitting:
+            least = min(lefts.values())
+            raise CheckFailedError(
+                f"the least that was measured without residual blocks is {least:.1%}"
+            )
+        found = fitting[0]
+        told = (*(each for names, each in tried.items() if names != found), tried[found])
+        return BlockChoice(self._in_order(found), lefts[found], told, likely.curve)
 
     def _in_order(self, names: frozenset[str]) -> tuple[ResidualBlock, ...]:
         return tuple(each for each in self.trials.blocks if each.name in names)
 
-    def _likely(self, aim: float) -> _Likely:
-        """The sets that leave ``aim`` by what each block saves alone and are predicted to do least damage; all blocks
-        where nothing else leaves so little."""
+    def _likely(self, aim: float, known: Collection[frozenset[str]]) -> _Likely:
+        """The sets, but those that are ``known``, that leave ``aim`` by what each block saves alone and are predicted to
+        do least damage; all blocks where nothing else leaves so little."""
         single, together = self._interactions()
         saved = np.array([self.saved[each.name] for each in self.trials.blocks])
         aim = max(aim, 1.0 - saved.sum() + _ROUNDING)
@@ -262,24 +269,27 @@ class _Search:
         predicted = taken @ single + np.einsum("si,ij,sj->s", taken, together, taken) / 2
         names = [each.name for each in self.trials.blocks]
         measured = {}
-        for number in np.lexsort((predicted, left > aim))[:_MEASURED].tolist():
-            if left[number] <= aim:
-                found = frozenset(names[i] for i in np.flatnonzero(taken[number]))
+        fitting = np.flatnonzero(left <= aim)
+        for number in fitting[np.argsort(predicted[fitting], kind="stable")].tolist():
+            found = frozenset(names[i] for i in np.flatnonzero(taken[number]))
+            if found not in known:
                 damage = self.trials.damage(found)
                 measured[found] = Measured(float(left[number]), float(predicted[number]), damage)
+            if len(measured) == _MEASURED:
+                break
         return _Likely(measured, _front(left, predicted))
 
     def _interactions(self) -> tuple[np.ndarray, np.ndarray]:
         """The damages of single blocks, (n,), and what near ones do together beyond their sum, (n, n)."""
         names = [each.name for each in self.trials.blocks]
-        count = len(names)
-        pairs = [(i, j) for i in range(count) for j in range(i + 1, min(i + 1 + _NEAR, count))]
-        single, together = np.zeros(count), np.zeros((count, count))
+        many = len(names)
+        pairs = [(i, j) for i in range(many) for j in range(i + 1, min(i + 1 + _NEAR, many))]
+        single, together = np.zeros(many), np.zeros((many, many))
         for number, name in enumerate(names):
-            self._tell(number, count + len(pairs))
+            self._tell(number, many + len(pairs))
             single[number] = self.trials.damage(frozenset([name]), FEW).value
         for number, (i, j) in enumerate(pairs):
-            self._tell(count + number, count + len(pairs))
+            self._tell(many + number, many + len(pairs))
             both = self.trials.damage(frozenset([names[i], names[j]]), FEW).value
             together[i, j] = together[j, i] = both - single[i] - single[j]
         return single, together

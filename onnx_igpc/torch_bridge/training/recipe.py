@@ -66,8 +66,8 @@ DEFAULTS = {
     ),
     # Where much is lost already there is little to spoil: what large steps ruin is soon made up for.
     "some": Defaults(
-        steps=(1000, 1500),
-        per_sample=1.0,
+        steps=(2000, 2400),
+        per_sample=1.9,
         epochs=(1, 200),
         batch_size=64,
         rate=1.0,
@@ -283,9 +283,9 @@ class Recipe:
             return "few"
         some = DEFAULTS["some"]
         batch = fixed or self.batch_size or some.batch_size
-        # A run that is cut short ends before it has made up for its first steps. With statistics that stay,
+        # A run that is cut shorter than to half ends before it has made up for its first steps. With statistics that stay,
         # as for int8, large steps ruin a model.
-        whole = self.epochs is None or self.epochs * max(samples // batch, 1) >= some.steps[0]
+        whole = self.epochs is None or self.epochs * max(samples // batch, 1) >= some.steps[0] // 2
         moving = self.batch_norm != "frozen" and self.precision is None
         return "some" if whole and moving and batch >= some.batch_size else "few"
 
