@@ -12,7 +12,7 @@ from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering.options import Precision
 from onnx_igpc.lowering.race import as_run, race_models
-from onnx_igpc.planning.block_choice import identity
+from onnx_igpc.planning.block_trials import identity
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.residual_blocks import ResidualBlock
 

@@ -19,7 +19,8 @@ from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.graph.view import GraphView
 from onnx_igpc.planning import block_choice
-from onnx_igpc.planning.block_choice import BlockTrials, choose_blocks
+from onnx_igpc.planning.block_choice import choose_blocks
+from onnx_igpc.planning.block_trials import BlockTrials
 from onnx_igpc.planning.sensitivity import Damage
 from onnx_igpc.planning.trials import FEW, Trials
 from onnx_igpc.sites.find import find_sites
