@@ -6,7 +6,7 @@ import html
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,16 @@ import onnx
 import pytest
 
 import onnx_igpc
-from onnx_igpc import Dataset, Lowering, Optimization, OptimizationReport, Recipe, Setting
+from onnx_igpc import Dataset, Optimization, OptimizationReport, Recipe, Setting
 from onnx_igpc.compression.optimization import choice
 from onnx_igpc.compression.optimization import optimize as optimize_module
 from onnx_igpc.compression.optimization.exploration import INT8_TRAINED
 from onnx_igpc.compression.optimization.workbench import Journal
 from onnx_igpc.errors import DataError, UsageError
-from onnx_igpc.graph.cost import count
-from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.lowering import block_prices
-from onnx_igpc.report.benchmark import BenchmarkReport, Race, Timing
+from onnx_igpc.report.benchmark import BenchmarkReport, Race
 from onnx_igpc.report.optimization import PictureReport
 from onnx_igpc.runtime.racing import Interval
-from tests.calibration_graphs import faint, residual_model
+from tests.compression.optimization.conftest import raced
 from tests.compression.test_keep import valued
 from tests.planning.test_budget import CHANNELS, classifier
 
@@ -37,26 +34,7 @@ Files = tuple[Path, Path]
 FILES = {"model.onnx", "report.html", "report.json", "commands.sh", "data"}
 
 
-def raced(models: Sequence[Path], **_: Any) -> BenchmarkReport:
-    """A race in which the smaller file is the faster one: times that do not depend on the machine."""
-    sizes = [Path(model).stat().st_size for model in models]
-    timings = []
-    for model, size in zip(models, sizes, strict=True):
-        speed = sizes[0] / size
-        interval = None if model is models[0] else Interval(speed, 0.99 * speed, 1.01 * speed)
-        timings.append(Timing(str(model), size / 1e4, (size / 1e4, size / 1e4), 1.0, interval))
-    race = Race(1, 1, tuple(timings))
-    return BenchmarkReport("cpu", "x", "a machine", 2, "arrays", (), (race,))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    """No races: their times, and with them the choice, would differ from run to run."""
-    literal = property(lambda self: Lowering("literal", self.setting, cache=False))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "benchmark", raced)
-        patch.setattr(Optimization, "lowering", literal)
-        yield
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def make_files(folder: Path) -> Files:
@@ -90,7 +68,7 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, _quick: None) -> Done:
+def done(tmp_path_factory: pytest.TempPathFactory, quick: None) -> Done:
     place = tmp_path_factory.mktemp("optimized")
     files, log = make_files(place), list[str]()
     report = onnx_igpc.optimize(*files, place / "best", optimization=options(), log=log.append)
@@ -372,33 +350,6 @@ def test_what_cannot_be_is_refused_before_any_work(files: Files, tmp_path: Path)
     with pytest.raises(UsageError, match="a share must lie between"):
         options(shares=(100,))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data.npz", "model.onnx"]
-
-
-def test_cuts_of_blocks_are_tried_trained_and_quantized(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def race(models: Sequence[OpenModel], setting: Setting, rounds: int) -> np.ndarray:
-        return np.ones((rounds, 1)) * np.array([1e-9 * count(each).macs for each in models])
-
-    monkeypatch.setattr(block_prices, "race_models", race)
-    values = np.random.default_rng(3).standard_normal((160, 8, 6, 6)).astype(np.float32)
-    onnx.save(faint(residual_model(8, blocks=3), b1=0.02, b2=0.05), tmp_path / "model.onnx")
-    np.savez(tmp_path / "data.npz", x=values)
-    files = tmp_path / "model.onnx", tmp_path / "data.npz"
-    wanted = options(shorter=(80, 60, 15, 10), shares=())
-    report = onnx_igpc.optimize(*files, tmp_path / "best", optimization=wanted)
-    names = [point.name for point in report.points]
-    assert {"cut of blocks to 80 %", "cut of blocks to 80 %, int8", "cut of blocks to 60 %"} <= set(
-        names
-    )
-    steps = {step.name: step for step in report.steps}
-    assert steps["cut of blocks to 80 %"].note == "1 residual blocks collapsed"
-    too_short = "cannot be reached by collapsing residual blocks"
-    assert steps["cut of blocks to 15 %"].status == "skipped"
-    assert too_short in (steps["cut of blocks to 15 %"].note or "")
-    assert too_short in (steps["cut of blocks to 10 %"].note or ""), "no smaller one is tried"
-    lines = (tmp_path / "best" / "commands.sh").read_text()
-    assert "--target latency=80% --blocks only --lowering literal" in lines
 
 
 def test_a_model_without_residual_blocks_has_no_cuts_of_them(done: Done) -> None:
