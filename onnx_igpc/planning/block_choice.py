@@ -28,7 +28,7 @@ _ENUMERATED = 14
 _CURVE_POINTS = 24
 # Sets that are measured for one share, and shares that are tried.
 _MEASURED = 6
-_ROUNDS = 4
+_ROUNDS = 2
 _LEAST_STEP = 5e-3
 # A block that saves less than this share is none to take.
 _LEAST_SAVED = 1e-3
