@@ -84,6 +84,7 @@ def first_line(error: BaseException) -> str:
 _AS_THEY_ARE = [
     "amp",
     "augment",
+    "blocks",
     "calibration",
     "crop",
     "data",

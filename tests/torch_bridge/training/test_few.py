@@ -94,7 +94,7 @@ class TestChoice:
 
     def test_some_takes_the_steps_of_many_and_the_views_of_few(self) -> None:
         some, few, many = (decided(CLASSIFIER, 1000, base=each) for each in ("some", "few", "many"))
-        assert some.epochs == 67, "1,005 steps"
+        assert some.epochs == 134, "2,010 steps"
         assert (some.lr, some.batch_norm, some.features) == (many.lr, "train", "sites")
         assert (some.freeze, some.augment) == ((), few.augment)
         assert some.augment != many.augment
