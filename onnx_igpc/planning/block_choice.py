@@ -183,6 +183,9 @@ class _Search:
         taken[:, free] = np.arange(len(taken))[:, np.newaxis] >> np.arange(len(free)) & 1
         left = 1.0 - taken @ saved
         predicted = taken @ single + np.einsum("si,ij,sj->s", taken, together, taken) / 2
+        predicted = np.maximum(
+            predicted, (taken * single).max(axis=1)
+        )  # no set does less than its worst
         names = [each.name for each in self.trials.blocks]
         measured = {}
         fitting = np.flatnonzero(left <= aim)
