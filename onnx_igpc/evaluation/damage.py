@@ -15,6 +15,10 @@ from onnx_igpc.report.tree import RewriteReport
 from onnx_igpc.report.verification import VerifyReport
 from onnx_igpc.runtime.session_source import AnyModel
 
+ALL_ZERO = (
+    "output {output} of the original is zero on a part of the held-out samples, to which nothing can be relative: give "
+    "data on which it answers"
+)
 # The quantile of the normal distribution for an interval of 95 %.
 _Z = 1.959964
 
@@ -105,6 +109,8 @@ def joined_damage(parts: Sequence[DamageReport]) -> DamageReport:
     joined.confidence = mean([part.confidence for part in parts])
     squares = mean([None if (e := part.relative_error) is None else e * e for part in parts])
     joined.relative_error = None if squares is None else math.sqrt(squares)
+    if joined.agreement is None and squares is None and joined.output is not None:
+        joined.unknown = ALL_ZERO.format(output=joined.output)
     if joined.agreement is not None and all(part.interval for part in parts):
         joined.interval = wilson_interval(joined.agreement, samples)
     changes = [part.accuracy_change for part in parts]

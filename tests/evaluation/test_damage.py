@@ -11,6 +11,7 @@ import pytest
 from onnx_igpc import compress
 from onnx_igpc.evaluation.damage import joined_damage, measure_damage, wilson_interval
 from onnx_igpc.planning.options import Published
+from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.sections import DamageReport
 from tests.calibration_graphs import ListData, images, residual_model
 from tests.helpers import pointwise_model
@@ -100,3 +101,16 @@ def test_what_a_part_does_not_know_the_whole_does_not_know() -> None:
 def test_notes_of_parts_are_said_once() -> None:
     parts = [DamageReport(samples=1, left_out=[text]) for text in ("a", "b", "a")]
     assert joined_damage(parts).left_out == ["a", "b"]
+
+
+def test_an_output_that_is_zero_on_a_part_is_no_figure_and_says_so() -> None:
+    known = DamageReport(samples=5, relative_error=0.9, output="map")
+    zero = DamageReport(samples=5, relative_error=None, output="map")
+    joined = joined_damage([known, zero])
+    assert joined.relative_error is None
+    assert "output map of the original is zero" in (joined.unknown or "")
+    joined.fitted = DamageReport(samples=10, relative_error=0.96, output="map")
+    warning = large_damage_warning(joined)
+    assert warning is not None
+    assert "0.96 of output map on 10 samples that it was fitted to" in warning
+    assert joined_damage([known, known]).unknown is None
