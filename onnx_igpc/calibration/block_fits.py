@@ -99,11 +99,10 @@ def fit_blocks(
     Raises as :func:`block_moments`.
     """
     weights: dict[str, BlockWeights] = {}
-    rewritten: OpenModel | None = None
     for block in blocks:
+        rewritten = collapsed(model, weights) if weights else None
         moments = block_moments(model, [block], data, rewritten)
         weights[block.name] = fitted(moments[block.name])
-        rewritten = collapsed(model, weights)
     return weights
 
 

@@ -197,9 +197,7 @@ class HeldOutMeasure:
             rest = division.everything.without(part)
             rewriter = Rewriter(snapshot(self.model), self.known.digest)
             sites = rewriter.find(self.site_filter)
-            if planned.blocks:
-                rewriter.collapse(sites, planned, rest)
-                sites = rewriter.find(self.site_filter)
+            sites = rewriter.collapse(sites, planned, rest, self.site_filter)
             layouts = planned.for_sites(sites)
             with basis.calibrator(
                 rewriter.model, sites, layouts, rest, planned.starts

@@ -208,10 +208,8 @@ def _rewrite(
         rewriter.settle()
         return None
     everything = basis.division.everything
-    if planned.blocks:
-        rewriter.collapse(found, planned, everything)
-        found = rewriter.find(job.sites)
-        layouts = planned.for_sites(found)
+    found = rewriter.collapse(found, planned, everything, job.sites)
+    layouts = planned.for_sites(found)
     with basis.calibrator(rewriter.model, found, layouts, everything, planned.starts) as calibrator:
         rewriter.rewrite(found, layouts, calibrator, published.form, progress)
         used = basis.complete(calibrator.summary(), planned)

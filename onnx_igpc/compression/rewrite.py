@@ -98,18 +98,23 @@ class Rewriter:
         }
         return find_sites(GraphView(self.model), site_filter, self._taken | gone)
 
-    def collapse(self, found: FoundSites, plan: Plan, data: Part) -> None:
-        """Collapse the residual blocks of a plan, fitted to the data, or to enough of it; the sites are to be found anew.
+    def collapse(
+        self, found: FoundSites, plan: Plan, data: Part, site_filter: SiteFilter
+    ) -> FoundSites:
+        """Collapse the residual blocks of a plan, fitted to the data, or to enough of it; the sites that are left.
 
         Raises:
             DataError: activations that are not finite.
             ModelError: the model cannot run on the data.
         """
+        if not plan.blocks:
+            return found
         blocks = [block for block in find_blocks(found) if block.name in plan.blocks]
         weights = fit_blocks(self.model, blocks, data.take(MOST_SAMPLES))
         done = CollapseBlocks(weights, found).run(self.model)
         self.changes.collapsed = done.blocks
         self._list_removed(done)
+        return self.find(site_filter)
 
     def rewrite(
         self,

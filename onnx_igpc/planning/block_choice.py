@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from typing import Protocol
 
@@ -154,15 +155,23 @@ class _Search:
                 break
             # What does less damage than the best that fits leaves a little too much: so may others.
             aim -= max(min(each for each in over if each > 0), _LEAST_STEP)
-        fitting = [names for names in by_damage if lefts[names] <= self.share]
-        if not fitting:
-            least = min(lefts.values())
-            raise CheckFailedError(
-                f"the least that was measured without residual blocks is {least:.1%}"
-            )
-        found = fitting[0]
+        found = self._confirmed([names for names in by_damage if lefts[names] <= self.share], lefts)
         told = (*(each for names, each in tried.items() if names != found), tried[found])
         return BlockChoice(self._in_order(found), lefts[found], told, likely.curve)
+
+    def _confirmed(
+        self, fitting: Sequence[frozenset[str]], lefts: dict[frozenset[str], float]
+    ) -> frozenset[str]:
+        """The first of these sets that leaves little enough when it is measured once more, which is put into ``lefts``:
+        what it was chosen by flatters."""
+        for found in fitting:
+            (lefts[found],) = self.prices.left([self._in_order(found)])
+            if lefts[found] <= self.share:
+                return found
+        least = min(lefts.values())
+        raise CheckFailedError(
+            f"the least that was measured without residual blocks is {least:.1%}"
+        )
 
     def _in_order(self, names: frozenset[str]) -> tuple[ResidualBlock, ...]:
         return tuple(each for each in self.trials.blocks if each.name in names)
@@ -170,7 +179,7 @@ class _Search:
     def _likely(self, aim: float, known: Collection[frozenset[str]]) -> _Likely:
         """The sets, but those that are ``known``, that leave ``aim`` by what each block saves alone and are predicted to
         do least damage; all blocks where nothing else leaves so little."""
-        single, together = self._interactions()
+        single, together = self._interactions
         saved = np.array([self.saved[each.name] for each in self.trials.blocks])
         aim = max(aim, 1.0 - saved.sum() + _ROUNDING)
         order = np.argsort(single / saved).tolist()
@@ -198,6 +207,7 @@ class _Search:
                 break
         return _Likely(measured, _front(left, predicted))
 
+    @cached_property
     def _interactions(self) -> tuple[np.ndarray, np.ndarray]:
         """The damages of single blocks, (n,), and what near ones do together beyond their sum, (n, n)."""
         names = [each.name for each in self.trials.blocks]

@@ -128,7 +128,7 @@ def test_what_is_measured_decides_not_what_was_added_up() -> None:
     assert choice is not None
     assert len(choice.blocks) == 3
     assert choice.share == pytest.approx(0.75)
-    assert sorted(saving.asked) == [1, 1, 1, 2, 2, 2, 3]
+    assert sorted(saving.asked) == [1, 1, 1, 2, 2, 2, 3, 3], "what is taken is measured twice"
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -222,3 +222,20 @@ def test_neighbours_that_do_more_together_are_not_taken_together() -> None:
         choice = choose_blocks(trials, blocks, 0.8001, Saving(dict.fromkeys(names(4), 0.1)))
     assert [block.name for block in choice.blocks] == ["sum0_node", "sum2_node"]
     assert choice.tried[-1].predicted == pytest.approx(choice.damage.value)
+
+
+def test_a_set_that_fits_but_once_is_not_taken() -> None:
+    """The share that is told is not one that the set was chosen by."""
+    model = OpenModel(faint(residual_model(8, blocks=3), b0=0.02, b1=0.1, b2=0.5))
+
+    @dataclass
+    class Lucky(Saving):
+        def left(self, sets: Sequence[Sequence[ResidualBlock]]) -> list[float]:
+            again = len(self.asked) > 3 and [block.name for block in sets[0]] == ["sum0_node"]
+            found = super().left(sets)
+            return [0.95] if again and len(sets) == 1 else found
+
+    with trials_of(model, images(24, 8)) as (trials, blocks):
+        choice = choose_blocks(trials, blocks, 0.9, Lucky(dict.fromkeys(names(3), 0.1001)))
+    assert choice.share <= 0.9
+    assert [block.name for block in choice.blocks] != ["sum0_node"]
