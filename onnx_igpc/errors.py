@@ -132,6 +132,8 @@ _AS_THEY_ARE = [
     "int8_share",
     "label_offset",
     "label_weight",
+    "cache_size",
+    "views",
     "min_agreement",
     "save_sensitivity",
     "weight_decay",

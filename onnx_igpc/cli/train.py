@@ -147,6 +147,11 @@ _recipe_options = all_options(
         type=float,
         help="How far to go from the weights given to the trained ones  [few 0.75, else 1].",
     ),
+    click.option(
+        "--views",
+        type=int,
+        help="Different views of each sample, which come again  [few, some 16, many one an epoch].",
+    ),
     click.option("--seed", type=int, help="[0]"),
     click.option("--scores", metavar="NAME", help="The output with class scores."),
     click.option(
@@ -178,6 +183,7 @@ _RECIPE_OPTIONS = (
     "batch_norm",
     "front",
     "interpolation",
+    "views",
     "seed",
     "scores",
     "hold_out",
@@ -231,6 +237,14 @@ def let_threads_sleep() -> None:
 @click.option("--workers", type=int, help="Processes that decode images  [one a processor].")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a stopped run.")
 @click.option("--restart", is_flag=True, help="Start anew although there is a checkpoint.")
+@click.option(
+    "--cache-size",
+    type=float,
+    default=8.0,
+    metavar="GIB",
+    help="Most that views which come again take on disk during the run  [8].",
+)
+@click.option("--no-cache", is_flag=True, help="Keep none of them: the same as --cache-size 0.")
 @click.option("--log", type=_PATH, metavar="BASE", help="BASE.csv and BASE.json  [beside OUTPUT].")
 @report_option
 @click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write JSON; - for stdout.")
@@ -276,6 +290,8 @@ def finetune(
         from onnx_igpc.torch_bridge.training.options import Run
 
         val, fold_batch_norm = options.pop("val"), options.pop("fold_batch_norm")
+        if options.pop("no_cache"):
+            options["cache_size"] = 0.0
         recipe = _take_recipe(options)
         data = Dataset(options.pop("data"), prepared, label_offset=options.pop("label_offset"))
         result = run(

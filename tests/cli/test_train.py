@@ -80,6 +80,7 @@ class TestFinetune:
             *("--augment", "shift=1", "--freeze", "stem_*", "--seed", 4, "--schedule", "linear"),
             *("--amp", "bf16", "--batch-norm", "frozen", "--fold-batch-norm", "-q"),
             *("--hold-out", 0.3, "--device", "cpu", "--interpolation", 0.5, "--front", "train"),
+            *("--views", 1, "--cache-size", 0.5, "--no-cache"),
             *("--weight-decay", 0.5, "--warmup", 0.2, "--label-weight", 0.1),
             *("--recipe", "few", "--features", "sites", "--precision", "int8", "--int8-share", 0.5),
         )
@@ -108,6 +109,7 @@ class TestFinetune:
             "scores": None,
             "hold_out": 0.3,
             "interpolation": 0.5,
+            "views": 1,
             "precision": "int8",
             "int8_share": 0.5,
         }
@@ -131,6 +133,8 @@ class TestFinetune:
         assert_refused(tune(files, "--recipe", "som"), "--recipe must be few, some, many", output)
         assert_refused(tune(files, "--augment", "turn"), "--augment 'turn'", output)
         assert_refused(tune(files, "--resume"), "nothing to resume", output)
+        assert_refused(tune(files, "--views", 0), "--views must be at least 1", output)
+        assert_refused(tune(files, "--cache-size", -1), "--cache-size must be at least 0", output)
         assert_refused(tune(files, "--loss", "ce", "--scores", "no"), "no output 'no'", output)
         same = run(
             "finetune", files / "small.onnx", "--data", files / "d.npz", "-o", files / "small.onnx"

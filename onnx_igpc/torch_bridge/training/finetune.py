@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from onnx_igpc.torch_bridge.training.recipe import Recipe
 from onnx_igpc.torch_bridge.training.result import FinetuneResult
 from onnx_igpc.torch_bridge.training.run_files import checkpoint_path, finetune_files, run_log
 from onnx_igpc.torch_bridge.training.start_checks import check_can_write, refuse_training_mode
+from onnx_igpc.torch_bridge.training.views import Views
 
 
 def finetune(
@@ -111,7 +113,8 @@ def finetune(
         rate = best_rate(state.rates, job.recipe.learning_rate)
         job.recipe = replace(job.recipe, lr=rate)
         job.notes += probe.note(state.rates, rate)
-        trainer = _trainer(job, state, given, checkpoint, run_log(target, run.log), progress)
+        views = _views(job, target, run.cache_size)
+        trainer = _trainer(job, views, state, given, checkpoint, run_log(target, run.log), progress)
         _train(trainer, job, progress)
         report = digest or (new_report(OpenModel(model)) if quantizer else RewriteReport())
         whole, rounded = _written(job, trainer, model, given)
@@ -177,8 +180,23 @@ def _judgement(job: Job, state: RunState, rounded: float | None) -> JudgedReport
     )
 
 
+def _views(job: Job, target: Path | None, gibibytes: float) -> Views:
+    """The views of the training data, kept on disk where they come again and may be kept."""
+    recipe, networks = job.recipe, job.networks
+    assert recipe.views is not None
+    assert recipe.epochs is not None
+    views = Views(networks, job.data, job.train, job.plan, recipe.seed, recipe.views)
+    if gibibytes and recipe.epochs > recipe.views:
+        folder = target.resolve().parent if target is not None else Path(tempfile.gettempdir())
+        most = gibibytes * 2**30 / networks.world.size
+        note = views.keep(folder, most, job.some_batch())
+        job.notes += [note] if note else []
+    return views
+
+
 def _trainer(
     job: Job,
+    views: Views,
     state: RunState,
     given: dict[str, torch.Tensor],
     checkpoint: Path | None,
@@ -195,6 +213,7 @@ def _trainer(
         epochs=job.recipe.epochs,
         data=job.data,
         train=job.train,
+        views=views,
         val=job.val,
         world=job.networks.world,
         state=state,

@@ -1,16 +1,14 @@
-"""Batches that are read after every epoch, kept in memory with what the teacher makes of them."""
+"""Batches that are read after every epoch, kept in memory as the student reads them, with what the teacher makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch
-
 from onnx_igpc.torch_bridge.training.loader import BatchLoader, TensorBatch
 
 KEPT_BYTES = 256 * 2**20
-"""So much of the validation data, and of the teacher's outputs on it, is kept in memory."""
+"""So much of what the student reads of the validation data, and of the teacher's outputs on it, is kept in memory."""
 
 
 class KeptBatches:
@@ -18,19 +16,19 @@ class KeptBatches:
 
     The first of them, as many as ``most`` bytes hold, are read and shown to the teacher once; the others each time.
 
-    places: the samples of each batch. teach: what the teacher makes of a batch; None without a teacher.
+    places: the samples of each batch. known: a batch with what is to be kept.
     """
 
     def __init__(
         self,
         loader: BatchLoader,
         places: list[list[int]],
-        teach: Callable[[TensorBatch], list[torch.Tensor] | None],
+        known: Callable[[TensorBatch], TensorBatch],
         most: int = KEPT_BYTES,
     ) -> None:
         self._loader = loader
         self._places = places
-        self._teach = teach
+        self._known = known
         self._kept: list[TensorBatch] = []
         self._room = most
         self._full = False
@@ -41,18 +39,19 @@ class KeptBatches:
         if not rest:
             return
         for batch in self._loader.plain(iter(rest)):
-            taught = replace(batch, taught=self._teach(batch))
-            self._keep(taught)
-            yield taught
+            known = self._known(batch)
+            self._keep(known)
+            yield known
 
     def _keep(self, batch: TensorBatch) -> None:
-        tensors = [*batch.inputs, *(batch.taught or ())]
+        read = batch.read or ()
+        tensors = [*read, *(batch.taught or ())]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         self._full = self._full or size > self._room
         if self._full:
             return
         self._room -= size
         # What comes from a worker lies in memory shared with it, which costs a file descriptor each.
-        inputs = tuple(tensor.clone() for tensor in batch.inputs)
         labels = batch.labels.clone() if batch.labels is not None else None
-        self._kept.append(replace(batch, inputs=inputs, labels=labels))
+        kept = [tensor.clone() for tensor in read]
+        self._kept.append(replace(batch, inputs=(), read=kept, labels=labels))

@@ -30,13 +30,16 @@ _PREFETCH = 4
 class TensorBatch:
     """inputs: one tensor for each graph input, in order. labels: int64[rows] or None. count: the rows
     that mean something; there are more only where the model fixes its batch and the data ran out.
-    skipped: why samples could not be read; others of the batch stand in for them. taught: the teacher's outputs
-    where they are known already, on the device."""
+    skipped: why samples could not be read; others of the batch stand in for them. places: of the samples
+    that were asked for, those that could be read, which are the first rows. read: what the student reads,
+    and taught: the teacher's outputs, where they are known already, on the device; ``inputs`` may be missing then."""
 
     inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor | None
     count: int
     skipped: list[str]
+    places: tuple[int, ...] = ()
+    read: list[torch.Tensor] | None = None
     taught: list[torch.Tensor] | None = None
 
 
@@ -84,13 +87,15 @@ class BatchLoader:
             part_of=self._part_of,
         )
 
-    def training(
-        self, batches: Iterator[list[int]], seed: int, epoch: int
-    ) -> Iterator[TensorBatch]:
-        """Augmented batches of one epoch, to be read before those of the next one."""
+    def training(self, batches: Iterator[list[int]], seed: int, view: int) -> Iterator[TensorBatch]:
+        """Augmented batches of one epoch, to be read before those of the next one.
+
+        view: what happens to each sample, the same for the same number. A batch of no samples, or of none that can be
+        read, is one without inputs.
+        """
         draws = None
         if self._augmentation.does_anything:
-            draws = EpochDraws(self._augmentation, self._data.size, seed, epoch)
+            draws = EpochDraws(self._augmentation, self._data.size, seed, view)
         requests = ([(i, draws[i] if draws else None) for i in batch] for batch in batches)
         if not self._workers:
             return self._load(self._loader(requests))
@@ -102,7 +107,15 @@ class BatchLoader:
 
     def plain(self, batches: Iterator[list[int]]) -> Iterator[TensorBatch]:
         """Batches without augmentation."""
-        return self._load(self._loader([(index, None) for index in batch] for batch in batches))
+        loader = self._loader([(index, None) for index in batch] for batch in batches)
+        return map(self.readable, self._load(loader))
+
+    def readable(self, batch: TensorBatch) -> TensorBatch:
+        """The batch; DataError where nothing that was asked for can be read."""
+        if not batch.inputs:
+            source = self._data.source
+            raise DataError(f"{source}: no image of a batch can be read: {batch.skipped[0]}")
+        return batch
 
     def _loader(
         self, requests: Iterable[_Request], stay: bool = False
@@ -133,6 +146,14 @@ class BatchLoader:
                     f"cannot be read: {'; '.join(sorted(self.skipped)[:3])}"
                 )
             yield batch
+
+
+def rows_of(samples: int, size: int) -> list[int]:
+    """Which sample each row of a batch is.
+
+    It keeps its size where some could not be read: the gradients of several processes are averaged as equals.
+    """
+    return [row % samples for row in range(size)]
 
 
 class _Turns:
@@ -177,27 +198,26 @@ class _Batches(Dataset[TensorBatch | IgpcError]):
 
     def _batch(self, request: _Request) -> TensorBatch:
         samples: list[dict[str, np.ndarray]] = []
-        indices: list[int] = []
+        places: list[int] = []
         skipped: list[str] = []
-        for index, draw in request:
+        for place, (index, draw) in enumerate(request):
             try:
                 samples.append(self._sample(index, draw))
             except CorruptImageError as error:
                 skipped.append(str(error))
             else:
-                indices.append(index)
+                places.append(place)
         if not samples:
-            raise DataError(f"{self._data.source}: no image of a batch can be read: {skipped[0]}")
-        # A batch keeps its size: the gradients of several processes are averaged as equals.
-        rows = [i % len(samples) for i in range(max(len(request), self._rows or 0))]
+            return TensorBatch((), None, len(request), skipped)
+        rows = rows_of(len(samples), max(len(request), self._rows or 0))
         inputs = tuple(
             _stacked([samples[row][name] for row in rows], self._data.source, name)
             for name in self._names
         )
         labels = None
         if self._data.labels is not None:
-            labels = torch.from_numpy(self._data.labels[[indices[row] for row in rows]])
-        return TensorBatch(inputs, labels, len(request), skipped)
+            labels = torch.from_numpy(self._data.labels[[request[places[row]][0] for row in rows]])
+        return TensorBatch(inputs, labels, len(request), skipped, tuple(places))
 
     def _sample(self, index: int, draw: Draw | None) -> dict[str, np.ndarray]:
         values = self._data.sample(index, self._augmentation, draw)

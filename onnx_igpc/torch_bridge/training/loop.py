@@ -31,6 +31,7 @@ from onnx_igpc.torch_bridge.training.preparation import Validation
 from onnx_igpc.torch_bridge.training.recipe import Recipe
 from onnx_igpc.torch_bridge.training.sampling import BatchPlan, learning_rate
 from onnx_igpc.torch_bridge.training.start_checks import explain_not_finite
+from onnx_igpc.torch_bridge.training.views import Views
 
 # On a GPU, looking at the loss means waiting for it: not at every step.
 _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20}
@@ -83,7 +84,7 @@ class Trainer:
 
     Attributes:
         networks: Student, teacher and objective.
-        data, train: The training data and its loader; ``plan`` says which samples when.
+        data, train: The training data and its loader; ``plan`` says which samples when, ``views`` how they are seen.
         val: What the model is judged by after every epoch; the weights that are best there stay.
         given: The student's state before the first step.
         checkpoint: Where checkpoints go; None for none.
@@ -98,6 +99,7 @@ class Trainer:
     epochs: int
     data: Part
     train: BatchLoader
+    views: Views
     val: Validation
     world: World
     state: RunState
@@ -116,7 +118,7 @@ class Trainer:
         if int8 is not None:
             int8.ranges = self.state.ranges
         places = list(self.plan.in_order(self.val.data.size))
-        self._judged_by = KeptBatches(self.val.loader, places, self.networks.teach)
+        self._judged_by = KeptBatches(self.val.loader, places, self.networks.known)
         self._scaler = torch.amp.GradScaler(
             self.world.device.type, enabled=self.recipe.amp == "fp16"
         )
@@ -154,7 +156,7 @@ class Trainer:
         tally = Tally(self.networks.objective, self.world.device, self._labelled)
         if self.state.sums:
             tally.restore(self.state.sums)
-        batches = self.train.training(self.plan.batches(epoch, first), self.recipe.seed, epoch)
+        batches = self.views.batches(epoch, first)
         begun = time.monotonic()
         for step, batch in enumerate(batches, first):
             with self.networks.in_int8(rounded):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,30 +119,31 @@ class Networks:
         """Outputs of both, by this process alone."""
         return self._run(self.student, batch)
 
-    def teach(self, batch: TensorBatch) -> list[torch.Tensor] | None:
-        """The teacher's outputs; None without a teacher."""
-        with self._values(batch) as values:
-            return self._taught(values)
+    def known(self, batch: TensorBatch) -> TensorBatch:
+        """A batch with what does not change while the student is trained: what that reads, and the teacher's
+        outputs."""
+        if batch.read is not None:
+            return batch
+        inputs = [placed(tensor, self.world.device) for tensor in batch.inputs]
+        with self._computing(inputs), torch.no_grad():
+            values = ahead(self.front, dict(zip(self.input_names, inputs, strict=True)))
+            taught = None
+            if self.teacher is not None:
+                taught = as_list(self.teacher(*picked(self.teacher, values)))
+        return replace(batch, read=picked(self.student, values), taught=taught)
 
     @contextlib.contextmanager
-    def _values(self, batch: TensorBatch) -> Iterator[dict[str, torch.Tensor]]:
-        """What both start from, by name, to be used inside."""
-        inputs = [placed(tensor, self.world.device) for tensor in batch.inputs]
+    def _computing(self, inputs: Sequence[torch.Tensor]) -> Iterator[None]:
         with in_words(inputs), autocast(self.recipe.amp, self.world.device):
-            yield ahead(self.front, dict(zip(self.input_names, inputs, strict=True)))
-
-    def _taught(self, values: Mapping[str, torch.Tensor]) -> list[torch.Tensor] | None:
-        if self.teacher is None:
-            return None
-        with torch.no_grad():
-            return as_list(self.teacher(*picked(self.teacher, values)))
+            yield
 
     def _run(
         self, student: nn.Module, batch: TensorBatch
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-        with self._values(batch) as values:
-            taught = self._taught(values) if batch.taught is None else batch.taught
-            return as_list(student(*picked(self.student, values))), taught
+        known = self.known(batch)
+        assert known.read is not None
+        with self._computing(known.read):
+            return as_list(student(*known.read)), known.taught
 
 
 def build_networks(

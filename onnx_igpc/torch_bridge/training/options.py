@@ -19,9 +19,12 @@ class Run:
         resume: go on from the checkpoint of a run that was stopped, with the same settings.
         restart: start anew although there is a checkpoint.
         log: where the log goes, without suffix; ``None`` takes ``<output>.finetune``.
+        cache_size: GiB at most that a file beside the output may have for the time of the run, shared between its
+            processes: what the student reads of views that come again, and what the teacher makes of them. It takes at
+            most half of what is free there. 0 makes that anew each time, which comes to the same but for rounding.
 
     Raises:
-        UsageError: fewer than no workers, or both ``resume`` and ``restart``.
+        UsageError: fewer than no workers, a size below zero, or both ``resume`` and ``restart``.
     """
 
     device: str | None = None
@@ -29,10 +32,13 @@ class Run:
     resume: bool = False
     restart: bool = False
     log: PathLike | None = None
+    cache_size: float = 8.0
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"`workers` must be at least 0, not {self.workers}")
+        if not 0 <= self.cache_size < float("inf"):
+            raise UsageError(f"`cache_size` must be at least 0 GiB, not {self.cache_size}")
         if self.resume and self.restart:
             raise UsageError(
                 "`resume` goes on with an earlier run, `restart` begins anew: give one"

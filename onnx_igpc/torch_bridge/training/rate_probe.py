@@ -172,7 +172,8 @@ def _judged(job: Job) -> float:
 def _batches(loader: BatchLoader, plan: BatchPlan) -> Iterator[TensorBatch]:
     """Epoch after epoch."""
     for epoch in count():
-        yield from loader.training(plan.batches(epoch), plan.seed, epoch)
+        for batch in loader.training(plan.batches(epoch), plan.seed, epoch):
+            yield loader.readable(batch)
 
 
 def _parts(job: Job) -> tuple[Part, Part | None]:

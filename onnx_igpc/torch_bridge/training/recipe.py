@@ -34,8 +34,8 @@ class Defaults:
     """What a recipe takes where it is left open, besides what follows from the form of the model.
 
     steps: of a run, between these two, and so many as ``per_sample`` says between them; the bounds of ``epochs``
-    count before that. rate: part of ``LEARNING_RATES``. interpolation, front: in float32. views: no sample is seen
-    twice as it is, but cropped, mirrored and mixed, where a teacher sees the same.
+    count before that. rate: part of ``LEARNING_RATES``. interpolation, front: in float32. changed: no sample is seen
+    as it is, but cropped, mirrored and mixed, where a teacher sees the same. views: of each sample; None: never one twice.
     """
 
     steps: tuple[int, int]
@@ -47,7 +47,8 @@ class Defaults:
     features: str
     interpolation: float = 1.0
     front: str = "frozen"
-    views: bool = True
+    changed: bool = True
+    views: int | None = 16
 
 
 # Few samples: the end of a long run at a small rate counts, on the way there it is worse than its start.
@@ -83,7 +84,8 @@ DEFAULTS = {
         batch_norm="train",
         features="sites",
         front="train",
-        views=False,
+        changed=False,
+        views=None,
     ),
 }
 
@@ -154,6 +156,9 @@ class Recipe:
         interpolation: How far from the weights that were given to the trained ones those are that the run ends with, in
             (0, 1] (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, section 3). None takes 0.75 with
             ``few`` but in int8, and else 1, the trained weights.
+        views: Different views of each sample, at most: what the augmentation makes of it in one epoch is seen again so many
+            epochs later, when neither decoding nor what is not trained takes time again (:class:`~onnx_igpc.Run`,
+            ``cache_size``). None takes 16 with ``few`` and ``some``, and with ``many`` one for each epoch.
         seed: Of the order of the data, the augmentation and Dropout.
         scores: Name of the output with class scores, or of an inner tensor that holds them; None finds it.
         hold_out: Share of the data that is not trained on but judged by, where there is no validation
@@ -182,6 +187,7 @@ class Recipe:
     batch_norm: str | None = None
     front: str | None = None
     interpolation: float | None = None
+    views: int | None = None
     seed: int = 0
     scores: str | None = None
     hold_out: float = 0.1
@@ -203,6 +209,7 @@ class Recipe:
         _one_of("front", self.front, (None, *MODES))
         _at_least("epochs", self.epochs, 1)
         _at_least("batch_size", self.batch_size, 1)
+        _at_least("views", self.views, 1)
         _at_least("seed", self.seed, 0)
         _at_least("weight_decay", self.weight_decay, 0)
         _at_least("feature_loss", self.feature_loss, 0)
@@ -263,12 +270,14 @@ class Recipe:
         steps = min(max(defaults.per_sample * samples, defaults.steps[0]), defaults.steps[1])
         epochs = math.ceil(steps / max(samples // batch, 1))
         fewest, most = defaults.epochs
+        epochs = self.epochs or min(max(epochs, fewest), most)
         return replace(
             self,
             base=base,
             lr=self.lr or LEARNING_RATES[self.optimizer] * defaults.rate,
             batch_size=batch,
-            epochs=self.epochs or min(max(epochs, fewest), most),
+            epochs=epochs,
+            views=min(self.views or defaults.views or epochs, epochs),
             batch_norm=self.batch_norm or ("frozen" if small else defaults.batch_norm),
             front=self.front or (defaults.front if self.precision is None else "train"),
             interpolation=self.interpolation
@@ -304,6 +313,7 @@ class Recipe:
         penultimate = form.penultimate and self._matches_penultimate
         features = "penultimate" if penultimate else "sites"
         frozen = form.head if self.base == "few" and penultimate else ()
+        augment = self._augmented(form, DEFAULTS[self.base].changed and form.penultimate)
         return replace(
             self,
             features=features,
@@ -311,13 +321,15 @@ class Recipe:
             if self.feature_loss is None
             else self.feature_loss,
             freeze=frozen if self.freeze is None else self.freeze,
-            augment=self._augmented(form, DEFAULTS[self.base].views and form.penultimate),
+            augment=augment,
+            # As it is there is but one.
+            views=1 if tuple(augment) == ("none",) else self.views,
         )
 
-    def _augmented(self, form: Form, views: bool) -> Sequence[str]:
-        """Words for the augmentation; views: no sample is seen twice as it is, if the data is of that kind."""
+    def _augmented(self, form: Form, changed: bool) -> Sequence[str]:
+        """Words for the augmentation; changed: no sample is seen as it is, if the data is of that kind."""
         words = self.augment
-        if words is None and views and (form.sized or not form.images):
+        if words is None and changed and (form.sized or not form.images):
             # What is done to a sample cannot be wrong where the teacher sees it, too.
             moved = ("flip", "resized-crop") if form.sized else ("shift",)
             return moved if form.labels else (*moved, "mixup")
@@ -335,7 +347,7 @@ class Recipe:
     def looks_for_penultimate(self) -> bool:
         """Whether something in a :meth:`resolved` recipe depends on there being a penultimate feature."""
         assert self.base is not None
-        return self._matches_penultimate or DEFAULTS[self.base].views
+        return self._matches_penultimate or DEFAULTS[self.base].changed
 
     @property
     def _matches_penultimate(self) -> bool:

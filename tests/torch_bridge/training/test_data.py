@@ -150,7 +150,7 @@ class TestSources:
         batches = [
             list(
                 BatchLoader(data, ["x"], augmentation, workers=workers).training(
-                    iter([[0, 3], [5, 1]]), seed=1, epoch=2
+                    iter([[0, 3], [5, 1]]), seed=1, view=2
                 )
             )
             for workers in (0, 1)
@@ -166,8 +166,8 @@ class TestSources:
         seen = []
         for epoch in range(3):
             orders = [[epoch, 3], [5, 1], [2, 4]]
-            batches = loader.training(iter(orders), seed=1, epoch=epoch)
-            wanted = alone.training(iter(orders), seed=1, epoch=epoch)
+            batches = loader.training(iter(orders), seed=1, view=epoch)
+            wanted = alone.training(iter(orders), seed=1, view=epoch)
             for made, expected in zip(
                 islice(batches, 1 if epoch == 0 else 3), wanted, strict=False
             ):

@@ -27,6 +27,7 @@ from onnx_igpc.torch_bridge.training.sampling import learning_rate
         {"interpolation": 1.5},
         {"epochs": 0},
         {"batch_size": 0},
+        {"views": 0},
         {"lr": 0.0},
         {"lr": float("nan")},
         {"temperature": -1.0},
