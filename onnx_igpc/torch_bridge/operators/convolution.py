@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -73,11 +73,24 @@ def _conv(node: Node, kernel: list[int]) -> Run:
         result: torch.Tensor
         if begin == end:
             result = convolve(x, weight, bias, padding=begin)
+        elif weight.shape[1] == 1 and set(window.dilations) == {1}:
+            # Padding the input would copy it, which takes longer than a depthwise convolution does.
+            widened, padding = _evenly_padded(weight, begin, end)
+            result = convolve(x, widened, bias, padding=padding)
         else:
             result = convolve(pad_spatial(x, begin, end), weight, bias)
         return result
 
     return padded
+
+
+def _evenly_padded(
+    weight: torch.Tensor, begin: Sequence[int], end: Sequence[int]
+) -> tuple[torch.Tensor, list[int]]:
+    """A kernel widened by zeros for which the pads are the same in front and behind, and those pads."""
+    front = [max(behind - before, 0) for before, behind in zip(begin, end, strict=True)]
+    back = [max(before - behind, 0) for before, behind in zip(begin, end, strict=True)]
+    return pad_spatial(weight, front, back), [max(pair) for pair in zip(begin, end, strict=True)]
 
 
 @register_operator("ConvTranspose", inputs=Inputs(weights=(1, 2)))
