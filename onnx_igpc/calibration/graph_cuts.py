@@ -85,7 +85,7 @@ class GraphCuts:
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
         self._sparse = {each.values.name: each for each in graph.sparse_initializer}
         self.inputs = {value.name for value in graph.input} - self._stored.keys()
-        self._reads = [tuple(_outer_reads(node)) for node in self.nodes]
+        self._reads = [tuple(outer_reads(node)) for node in self.nodes]
         self._maker = {
             name: index for index, node in enumerate(self.nodes) for name in node.output if name
         }
@@ -180,7 +180,7 @@ class GraphCuts:
             node.CopyFrom(self.nodes[index])
             if index in replaced:
                 graph.initializer.extend(self.replace(node, replaced[index]))
-            stored.update(_outer_reads(node))
+            stored.update(outer_reads(node))
         graph.initializer.extend(self._stored[n] for n in sorted(stored & self._stored.keys()))
         graph.sparse_initializer.extend(
             self._sparse[name] for name in sorted(stored & self._sparse.keys())
@@ -224,7 +224,7 @@ class GraphCuts:
             yield numpy_helper.from_array(np.ascontiguousarray(array), name)
 
 
-def _outer_reads(node: onnx.NodeProto) -> Iterator[str]:
+def outer_reads(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node reads, with those that its sub-graphs take from outside; each once."""
     yield from dict.fromkeys(name for name in node.input if name)
     for _, graph in subgraphs(node):
@@ -232,6 +232,6 @@ def _outer_reads(node: onnx.NodeProto) -> Iterator[str]:
         own |= {tensor.name for tensor in graph.initializer}
         own |= {each.values.name for each in graph.sparse_initializer}
         own.update(name for inner in graph.node for name in inner.output)
-        read = [name for inner in graph.node for name in _outer_reads(inner)]
+        read = [name for inner in graph.node for name in outer_reads(inner)]
         read += [value.name for value in graph.output]
         yield from (name for name in dict.fromkeys(read) if name not in own)

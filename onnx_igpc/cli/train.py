@@ -94,7 +94,7 @@ _recipe_options = all_options(
         help="What fills in the options left out  [few up to 1200 training samples, some from 400 on where much was lost].",
     ),
     click.option(
-        "--epochs", type=int, help="Passes over the data  [few 700 steps, some 1000, many 500]."
+        "--epochs", type=int, help="Passes over the data  [few 700 steps, some 2000, many 500]."
     ),
     click.option(
         "--lr", type=float, help="Highest; adamw: relative  [few 0.002, tried; else 0.01; sgd x5]."

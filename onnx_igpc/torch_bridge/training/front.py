@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from onnx_igpc.calibration.graph_cuts import GraphCuts, TensorType
+from onnx_igpc.calibration.graph_cuts import GraphCuts, TensorType, outer_reads
 from onnx_igpc.errors import with_flags
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
@@ -47,6 +47,16 @@ class Whole(torch.nn.Module):
     def forward(self, *inputs: torch.Tensor) -> Any:
         values = ahead(self.front, dict(zip(self._names, inputs, strict=True)))
         return self.behind(*picked(self.behind, values))
+
+
+def measured_alone(model: ModelProto) -> frozenset[str]:
+    """Inputs of which nothing but the shape is read."""
+    names = {value.name for value in model.graph.input}
+    names -= {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        if node.op_type not in _SIZES:
+            names.difference_update(outer_reads(node))
+    return frozenset(names)
 
 
 def ahead(front: OnnxModule | None, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

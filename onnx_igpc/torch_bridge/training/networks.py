@@ -24,7 +24,7 @@ from onnx_igpc.torch_bridge.training.data import TrainingData
 from onnx_igpc.torch_bridge.training.distributed import World
 from onnx_igpc.torch_bridge.training.fake_quantization import FakeQuantization
 from onnx_igpc.torch_bridge.training.form import find_feature, find_form
-from onnx_igpc.torch_bridge.training.front import Ends, Whole, ahead, picked
+from onnx_igpc.torch_bridge.training.front import Ends, Whole, ahead, measured_alone, picked
 from onnx_igpc.torch_bridge.training.loader import TensorBatch
 from onnx_igpc.torch_bridge.training.losses import (
     Objective,
@@ -59,6 +59,7 @@ class Networks:
         int8: What rounds the student's values, where it is trained for int8.
         front: What lies before the first rewritten layer, where that is not trained; student and teacher are
             then what lies behind it.
+        measured: What of the student's inputs is read for its shape alone.
         input_names: Of the model, as the data comes.
     """
 
@@ -73,6 +74,7 @@ class Networks:
     notes: list[str] = field(default_factory=list)
     int8: FakeQuantization | None = None
     front: OnnxModule | None = None
+    measured: frozenset[str] = frozenset()
     input_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -130,6 +132,8 @@ class Networks:
             taught = None
             if self.teacher is not None:
                 taught = as_list(self.teacher(*picked(self.teacher, values)))
+        for name in self.measured:
+            values[name] = values[name].new_zeros(()).expand(values[name].shape)
         return replace(batch, read=picked(self.student, values), taught=taught)
 
     @contextlib.contextmanager
@@ -240,6 +244,7 @@ def build_networks(
         notes,
         int8,
         ends.front,
+        measured_alone(ends.student),
         ends.input_names,
     )
 

@@ -121,7 +121,7 @@ class Recipe:
             samples, ``some`` for 400 to 1,200 where compress measured a divergence of 0.4 nats or more and the model has
             BatchNormalization, and else ``few``.
         epochs: Passes over the data; None takes as many as make 700 to 1,400 steps with ``few``, by the number of
-            samples, but at most 200; 1,000 with ``some``; with ``many`` 500 steps, 5 to 100 epochs.
+            samples, but at most 200; 2,000 to 2,400 with ``some``; with ``many`` 500 steps, 5 to 100 epochs.
         lr: Highest learning rate; None takes that of the optimizer (``LEARNING_RATES``), with ``few`` a fifth
             of it. With ``adamw`` it is the part of its filter's root mean square by which a weight moves in
             a step.

@@ -18,7 +18,7 @@ from onnx_igpc.sites.find import SiteFilter
 from onnx_igpc.torch_bridge import to_torch
 from onnx_igpc.torch_bridge.running import as_list
 from onnx_igpc.torch_bridge.training.finetune import finetune
-from onnx_igpc.torch_bridge.training.front import Split, Whole, ahead, picked, split
+from onnx_igpc.torch_bridge.training.front import Split, Whole, ahead, measured_alone, picked, split
 from onnx_igpc.torch_bridge.training.options import Run
 from onnx_igpc.torch_bridge.training.pairing import with_outputs
 from onnx_igpc.torch_bridge.training.recipe import Recipe
@@ -70,6 +70,19 @@ def test_both_parts_compute_what_the_whole_does(teacher: onnx.ModelProto, compre
         for ours, theirs, same in zip(made, wanted, again, strict=True):
             np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-4, atol=1e-5)
             assert torch.equal(ours, same)
+
+
+def test_inputs_of_which_the_shape_alone_is_read(teacher: onnx.ModelProto) -> None:
+    assert measured_alone(teacher) == set()
+    model = onnx.ModelProto()
+    model.CopyFrom(teacher)
+    model.graph.input.add().CopyFrom(model.graph.input[0])
+    model.graph.input[1].name = "other"
+    assert measured_alone(model) == {"other"}
+    model.graph.node.append(helper.make_node("Shape", ["other"], ["dims"]))
+    assert measured_alone(model) == {"other"}
+    model.graph.node.append(helper.make_node("Relu", ["other"], ["positive"]))
+    assert measured_alone(model) == set()
 
 
 def changed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -47,6 +47,18 @@ def test_images_come_back_with_the_channels_innermost(tmp_path: Path) -> None:
     assert torch.equal(again, image.flip(0))
 
 
+def test_of_a_number_expanded_the_number_is_kept(tmp_path: Path) -> None:
+    """As where nothing but the shape of an input is read."""
+    zeros, image = torch.zeros(()).expand(3, 3, 224, 224), torch.randn(3, 4)
+    file = RowFile(tmp_path, [zeros, image], 3, 1e6)
+    assert file.bytes == 3 * 2 * 64
+    file.put([0, 1, 2], [zeros, image])
+    again = file.get([2, 0])
+    assert torch.equal(again[0], zeros[:2])
+    assert torch.equal(again[1], image[[2, 0]])
+    assert not file.fits([zeros.contiguous(), image])
+
+
 def test_other_forms_do_not_fit(tmp_path: Path) -> None:
     file = RowFile(tmp_path, [torch.zeros(1, 3), torch.zeros(1)], 2, 1e6)
     assert file.fits([torch.zeros(5, 3), torch.zeros(5)])
