@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +13,9 @@ from onnx_igpc.fitting.moments import Moments
 from onnx_igpc.graph.edit import Names
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.passes.collapse_blocks import BlockWeights
-from onnx_igpc.planning.sensitivity import Damage, Feeds
+from onnx_igpc.planning.sensitivity import Damage, Run
 from onnx_igpc.planning.trials import Trials
-from onnx_igpc.runtime.session import make_session, run_session
+from onnx_igpc.runtime.session import run_session
 from onnx_igpc.sites.residual_blocks import ResidualBlock
 
 # Samples of each part of the data that a set is measured on that may be taken.
@@ -43,9 +43,9 @@ class BlockTrials:
     def _measured(self, names: frozenset[str], samples: int) -> Damage:
         probe, folds = self.trials.probe, self.trials.folds
         trial, inputs = self._trial(names)
-        session = make_session(trial)
-        parts = []
-        for number in range(len(folds)):
+        session = probe.session(trial)
+
+        def run_of(number: int) -> Run:
             fed: dict[str, np.ndarray] = {}
             for block in self._in_order(names):
                 weights, made = fitted(self._without(block.name, number)), inputs[block.name]
@@ -53,11 +53,9 @@ class BlockTrials:
                 fed[made[0]] = matrix.reshape(*matrix.shape, *[1] * block.spatial_rank)
                 fed[made[1]] = bias
 
-            def run(feeds: Feeds, fed: Mapping[str, np.ndarray] = fed) -> Mapping[str, np.ndarray]:
-                return run_session(session, {**feeds, **fed}, probe.outputs)
+            return lambda feeds: run_session(session, {**feeds, **fed}, probe.outputs)
 
-            parts.append(probe.compared(run, number, samples))
-        return Damage.joined(parts)
+        return probe.compared([run_of(number) for number in range(len(folds))], samples)
 
     def _in_order(self, names: frozenset[str]) -> list[ResidualBlock]:
         return [each for each in self.blocks if each.name in names]

@@ -8,9 +8,11 @@ since it can neither fold BatchNormalization nor lay them out beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -29,13 +31,23 @@ from onnx_igpc.runtime.session import (
     run_session,
     session_outputs,
 )
+from onnx_igpc.runtime.setting import usable_processors
 from onnx_igpc.sites.find import Rewritable
+
+_Work = TypeVar("_Work")
+_Made = TypeVar("_Made")
 
 _TINY = 1e-12
 # The damage of a rewrite after which values are no longer finite: more than any that is measured.
 _BROKEN = 1e6
 
+# Batches that are run at once, each in a thread of its own. Threads that share one batch wait for each other between all
+# nodes, and wait busily: two took twice the processor time of one on a busy machine.
+_AT_ONCE = 4
+
 Feeds = Mapping[str, np.ndarray]
+Run = Callable[[Feeds], Mapping[str, np.ndarray]]
+"""A changed model: from a batch to its outputs by name."""
 Changes = Mapping[str, DenseWeight]
 """What sites compute in the place of their own weight and bias, by name."""
 
@@ -71,7 +83,6 @@ class DamageProbe:
         sites: sites of the main graph with constant weights.
         parts: of the data, each batches of all inputs of the model.
         samples: at most so many of each part; all if ``None``.
-        threads: of onnxruntime, its own choice if ``None``.
 
     Raises:
         DataError: a part holds no sample that can be read.
@@ -83,9 +94,9 @@ class DamageProbe:
         sites: Sequence[Rewritable],
         parts: Sequence[Data],
         samples: int | None = None,
-        threads: int | None = None,
     ) -> None:
-        self._model, self._threads = model, threads
+        self._model = model
+        self._at_once = min(_AT_ONCE, usable_processors())
         self._sites = {site.name: site for site in sites}
         self._extra: list[str] = []
         session = self._session(model)
@@ -98,10 +109,12 @@ class DamageProbe:
             self._outputs = list(dict.fromkeys(site.ref.proto.output[0] for site in sites))
             self._extra = [name for name in self._outputs if name not in made]
             session = self._session(model)
-        self._reference = [
-            [run_session(session, feeds, self._outputs) for feeds, _ in part]
-            for part in self._parts
-        ]
+        sizes = [len(part) for part in self._parts]
+        feeds = [fed for part in self._parts for fed, _ in part]
+        outputs = iter(
+            self._at_once_for(lambda fed: run_session(session, fed, self._outputs), feeds)
+        )
+        self._reference = [list(islice(outputs, size)) for size in sizes]
         self._scores = self._class_output()
 
     @property
@@ -137,16 +150,25 @@ class DamageProbe:
         session = self._session(OpenModel(proto, self._model.data, self._model.path))
         return ChangingSites(self, session, inputs, dense)
 
-    def compared(
-        self, run: Callable[[Feeds], Mapping[str, np.ndarray]], part: int, enough: int | None
-    ) -> Damage:
-        """The damage to what ``run`` makes of the samples of one part, see :meth:`ChangingSites.damage`."""
-        found: list[Damage] = []
-        for (feeds, count), reference in zip(self._parts[part], self._reference[part], strict=True):
-            found.append(self._difference(reference, run(feeds), count))
-            if enough is not None and sum(each.samples for each in found) >= enough:
-                break
-        return Damage.joined(found)
+    def compared(self, runs: Sequence[Run], enough: int | None = None) -> Damage:
+        """The damage to what each of ``runs`` makes of the samples of its part, see :meth:`ChangingSites.damage`."""
+
+        def difference(work: tuple[Run, Feeds, Mapping[str, np.ndarray], int]) -> Damage:
+            run, feeds, reference, count = work
+            return self._difference(reference, run(feeds), count)
+
+        work = [
+            (run, feeds, reference, count)
+            for run, part, references in zip(runs, self._parts, self._reference, strict=True)
+            for (feeds, count), reference in zip(_first(part, enough), references, strict=False)
+        ]
+        return Damage.joined(self._at_once_for(difference, work))
+
+    def _at_once_for(
+        self, function: Callable[[_Work], _Made], work: Sequence[_Work]
+    ) -> list[_Made]:
+        with ThreadPoolExecutor(self._at_once) as pool:
+            return list(pool.map(function, work))
 
     @property
     def outputs(self) -> list[str]:
@@ -154,7 +176,12 @@ class DamageProbe:
         return self._outputs
 
     def _session(self, model: OpenModel) -> Session:
-        return make_session(model, threads=self._threads, extra_outputs=self._extra)
+        return self.session(model, self._extra)
+
+    def session(self, model: OpenModel, extra_outputs: Sequence[str] = ()) -> Session:
+        """A session for a model that :meth:`compared` runs."""
+        threads = max(usable_processors() // self._at_once, 1)
+        return make_session(model, threads=threads, extra_outputs=extra_outputs)
 
     def _class_output(self) -> str | None:
         """The only output that holds class scores."""
@@ -200,11 +227,14 @@ class ChangingSites:
     inputs: Mapping[str, tuple[str, str]]
     dense: Mapping[str, np.ndarray]
 
-    def damage(self, changes: Changes, part: int = 0, enough: int | None = None) -> Damage:
-        """The damage of the sites computing what ``changes`` says, on the samples of one part.
+    def damage(self, changes: Sequence[Changes], enough: int | None = None) -> Damage:
+        """The damage of the sites computing what each of ``changes`` says, on the samples of its part.
 
-        enough: no further batch is run once so many samples were.
+        enough: of each part no further batch is run once so many samples were.
         """
+        return self.probe.compared([self._run(each) for each in changes], enough)
+
+    def _run(self, changes: Changes) -> Run:
         fed = dict(self.dense)
         for name, each in changes.items():
             for given, values in zip(self.inputs[name], (each.matrix, each.bias), strict=True):
@@ -215,7 +245,17 @@ class ChangingSites:
         def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
             return run_session(self.session, {**feeds, **fed}, self.probe.outputs)
 
-        return self.probe.compared(run, part, enough)
+        return run
+
+
+def _first(part: Sequence[tuple[Feeds, int]], enough: int | None) -> Iterator[tuple[Feeds, int]]:
+    """The first batches of a part, with enough samples."""
+    samples = 0
+    for feeds, count in part:
+        yield feeds, count
+        samples += count
+        if enough is not None and samples >= enough:
+            return
 
 
 def _batches(data: Data, samples: int | None) -> list[tuple[Mapping[str, np.ndarray], int]]:

@@ -22,7 +22,6 @@ from onnx_igpc.fitting.output_metric import OutputMetric
 from onnx_igpc.fitting.weights import IgpcWeights, igpc_matrix
 from onnx_igpc.layout.group_layout import GroupLayout
 from onnx_igpc.planning.knapsack import Candidate, Options, interpolate_damage
-from onnx_igpc.planning.sensitivity import Damage
 from onnx_igpc.planning.trials import FEW, Trials
 from onnx_igpc.sites.batch_norm import following_batch_norm
 from onnx_igpc.sites.find import Rewritable
@@ -145,12 +144,11 @@ class SiteDamages:
         names = {site.name for site in each.sharing}
         place = self._trials.behind(names)
         changing = place.probe.changing(names)
-        damages = []
-        for number in range(len(place.folds)):
-            left_out = number if place.possible else None
-            changes = self._changes(each, candidate, left_out)
-            damages.append(changing.damage(changes, number, FEW))
-        value = Damage.joined(damages).value
+        changes = [
+            self._changes(each, candidate, number if place.possible else None)
+            for number in range(len(place.folds))
+        ]
+        value = changing.damage(changes, FEW).value
         if not np.isfinite(value):
             raise DataError(f"the output is not finite when {each.name!r} is rewritten")
         each.measured[index] = value

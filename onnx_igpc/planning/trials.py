@@ -167,8 +167,7 @@ class Trials:
             )
             changes.append(_measurable(place.found, done))
         changing = place.probe.changing({name for part in changes for name in part})
-        parts = [changing.damage(part, number) for number, part in enumerate(changes)]
-        damage = self._known[_key(layouts, fit)] = Damage.joined(parts)
+        damage = self._known[_key(layouts, fit)] = changing.damage(changes)
         return Trial(damage, changes, changing)
 
     def _moments_without(self, number: int) -> dict[Tap, Moments]:
@@ -185,8 +184,7 @@ class Trials:
                 {name: change for name, change in part.items() if name != without}
                 for part in trial.changes
             ]
-            few = [trial.changing.damage(part, number, FEW) for number, part in enumerate(parts)]
-            return Damage.joined(few).value
+            return trial.changing.damage(parts, FEW).value
 
         whole = damage(None)
         return {name: whole - damage(name) for name in names}

@@ -53,14 +53,14 @@ def probe_of(model: onnx.ModelProto) -> tuple[DamageProbe, list[Rewritable]]:
     opened = OpenModel(model)
     sites = find_sites(GraphView(opened)).rewritable
     data = random_data(model_inputs(model), samples=20, batch_size=8)
-    return DamageProbe(opened, sites, [data], samples=12, threads=1), sites
+    return DamageProbe(opened, sites, [data], samples=12), sites
 
 
 def damage(
     probe: DamageProbe, site: Rewritable, matrix: np.ndarray, bias: np.ndarray | None
 ) -> float:
     """Of one site that computes another matrix."""
-    return probe.changing([site.name]).damage({site.name: DenseWeight(matrix, bias)}).value
+    return probe.changing([site.name]).damage([{site.name: DenseWeight(matrix, bias)}]).value
 
 
 def test_the_dense_layer_does_no_damage() -> None:

@@ -110,11 +110,11 @@ def test_half_the_trace_is_the_damage_of_a_small_change() -> None:
     opened = OpenModel(model)
     sites = find_sites(GraphView(opened)).rewritable
     data = as_data({"x": x}, model_inputs(model), batch_size=100)
-    probe = DamageProbe(opened, sites, [data], samples=600, threads=1)
+    probe = DamageProbe(opened, sites, [data], samples=600)
     step = 0.05 * np.random.default_rng(1).standard_normal(6)
     bias = sites[0].bias.values() + step
     changed = {sites[0].name: DenseWeight(sites[0].weight_matrix(), bias)}
-    measured = probe.changing(changed).damage(changed).value
+    measured = probe.changing(changed).damage([changed]).value
     assert measured == pytest.approx(step @ G @ step / 2, rel=0.15)
 
 
@@ -213,11 +213,11 @@ def test_without_class_scores_outputs_count_by_their_relative_error() -> None:
     opened = OpenModel(model)
     sites = find_sites(GraphView(opened), SiteFilter(include_heads=True)).rewritable
     data = as_data({"x": x}, model_inputs(model), batch_size=100)
-    probe = DamageProbe(opened, sites, [data], samples=400, threads=1)
+    probe = DamageProbe(opened, sites, [data], samples=400)
     change = 0.1 * np.random.default_rng(0).standard_normal((6, 6))
     S = np.einsum("nchw,ndhw->cd", x, x) / (len(x) * SIDE**2)
     changed = {sites[0].name: DenseWeight(sites[0].weight_matrix() + change, None)}
-    measured = probe.changing(changed).damage(changed).value
+    measured = probe.changing(changed).damage([changed]).value
     assert measured == pytest.approx(np.trace(G @ change @ S @ change.T) / 2, rel=0.05)
 
 

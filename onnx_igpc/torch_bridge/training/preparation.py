@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from onnx_igpc.errors import DataError, UsageError, with_flags
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.report.sections import FinetuneReport, JudgedBy, JudgedOn
 from onnx_igpc.report.tree import RewriteReport
+from onnx_igpc.runtime.setting import usable_processors
 from onnx_igpc.torch_bridge.training.augment import Augmentation, parse_augmentation
 from onnx_igpc.torch_bridge.training.data import TrainingData, open_training_data
 from onnx_igpc.torch_bridge.training.distributed import World
@@ -204,9 +204,8 @@ def _workers(source: TrainingData, asked: int | None, processes: int) -> int:
         return asked
     if source.preprocessing is None:
         return 0  # arrays are taken from memory: handing them over would cost more
-    # Those that this process may use, as in a container, are what PyTorch holds the number against.
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-    return min((len(usable) or os.cpu_count() or 1) // processes, _MOST_WORKERS)
+    # Those that this process may use are what PyTorch holds the number against.
+    return min(usable_processors() // processes, _MOST_WORKERS)
 
 
 def _allowance(
