@@ -150,7 +150,7 @@ _recipe_options = all_options(
     click.option(
         "--views",
         type=int,
-        help="Different views of each sample, which come again  [few, some 16, many one an epoch].",
+        help="Different views of each sample, which come again  [few, some up to 32; many: none does].",
     ),
     click.option("--seed", type=int, help="[0]"),
     click.option("--scores", metavar="NAME", help="The output with class scores."),

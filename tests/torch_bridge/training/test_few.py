@@ -58,6 +58,23 @@ class TestChoice:
         assert (few.augment, many.augment) == (("flip", "resized-crop", "mixup"), ("shift",))
 
     @pytest.mark.parametrize(
+        ("samples", "given", "views"),
+        [
+            (180, {}, 32),
+            (600, {}, 27),
+            (1079, {}, 15),
+            (1079, {"base": "some"}, 15),
+            (180, {"epochs": 20}, 20),
+            (180, {"views": 3}, 3),
+            (180, {"base": "many", "epochs": 9}, 9),
+            (5000, {}, 7),
+            (180, {"augment": "none"}, 1),
+        ],
+    )
+    def test_views_come_again(self, samples: int, given: dict[str, Any], views: int) -> None:
+        assert decided(CLASSIFIER, samples, **given).views == views
+
+    @pytest.mark.parametrize(
         ("samples", "lost", "precision", "base"),
         [
             (FEWEST_SOME, MUCH_LOST, None, "some"),
