@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import onnx
+from threadpoolctl import threadpool_limits
 
 from onnx_igpc.calibration.fitters import DataFreeFitter, RandomFitter, ZeroFitter
 from onnx_igpc.calibration.options import Calibration
@@ -136,6 +137,8 @@ def _compress(
     found = rewriter.find(job.sites)
     options = job.describe(plugins)
     with ExitStack() as held:
+        # Most matrices are small: two threads are no faster than one, and many times as slow beside other work.
+        held.enter_context(threadpool_limits(1, "blas"))
         basis = _basis(found, opened, job, data)
         if basis is not None:
             held.callback(basis.close)

@@ -9,10 +9,9 @@ since it can neither fold BatchNormalization nor lay them out beforehand.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +23,7 @@ from onnx_igpc.evaluation.differences import class_scores, kl_divergence
 from onnx_igpc.evaluation.output_kinds import output_kinds
 from onnx_igpc.graph.edit import Names
 from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.runtime.at_once import at_once, threads_of_each
 from onnx_igpc.runtime.session import (
     Session,
     make_session,
@@ -31,19 +31,11 @@ from onnx_igpc.runtime.session import (
     run_session,
     session_outputs,
 )
-from onnx_igpc.runtime.setting import usable_processors
 from onnx_igpc.sites.find import Rewritable
-
-_Work = TypeVar("_Work")
-_Made = TypeVar("_Made")
 
 _TINY = 1e-12
 # The damage of a rewrite after which values are no longer finite: more than any that is measured.
 _BROKEN = 1e6
-
-# Batches that are run at once, each in a thread of its own. Threads that share one batch wait for each other between all
-# nodes, and wait busily: two took twice the processor time of one on a busy machine.
-_AT_ONCE = 4
 
 Feeds = Mapping[str, np.ndarray]
 Run = Callable[[Feeds], Mapping[str, np.ndarray]]
@@ -96,7 +88,6 @@ class DamageProbe:
         samples: int | None = None,
     ) -> None:
         self._model = model
-        self._at_once = min(_AT_ONCE, usable_processors())
         self._sites = {site.name: site for site in sites}
         self._extra: list[str] = []
         session = self._session(model)
@@ -111,9 +102,7 @@ class DamageProbe:
             session = self._session(model)
         sizes = [len(part) for part in self._parts]
         feeds = [fed for part in self._parts for fed, _ in part]
-        outputs = iter(
-            self._at_once_for(lambda fed: run_session(session, fed, self._outputs), feeds)
-        )
+        outputs = at_once(lambda fed: run_session(session, fed, self._outputs), feeds)
         self._reference = [list(islice(outputs, size)) for size in sizes]
         self._scores = self._class_output()
 
@@ -162,13 +151,7 @@ class DamageProbe:
             for run, part, references in zip(runs, self._parts, self._reference, strict=True)
             for (feeds, count), reference in zip(_first(part, enough), references, strict=False)
         ]
-        return Damage.joined(self._at_once_for(difference, work))
-
-    def _at_once_for(
-        self, function: Callable[[_Work], _Made], work: Sequence[_Work]
-    ) -> list[_Made]:
-        with ThreadPoolExecutor(self._at_once) as pool:
-            return list(pool.map(function, work))
+        return Damage.joined(list(at_once(difference, work)))
 
     @property
     def outputs(self) -> list[str]:
@@ -180,8 +163,7 @@ class DamageProbe:
 
     def session(self, model: OpenModel, extra_outputs: Sequence[str] = ()) -> Session:
         """A session for a model that :meth:`compared` runs."""
-        threads = max(usable_processors() // self._at_once, 1)
-        return make_session(model, threads=threads, extra_outputs=extra_outputs)
+        return make_session(model, threads=threads_of_each(), extra_outputs=extra_outputs)
 
     def _class_output(self) -> str | None:
         """The only output that holds class scores."""

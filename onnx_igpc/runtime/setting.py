@@ -159,9 +159,3 @@ def _gpu() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown GPU"
     return said.stdout.strip().splitlines()[0] if said.stdout.strip() else "unknown GPU"
-
-
-def usable_processors() -> int:
-    """Processors that this process may use, which in a container may be fewer than the machine has."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-    return len(usable) or os.cpu_count() or 1

@@ -19,13 +19,16 @@ Statistics 19, 1990), one backward pass a sample.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import onnx
 import torch
+from threadpoolctl import threadpool_limits
 
 from onnx_igpc.calibration.collect import feed_rows, no_samples, untapped_reason
 from onnx_igpc.data.batches import Batch, Data
@@ -35,6 +38,7 @@ from onnx_igpc.evaluation.output_kinds import output_kinds
 from onnx_igpc.fitting.moments import add_products
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
+from onnx_igpc.runtime.at_once import at_once, threads_of_each
 from onnx_igpc.runtime.session import make_session, other_outputs, session_outputs
 from onnx_igpc.sites.find import Rewritable
 from onnx_igpc.torch_bridge.convert import Hook, convert
@@ -79,19 +83,49 @@ def site_fisher(
         return {}
     network = _Network(model, seen)
     parts = _Parts(model, data, samples)
-    objective = _objective(network, parts, seed)
+    with _few_threads():
+        objective = _objective(network, parts, seed)
     sums = {site.name: _Sum(site.out_channels) for site in seen}
     done = 0
-    for part in parts:
-        outputs = network.run(part)
-        total, count = objective(outputs, part)
+
+    def products(part: _Part) -> tuple[dict[str, np.ndarray], int, int]:
+        total, count = objective(network.run(part), part)
         gradients = network.gradients(total)
-        for site in seen:
-            sums[site.name].add(gradients[_output(site)], count)
-        done += part.count
+        made = {each.name: _products(gradients[_output(each)], each.out_channels) for each in seen}
+        return made, count, part.count
+
+    with _few_threads():
+        for found, count, read in at_once(products, parts, _take_few_threads):
+            for name, product in found.items():
+                sums[name].add(product, count)
+            done += read
     if not done:
         raise no_samples(data)
     return {site.name: sums[site.name].mean(site.name) for site in seen}
+
+
+def _take_few_threads() -> None:
+    torch.set_num_threads(threads_of_each())
+
+
+@contextlib.contextmanager
+def _few_threads() -> Iterator[None]:
+    """Where several threads compute, each has few of its own; afterwards torch has as many as before."""
+    threads = torch.get_num_threads()
+    _take_few_threads()
+    try:
+        with threadpool_limits(threads_of_each(), "blas"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Latest(threading.local):
+    """What a thread's latest run was fed, and made at the sites."""
+
+    def __init__(self) -> None:
+        self.inputs: list[torch.Tensor] = []
+        self.made: dict[str, torch.Tensor] = {}
 
 
 class _Network:
@@ -99,8 +133,7 @@ class _Network:
 
     def __init__(self, model: OpenModel, sites: Sequence[Rewritable]) -> None:
         self._tensors = [_output(site) for site in sites]
-        self._made: dict[str, torch.Tensor] = {}
-        self._inputs: list[torch.Tensor] = []
+        self._latest = _Latest()
         names = _compared(model) or list(dict.fromkeys(self._tensors))
         wanted = with_outputs(model.materialized(), [], names)
         self._module = convert(wanted, {name: self._watch(name) for name in self._tensors})
@@ -110,26 +143,29 @@ class _Network:
     def _watch(self, name: str) -> Hook:
         def watch(value: torch.Tensor) -> torch.Tensor:
             # What comes before every site needs no way back.
-            self._made[name] = value if value.requires_grad else value.detach().requires_grad_()
-            return self._made[name]
+            made = value if value.requires_grad else value.detach().requires_grad_()
+            self._latest.made[name] = made
+            return made
 
         return watch
 
     def run(self, part: Batch) -> list[torch.Tensor]:
         """The outputs for the feeds of a batch."""
-        self._made.clear()
-        self._inputs = [_tensor(part.feeds[name]) for name in self._module.input_names]
-        with in_words(self._inputs):
-            return as_list(self._module(*self._inputs))
+        self._latest.made = {}
+        inputs = self._latest.inputs = [
+            _tensor(part.feeds[name]) for name in self._module.input_names
+        ]
+        with in_words(inputs):
+            return as_list(self._module(*inputs))
 
     def gradients(self, total: torch.Tensor) -> Mapping[str, torch.Tensor | None]:
-        """Of ``total``, a scalar, with respect to every site's output in the latest run, by tensor."""
+        """Of ``total``, a scalar, with respect to every site's output in this thread's latest run, by tensor."""
         found: dict[str, torch.Tensor | None] = dict.fromkeys(self._tensors)
+        made, self._latest.made = self._latest.made, {}
         if total.requires_grad:
-            with in_words(self._inputs):
-                values = torch.autograd.grad(total, list(self._made.values()), allow_unused=True)
-            found |= dict(zip(self._made, values, strict=True))
-        self._made.clear()
+            with in_words(self._latest.inputs):
+                values = torch.autograd.grad(total, list(made.values()), allow_unused=True)
+            found |= dict(zip(made, values, strict=True))
         return found
 
 
@@ -150,6 +186,13 @@ def _compared(model: OpenModel) -> list[str]:
 
 
 @dataclass(frozen=True)
+class _Part(Batch):
+    """first: which sample of the data its first one is."""
+
+    first: int
+
+
+@dataclass(frozen=True)
 class _Parts:
     """Up to ``samples`` samples of the data, in batches that are small if the model lets them be."""
 
@@ -157,13 +200,13 @@ class _Parts:
     data: Data
     samples: int
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[_Part]:
         free = all(spec.fixed_batch is None for spec in model_inputs(self.model.proto))
         left = self.samples
         for batch in self.data:
             if left <= 0:
                 return
-            count = min(batch.count, left)
+            count, first = min(batch.count, left), self.samples - left
             left -= count
             if free and all(
                 values.ndim and len(values) == batch.count for values in batch.feeds.values()
@@ -171,22 +214,21 @@ class _Parts:
                 for start in range(0, count, _ROWS):
                     rows = slice(start, min(start + _ROWS, count))
                     feeds = {name: values[rows] for name, values in batch.feeds.items()}
-                    yield Batch(feeds, None, rows.stop - rows.start)
+                    yield _Part(feeds, None, rows.stop - rows.start, first + start)
             else:
-                yield replace(batch, count=count)
+                yield _Part(batch.feeds, None, count, first)
 
 
 class _Objective(Protocol):
     """What gradients are taken of: a sum over samples, and how many those are."""
 
     def __call__(
-        self, outputs: Sequence[torch.Tensor], part: Batch
+        self, outputs: Sequence[torch.Tensor], part: _Part
     ) -> tuple[torch.Tensor, int]: ...
 
 
 def _objective(network: _Network, parts: _Parts, seed: int) -> _Objective:
     """The classes' probabilities where a single output has class scores, all outputs' values otherwise."""
-    generator = np.random.default_rng(seed)
     squares: list[float] = []
     done = 0
     with torch.no_grad():
@@ -196,13 +238,13 @@ def _objective(network: _Network, parts: _Parts, seed: int) -> _Objective:
                 rows = feed_rows(part)
                 scores = [index for index, b in enumerate(outputs) if _holds_scores(b, rows)]
                 if len(scores) == 1:
-                    return _ClassSigns(scores[0], generator)
+                    return _ClassSigns(scores[0], seed)
                 squares = [0.0] * len(outputs)
             for index, value in enumerate(outputs):
                 known = torch.nan_to_num(_counted(value, part).double(), 0.0, 0.0, 0.0)
                 squares[index] += float(known.square().sum())
             done += part.count
-    return _ValueSigns([square / done for square in squares], generator)
+    return _ValueSigns([square / done for square in squares], seed)
 
 
 def _holds_scores(output: torch.Tensor, rows: int) -> bool:
@@ -228,20 +270,26 @@ class _ClassSigns:
     """
 
     index: int
-    generator: np.random.Generator
+    seed: int
 
-    def __call__(self, outputs: Sequence[torch.Tensor], part: Batch) -> tuple[torch.Tensor, int]:
+    def __call__(self, outputs: Sequence[torch.Tensor], part: _Part) -> tuple[torch.Tensor, int]:
         scores = outputs[self.index][: part.count].flatten(1)
-        signs = _signs(self.generator, scores)
+        signs = _signs((self.seed,), part, scores)
         known = scores.detach().isfinite().all(dim=1)
         logarithms = _logarithms(scores[known])
         factors = (logarithms.detach() / 2).exp() * signs[known]
         return (factors * logarithms).sum(), len(logarithms)
 
 
-def _signs(generator: np.random.Generator, like: torch.Tensor) -> torch.Tensor:
-    """1 or -1 for every value."""
-    positive = generator.random(tuple(like.shape), np.float32) < 0.5
+def _signs(seed: tuple[int, ...], part: _Part, like: torch.Tensor) -> torch.Tensor:
+    """1 or -1 for every value, the same for a sample in whichever batch it comes."""
+    alone = like.dim() and len(like) % part.count == 0
+    each = (len(like) // part.count, *like.shape[1:]) if alone else tuple(like.shape)
+    draws = [
+        np.random.default_rng((*seed, part.first + sample)).random(each, np.float32) < 0.5
+        for sample in range(part.count if alone else 1)
+    ]
+    positive = np.stack(draws).reshape(like.shape)
     return torch.from_numpy(positive).to(like.dtype) * 2 - 1
 
 
@@ -261,18 +309,27 @@ class _ValueSigns:
     """
 
     squares: Sequence[float]
-    generator: np.random.Generator
+    seed: int
 
-    def __call__(self, outputs: Sequence[torch.Tensor], part: Batch) -> tuple[torch.Tensor, int]:
+    def __call__(self, outputs: Sequence[torch.Tensor], part: _Part) -> tuple[torch.Tensor, int]:
         total = torch.zeros(())
         count = sum(output.is_floating_point() for output in outputs)
-        for square, output in zip(self.squares, outputs, strict=True):
+        for place, (square, output) in enumerate(zip(self.squares, outputs, strict=True)):
             if output.requires_grad and square > 0:
                 value = _counted(output, part)
-                weighted = _signs(self.generator, value) * value
+                weighted = _signs((self.seed, place), part, value) * value
                 finite = weighted[value.detach().isfinite()].sum()
                 total = total + finite * (2.0 / (square * count)) ** 0.5
         return total, part.count
+
+
+def _products(gradient: torch.Tensor | None, filters: int) -> np.ndarray:
+    """The sum of g g^T over the samples and positions of a gradient, shape (N, F, ...)."""
+    product = np.zeros((filters, filters))
+    if gradient is not None:
+        columns = gradient.movedim(1, -1).reshape(-1, filters).numpy().T
+        add_products(product, columns, columns)
+    return product
 
 
 class _Sum:
@@ -282,13 +339,8 @@ class _Sum:
         self._total = np.zeros((filters, filters))
         self._samples = 0
 
-    def add(self, gradient: torch.Tensor | None, samples: int) -> None:
-        """Add a gradient, shape (N, F, ...), of so many samples; nothing where it is not finite."""
-        filters = len(self._total)
-        product = np.zeros((filters, filters))
-        if gradient is not None:
-            columns = gradient.movedim(1, -1).reshape(-1, filters).numpy().T
-            add_products(product, columns, columns)
+    def add(self, product: np.ndarray, samples: int) -> None:
+        """Add the products of so many samples; nothing where they are not finite."""
         if np.isfinite(product).all():
             self._total += product
             self._samples += samples

@@ -144,6 +144,7 @@ class Trainer:
             self.state.val_before = self._measure_start()
             self.state.judged = [self.state.val_before.judged]
         self.facts.val_before = self.state.val_before
+        self.views.catch_up(self.state.epoch, self.state.step)
         with self._listening():
             while self.state.epoch < self.epochs:
                 self._run_epoch()

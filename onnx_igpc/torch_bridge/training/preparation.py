@@ -17,7 +17,7 @@ from onnx_igpc.errors import DataError, UsageError, with_flags
 from onnx_igpc.graph.inputs import InputSpec, model_inputs
 from onnx_igpc.report.sections import FinetuneReport, JudgedBy, JudgedOn
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.runtime.setting import usable_processors
+from onnx_igpc.runtime.at_once import usable_processors
 from onnx_igpc.torch_bridge.training.augment import Augmentation, parse_augmentation
 from onnx_igpc.torch_bridge.training.data import TrainingData, open_training_data
 from onnx_igpc.torch_bridge.training.distributed import World

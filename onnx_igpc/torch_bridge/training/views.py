@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -69,18 +70,27 @@ class Views:
         try:
             file = RowFile(folder, _made(self.networks.known(probe)), rows, most)
         except OSError as error:
-            return (
-                f"views are made anew each time: they cannot be kept in {folder}: {error.strerror}"
-            )
+            return f"views are made anew each time: they cannot be kept on disk: {error.strerror}"
         if not file.rows:
             return None
         self.file = file
         what = "each sample" if self.count == 1 else f"the {self.count} views of each sample"
         part = "" if file.rows == rows else f"{file.rows / rows:.0%} of "
         return with_flags(
-            f"what is made of {part}{what} is kept on disk for the time of the run, {gibibytes(file.bytes)} in "
-            f"{folder} (`cache_size` 0 makes it anew each time)"
+            f"what is made of {part}{what} is kept on disk for the time of the run, {gibibytes(file.bytes)} "
+            "(`cache_size` 0 makes it anew each time)"
         )
+
+    def catch_up(self, epoch: int, step: int) -> None:
+        """Make again what a run had kept that stopped in front of a step of an epoch, from the same batches: out of
+        others it would differ by rounding."""
+        if self.file is None:
+            return
+        for earlier in range(epoch):
+            for _ in self.batches(earlier):
+                pass
+        for _ in islice(self.batches(epoch), step):
+            pass
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[TensorBatch]:
         """The batches of an epoch from step ``start`` on, with what is known of them."""

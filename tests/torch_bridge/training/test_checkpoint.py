@@ -35,6 +35,7 @@ class Case:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.front: str | None = None
+        self.views: int | None = None
         self.teacher = classifier()
         self.small = smaller(self.teacher)
         # Dropout draws from the random state, which a checkpoint must hold.
@@ -56,7 +57,9 @@ class Case:
             data=self.data,
             val=self.data,
             output=output,
-            recipe=short(epochs=4, augment=("shift=1",), batch_size=8, front=self.front),
+            recipe=short(
+                epochs=4, augment=("shift=1",), batch_size=8, front=self.front, views=self.views
+            ),
             run=Run(resume=resume),
             progress=stopping(stop) if stop else None,
         )
@@ -78,9 +81,12 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     return Case(tmp_path)
 
 
-@pytest.mark.parametrize("front", ["train", "frozen"])
-def test_a_resumed_run_is_the_same_bit_for_bit(case: Case, front: str) -> None:
-    case.front = front
+@pytest.mark.parametrize(
+    ("front", "views"), [("train", 4), ("frozen", 4), ("train", 1), ("frozen", 2)]
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(case: Case, front: str, views: int) -> None:
+    """Also where views come again, and are kept: they are made again from the batches of the first run."""
+    case.front, case.views = front, views
     whole, history = case.run("whole.onnx")
     with pytest.raises(RunInterruptedError, match="SIGTERM in epoch 2, step 4 of 5; `resume`"):
         case.run("parts.onnx", (2, 3))

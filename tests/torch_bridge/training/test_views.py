@@ -167,7 +167,7 @@ class TestRuns:
         ]
         assert notes[1] == []
         assert notes[0][0].startswith("what is made of the 2 views of each sample is kept on disk")
-        assert "1 MiB in" in notes[0][0]
+        assert ", 1 MiB (" in notes[0][0]
         assert "--cache-size 0" in notes[0][0]
         ours, theirs = arrays_of(with_it.model), arrays_of(without.model)
         for name, value in ours.items():
@@ -195,4 +195,4 @@ class TestRuns:
 
         monkeypatch.setattr("os.posix_fallocate", full)
         notes = self.run(tmp_path, 1.0).report.finetune.notes
-        assert any("cannot be kept in" in n and "No space left on device" in n for n in notes)
+        assert any("cannot be kept on disk" in n and "No space left on device" in n for n in notes)
