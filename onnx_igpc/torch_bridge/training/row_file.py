@@ -96,7 +96,7 @@ def _is_expanded(tensor: torch.Tensor) -> bool:
 def _kept_of(tensor: torch.Tensor) -> torch.Tensor:
     """What is kept: images in the order in which they are computed, of a number expanded the number."""
     if _is_expanded(tensor):
-        return tensor[(slice(None), *[0] * (tensor.dim() - 1))]
+        return tensor.flatten(1)[:, 0]
     return tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
 
 
