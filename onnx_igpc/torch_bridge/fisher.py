@@ -38,7 +38,7 @@ from onnx_igpc.evaluation.output_kinds import output_kinds
 from onnx_igpc.fitting.moments import add_products
 from onnx_igpc.graph.inputs import model_inputs
 from onnx_igpc.graph.model import OpenModel
-from onnx_igpc.runtime.at_once import at_once, threads_of_each
+from onnx_igpc.runtime.at_once import at_once, pieces_at_once, threads_of_each
 from onnx_igpc.runtime.session import make_session, other_outputs, session_outputs
 from onnx_igpc.sites.find import Rewritable
 from onnx_igpc.torch_bridge.convert import Hook, convert
@@ -48,7 +48,7 @@ from onnx_igpc.torch_bridge.training.pairing import with_outputs
 
 DEFAULT_SAMPLES = 128
 
-# Samples that run at once, if the model lets us choose: all that they compute is held for the way back.
+# Samples that run at once, in all threads, if the model lets us choose: all that they compute is held for the way back.
 _ROWS = 8
 _CPU = torch.device("cpu")
 
@@ -211,8 +211,9 @@ class _Parts:
             if free and all(
                 values.ndim and len(values) == batch.count for values in batch.feeds.values()
             ):
-                for start in range(0, count, _ROWS):
-                    rows = slice(start, min(start + _ROWS, count))
+                each = max(_ROWS // pieces_at_once(), 1)
+                for start in range(0, count, each):
+                    rows = slice(start, min(start + each, count))
                     feeds = {name: values[rows] for name, values in batch.feeds.items()}
                     yield _Part(feeds, None, rows.stop - rows.start, first + start)
             else:

@@ -56,12 +56,12 @@ def conv(node: Node) -> Run:
 
 
 def _conv(node: Node, kernel: list[int]) -> Run:
-    window = Window(node, kernel)
+    window, groups = Window(node, kernel), node.get_int("group", 1)
     convolve = partial(
         _function(node, _CONV, len(kernel)),
         stride=window.strides,
         dilation=window.dilations,
-        groups=node.get_int("group", 1),
+        groups=groups,
     )
     if not window.same and window.begin == window.end:
         return partial(convolve, padding=window.begin)
@@ -73,7 +73,7 @@ def _conv(node: Node, kernel: list[int]) -> Run:
         result: torch.Tensor
         if begin == end:
             result = convolve(x, weight, bias, padding=begin)
-        elif weight.shape[1] == 1 and set(window.dilations) == {1}:
+        elif weight.shape[1] == 1 and groups > 1 and set(window.dilations) == {1}:
             # Padding the input would copy it, which takes longer than a depthwise convolution does.
             widened, padding = _evenly_padded(weight, begin, end)
             result = convolve(x, widened, bias, padding=padding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +189,9 @@ def _views(job: Job, target: Path | None, gibibytes: float) -> Views:
     views = Views(networks, job.data, job.train, job.plan, recipe.seed, recipe.views)
     if gibibytes and recipe.epochs > recipe.views:
         folder = target.resolve().parent if target is not None else Path(tempfile.gettempdir())
-        most = gibibytes * 2**30 / networks.world.size
+        # Every process has its own file, and all together half of what is free.
+        free = shutil.disk_usage(folder).free / 2
+        most = min(gibibytes * 2**30, free) / networks.world.size
         note = views.keep(folder, most, job.some_batch())
         job.notes += [note] if note else []
     return views

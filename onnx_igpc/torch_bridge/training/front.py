@@ -54,7 +54,7 @@ def measured_alone(model: ModelProto) -> frozenset[str]:
     names = {value.name for value in model.graph.input}
     names -= {value.name for value in model.graph.output}
     for node in model.graph.node:
-        if node.op_type not in _SIZES:
+        if node.domain or node.op_type not in _SIZES:
             names.difference_update(outer_reads(node))
     return frozenset(names)
 

@@ -50,7 +50,7 @@ class Views:
 
     def __post_init__(self) -> None:
         # The row of the file that each view of each sample has, -1 for none yet.
-        self._rows = np.full((self.count, self.data.size), -1)
+        self._rows = np.zeros((0, 0), np.int64)
         self._used = 0
 
     def keep(self, folder: Path, most: float, probe: TensorBatch) -> str | None:
@@ -74,6 +74,7 @@ class Views:
         if not file.rows:
             return None
         self.file = file
+        self._rows = np.full((self.count, self.data.size), -1)
         what = "each sample" if self.count == 1 else f"the {self.count} views of each sample"
         part = "" if file.rows == rows else f"{file.rows / rows:.0%} of "
         return with_flags(
@@ -95,6 +96,10 @@ class Views:
     def batches(self, epoch: int, start: int = 0) -> Iterator[TensorBatch]:
         """The batches of an epoch from step ``start`` on, with what is known of them."""
         view = epoch % self.count
+        if self.file is None:
+            whole = self.loader.training(self.plan.batches(epoch, start), self.seed, view)
+            yield from map(self.networks.known, map(self.loader.readable, whole))
+            return
         asked: deque[tuple[list[int], list[int]]] = deque()
 
         def missing() -> Iterator[list[int]]:
@@ -105,10 +110,10 @@ class Views:
 
         for read in self.loader.training(missing(), self.seed, view):
             batch, places = asked.popleft()
-            if self.file is None or len(places) == len(batch):
-                whole = self.networks.known(self.loader.readable(read))
-                self._keep(view, [batch[place] for place in whole.places], whole)
-                yield whole
+            if len(places) == len(batch):
+                known = self.networks.known(self.loader.readable(read))
+                self._keep(view, [batch[place] for place in known.places], known)
+                yield known
             else:
                 yield self._completed(view, batch, places, read)
 
@@ -146,8 +151,7 @@ class Views:
 
     def _keep(self, view: int, samples: Sequence[int], batch: TensorBatch) -> None:
         """Keep the first rows of a batch as what is made of these samples, as far as there is room."""
-        if self.file is None:
-            return
+        assert self.file is not None
         tensors = _made(batch)
         samples = samples[: self.file.rows - self._used]
         if not samples or not self.file.fits(tensors):
