@@ -86,6 +86,7 @@ _AS_THEY_ARE = [
     "augment",
     "blocks",
     "calibration",
+    "channels",
     "crop",
     "data",
     "device",

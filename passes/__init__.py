@@ -32,6 +32,7 @@ from onnx_igpc.passes.lower_transpose import LowerTranspose
 from onnx_igpc.passes.lower_whole_rows import LowerWholeRows
 from onnx_igpc.passes.lowering import Lowering
 from onnx_igpc.passes.merge_gathers import MergeGathers
+from onnx_igpc.passes.narrow_channels import NarrowChannels
 
 __all__ = [
     "AbsorbGathers",
@@ -53,6 +54,7 @@ __all__ = [
     "LowerWholeRows",
     "Lowering",
     "MergeGathers",
+    "NarrowChannels",
     "OpenModel",
     "Pass",
     "PassResult",

@@ -25,10 +25,10 @@ from onnx_igpc.report.sections import (
     MeansReport,
     OptionsReport,
     RacesReport,
-    SelectionReport,
     SiteLowering,
     WholeModelReport,
 )
+from onnx_igpc.report.selection import SelectionReport
 from onnx_igpc.report.training import WrittenCheck
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, StageReport, Totals
 from onnx_igpc.report.verification import Accuracy, ClassifierResult, OutputDifference, VerifyReport

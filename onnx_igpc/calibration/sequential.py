@@ -20,7 +20,12 @@ from onnx_igpc.calibration.graph_cuts import DenseWeight, GraphCuts, TensorType,
 from onnx_igpc.calibration.taps import Tap
 from onnx_igpc.data.batches import Data
 from onnx_igpc.errors import DataError, ModelError
-from onnx_igpc.fitting.moments import PairAccumulator, SiteStatistics
+from onnx_igpc.fitting.moments import (
+    Moments,
+    MomentsAccumulator,
+    PairAccumulator,
+    SiteStatistics,
+)
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.runtime.session import Session, make_session, run_session
 from onnx_igpc.sites.find import Rewritable
@@ -46,6 +51,8 @@ class SequentialCalibration:
         data: batches of all inputs of the model; iterated over once.
         memory_bytes: activations kept in memory.
         threads: of onnxruntime, its own choice if ``None``.
+        folds: parts of the data of which :meth:`statistics_by_fold` tells, at most one a batch.
+        positions: of each sample at most so many count, drawn at random; neighbours say much the same.
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class SequentialCalibration:
         *,
         memory_bytes: int = MEMORY_BYTES,
         threads: int | None = None,
+        folds: int = 1,
+        positions: int | None = None,
     ) -> None:
         tapped = [site for site in sites if untapped_reason(site) is None]
         self._taps = {site.ref.index: Tap.of(site) for site in tapped}
@@ -67,7 +76,8 @@ class SequentialCalibration:
         self._live: dict[str, Versions] = {_ORIGINAL: {}, _REWRITTEN: {}}
         self._batches: list[tuple[int, int]] = []
         self._replaced: dict[int, DenseWeight] = {}
-        self._known: dict[Tap, SiteStatistics | None] = {}
+        self._folds, self._positions = folds, positions
+        self._known: dict[Tap, list[SiteStatistics]] = {}
 
     def __enter__(self) -> SequentialCalibration:
         return self
@@ -104,14 +114,19 @@ class SequentialCalibration:
             ModelError: the model cannot run on the data.
             ValueError: the site lies before one that was asked for, or was not announced.
         """
+        found = self.statistics_by_fold(site)
+        return SiteStatistics.joined(found) if found else None
+
+    def statistics_by_fold(self, site: Rewritable) -> list[SiteStatistics]:
+        """Those of each part of the data that holds anything, as :meth:`statistics` has them of all."""
         if untapped_reason(site) is not None:
-            return None
+            return []
         position = site.ref.index
         if position < self._position or position not in self._taps:
             raise ValueError(f"{site.name} is out of order or was not announced")
         tap = self._taps[position]
         if not self._cuts.can_cross(tap.tensor):
-            return None
+            return []
         if position > self._position:
             self._move_to(position)
         if tap not in self._known:
@@ -127,21 +142,37 @@ class SequentialCalibration:
                 site.spatial_rank,
             )
 
-    def _measure(self, tap: Tap) -> SiteStatistics | None:
+    def _measure(self, tap: Tap) -> list[SiteStatistics]:
         changed = tap.tensor in self._live[_REWRITTEN]
-        sums: PairAccumulator | None = None
+        sums: dict[int, PairAccumulator | MomentsAccumulator] = {}
         for number, (rows, count) in enumerate(self._batches):
             x = tap.read(self._store.get((_ORIGINAL, tap.tensor, number)), rows, count)
-            sums = sums or PairAccumulator(len(x))
-            if not changed:
-                sums.add(x, x)
+            some = self._drawn(x.shape[1], count)
+            x, fold = x[:, some], number % self._folds
+            if fold not in sums:
+                sums[fold] = PairAccumulator(len(x)) if changed else MomentsAccumulator(len(x))
+            own = sums[fold]
+            if isinstance(own, MomentsAccumulator):
+                own.add(x)
                 continue
             values = self._store.get((_REWRITTEN, tap.tensor, number))
             try:
-                sums.add(x, tap.read(values, rows, count))
+                own.add(x, tap.read(values, rows, count)[:, some])
             except DataError as error:
                 raise DataError(f"in the rewritten model, {error}") from error
-        return sums.result() if sums else None
+        found = [each.result() for each in sums.values()]
+        return [
+            SiteStatistics.unchanged(each) if isinstance(each, Moments) else each
+            for each in found
+            if each is not None
+        ]
+
+    def _drawn(self, positions: int, samples: int) -> np.ndarray | slice:
+        """The positions of a batch that count, in order."""
+        most = None if self._positions is None else self._positions * samples
+        if most is None or positions <= most:
+            return slice(None)
+        return np.sort(np.random.default_rng(0).permutation(positions)[:most])
 
     def _move_to(self, position: int) -> None:
         """Bring the activations of every batch to the cut before the node at ``position``."""

@@ -175,6 +175,11 @@ def inspect(
     help="Under a budget of latency or macs, or a promise with the least of them, whether one pointwise convolution takes the place of whole "
     "residual blocks: where that does less damage, never, or nothing but that [auto].",
 )
+@click.option(
+    "--channels",
+    type=click.Choice(["auto", "keep", "only"]),
+    help="Under a budget of latency or macs, whether channels between convolutions are left out: as --blocks [auto].",
+)
 @click.option("--save-sensitivity", type=OUTPUT, help="Keep what a budget measured.")
 @click.option("--sensitivity", type=_FILE, help="Use what an earlier run kept.")
 @click.option(
@@ -307,9 +312,11 @@ def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget |
 
     target, keep, least = (values.pop(name) for name in ("target", "keep", "minimize"))
     budget = {name: values.pop(name) for name in ("family", "sensitivity", "save_sensitivity")}
-    blocks = values.pop("blocks")
+    blocks, channels = values.pop("blocks"), values.pop("channels")
     if blocks is not None and target is None and keep is None:
         raise UsageError("--blocks is for a budget: give --target or --keep")
+    if channels is not None and target is None:
+        raise UsageError("--channels is for a budget: give --target")
     if keep is None and least is not None:
         raise UsageError("--minimize says what --keep makes least: give --keep")
     if target is None and keep is None:
@@ -332,5 +339,5 @@ def _read_plan(values: dict[str, Any], calibrated: bool) -> Published | Budget |
         given["grouping"] = values["grouping"]
     given["blocks"] = blocks or "auto"
     if keep is None:
-        return Budget(target, **given)
+        return Budget(target, **given, channels=channels or "auto")
     return Keep(keep, **({"minimize": least} if least else {}), **given)

@@ -38,6 +38,7 @@ ENOUGH = 200
 """Held-out samples whose interval is narrow enough: with fewer, the parts of the data are exchanged too."""
 
 BLOCK_FIT = "residual blocks one after another, by least squares"
+CHANNEL_FIT = "fewer channels in one place after another, by least squares"
 NONE_HELD_OUT = "no data was held out: measure with onnx-igpc verify on other data"
 
 
@@ -154,8 +155,8 @@ class Basis:
     def complete(self, used: CalibrationReport, planned: Plan) -> CalibrationReport:
         """The report of the final fit of a plan, with how the fit was chosen."""
         used.chosen_by = self.fits or None
-        if planned.blocks:
-            used.fit, used.sequential = BLOCK_FIT, True
+        if planned.restructures:
+            used.fit, used.sequential = BLOCK_FIT if planned.blocks else CHANNEL_FIT, True
         return used
 
 
@@ -197,7 +198,7 @@ class HeldOutMeasure:
             rest = division.everything.without(part)
             rewriter = Rewriter(snapshot(self.model), self.known.digest)
             sites = rewriter.find(self.site_filter)
-            sites = rewriter.collapse(sites, planned, rest, self.site_filter)
+            sites = rewriter.restructure(sites, planned, rest, self.site_filter)
             layouts = planned.for_sites(sites)
             with basis.calibrator(
                 rewriter.model, sites, layouts, rest, planned.starts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.errors import CheckFailedError
@@ -16,7 +16,13 @@ from onnx_igpc.planning.options import Budget, Keep
 from onnx_igpc.planning.search import Plan
 from onnx_igpc.planning.sensitivity import Damage
 from onnx_igpc.planning.trials import Trials
-from onnx_igpc.report.sections import LatencyReport, SelectionReport, TriedPlan, TriedShare
+from onnx_igpc.report.selection import (
+    LatencyReport,
+    SelectedUnit,
+    SelectionReport,
+    TriedPlan,
+    TriedShare,
+)
 from onnx_igpc.sites.find import FoundSites
 from onnx_igpc.sites.residual_blocks import ResidualBlock, find_blocks
 from onnx_igpc.sites.rewrite import kept_layout
@@ -100,13 +106,25 @@ def _able(
     blocks = find_blocks(found)
     if not blocks:
         raise CheckFailedError(f"{failed} there are none that could be")
+    return blocks, prices_of(model, trials, wanted, speed, failed)
+
+
+def prices_of(
+    model: OpenModel,
+    trials: Trials,
+    wanted: Budget | Keep,
+    speed: LoweringRun | None,
+    failed: str,
+) -> CountedBlocks | RacedBlocks:
+    """What prices versions of the model; CheckFailedError, which begins with ``failed``, where what they do cannot be
+    measured."""
     outputs = {output.name for output in model.proto.graph.output}
     if not trials.possible or not outputs.issuperset(trials.probe.outputs):
         raise CheckFailedError(f"{failed} what they do to the model's answer cannot be measured")
     if not wanted.quantity.is_latency:
-        return blocks, CountedBlocks(model)
+        return CountedBlocks(model)
     assert speed is not None, "a budget of latency comes with what measures it"
-    return blocks, RacedBlocks(model, speed.setting, speed.precision)
+    return RacedBlocks(model, speed.setting, speed.precision)
 
 
 def _plan(
@@ -116,29 +134,45 @@ def _plan(
     wanted: Budget | Keep,
     prices: CountedBlocks | RacedBlocks,
 ) -> Plan:
+    taken = choice.tried[-1]
+    predicted = (taken.share, taken.predicted)
+    chosen = Chosen("blocks", choice.share, predicted, choice.damage, choice.curve)
+    summary = selection_report(chosen, wanted, trials, prices)
+    summary.tried = [_tried(each) for each in choice.tried]
     layouts = {site.name: kept_layout(site, INSTEAD) for site in found.rewritable}
-    raced = prices if isinstance(prices, RacedBlocks) else None
-    summary = _summary(choice, wanted, trials, raced)
     return Plan(layouts, summary, blocks=tuple(block.name for block in choice.blocks))
 
 
-def _summary(
-    choice: BlockChoice, wanted: Budget | Keep, trials: Trials, raced: RacedBlocks | None
+@dataclass(frozen=True)
+class Chosen:
+    """What a budget chose: what of (``of``), the share that it leaves, measured as a whole, the share and damage that
+    were ``predicted``, the damage measured, and the curve of what was predicted of all shares."""
+
+    of: SelectedUnit
+    share: float
+    predicted: tuple[float, float]
+    damage: Damage
+    curve: tuple[tuple[float, float], ...]
+
+
+def selection_report(
+    chosen: Chosen, wanted: Budget | Keep, trials: Trials, prices: CountedBlocks | RacedBlocks
 ) -> SelectionReport:
-    damage, taken = choice.damage, choice.tried[-1]
-    latency = None
-    if raced is not None:
+    """What the report says of it."""
+    damage, latency = chosen.damage, None
+    if isinstance(prices, RacedBlocks):
+        share = chosen.predicted[0]
         latency = LatencyReport(
-            precision=None if raced.precision == FLOAT32 else raced.precision,
-            predicted=taken.share,
-            measured=choice.share,
+            precision=None if prices.precision == FLOAT32 else prices.precision,
+            predicted=share,
+            measured=chosen.share,
             damage=damage.value,
-            dense_seconds=raced.dense_seconds,
-            tried=[TriedShare(predicted=taken.share, measured=choice.share, damage=damage.value)],
+            dense_seconds=prices.dense_seconds,
+            tried=[TriedShare(predicted=share, measured=chosen.share, damage=damage.value)],
         )
     return SelectionReport(
         target=str(
-            replace(wanted.quantity, share=choice.share)
+            replace(wanted.quantity, share=chosen.share)
             if isinstance(wanted, Keep)
             else wanted.quantity
         ),
@@ -146,13 +180,12 @@ def _summary(
         grouping=wanted.grouping,
         measure=trials.probe.measure,
         samples=damage.samples,
-        predicted_damage=taken.predicted,
+        predicted_damage=chosen.predicted[1],
         measured_damage=damage.value,
-        curve=list(choice.curve),
-        chosen=(taken.share, taken.predicted),
-        of_blocks=True,
+        curve=list(chosen.curve),
+        chosen=chosen.predicted,
+        unit=chosen.of,
         damage_by_site={},
-        tried=[_tried(each) for each in choice.tried],
         latency=latency,
     )
 

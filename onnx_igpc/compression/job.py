@@ -117,6 +117,8 @@ class Job:
         )
         if not isinstance(plan, Published) and plan.blocks != "auto":
             options.blocks = plan.blocks
+        if isinstance(plan, Budget) and plan.channels != "auto":
+            options.channels = plan.channels
         if isinstance(plan, Budget):
             return replace(options, target=str(plan.quantity), family=plan.family)
         if isinstance(plan, Keep):

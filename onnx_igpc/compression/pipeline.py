@@ -211,7 +211,7 @@ def _rewrite(
         rewriter.settle()
         return None
     everything = basis.division.everything
-    found = rewriter.collapse(found, planned, everything, job.sites)
+    found = rewriter.restructure(found, planned, everything, job.sites)
     layouts = planned.for_sites(found)
     with basis.calibrator(rewriter.model, found, layouts, everything, planned.starts) as calibrator:
         rewriter.rewrite(found, layouts, calibrator, published.form, progress)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from onnx_igpc.calibration.fitters import RandomFitter
 from onnx_igpc.compression.basis import Basis, HeldOutMeasure
 from onnx_igpc.compression.block_plan import block_plans_that_keep, plan_blocks
+from onnx_igpc.compression.channel_plan import plan_channels
 from onnx_igpc.compression.job import Job
 from onnx_igpc.compression.rewrite import Rewriter
 from onnx_igpc.compression.summary import Original
@@ -33,7 +34,7 @@ from onnx_igpc.sites.subgraph import RewrittenModel
 
 # Of the time of planning, choosing how to fit, and measuring: where the second and the third begin.
 _CHOOSING_FIT, _MEASURING = 0.75, 0.88
-# Of the time of planning, for blocks where they can help.
+# Of the time of planning, for blocks and channels where they can help.
 _TRYING_BLOCKS = 0.2
 
 
@@ -65,7 +66,7 @@ class Planning:
             assert not isinstance(self.job.plan, Keep), "a promise is checked to have data before"
             plans = iter([self._planned(trials, cost, pricing, progress)])
         for planned in plans:
-            if self.speed is not None and not planned.blocks:
+            if self.speed is not None and not planned.restructures:
                 wanted = sum(layout.replaced for layout in planned.layouts.values())
                 planned.layouts = self.speed.keep_dense(self.found, planned.layouts, self._trial)
                 left = sum(layout.replaced for layout in planned.layouts.values())
@@ -94,30 +95,47 @@ class Planning:
         pricing: LatencyBudget | None,
         progress: Progress | None,
     ) -> Plan:
-        """The plan of sites, or of residual blocks where that is the only one or does less damage.
+        """The plan of least damage: of residual blocks, of channels, or of sites where neither is asked for alone.
 
-        For a budget of time blocks that keep it are taken at once: a rewritten site saves less time than
+        For a budget of time what blocks or channels keep is taken at once: a rewritten site saves less time than
         MACs, so that sites did more damage wherever both were tried, and take minutes to plan.
         """
-        job, blocks = self.job, None
+        job = self.job
         assert not isinstance(job.plan, Keep)
-        if isinstance(job.plan, Budget) and job.plan.collapses and trials is not None:
-            trying = portion(progress, 0.0, _TRYING_BLOCKS)
-            try:
-                blocks = plan_blocks(self.opened, self.found, trials, job.plan, self.speed, trying)
-            except CheckFailedError:
-                if job.plan.blocks == "only":
-                    raise
-            if blocks is not None and (job.times or job.plan.blocks == "only"):
-                return blocks
+        plans: list[Plan] = []
+        failed: CheckFailedError | None = None
+        if isinstance(job.plan, Budget) and trials is not None:
+            plans, failed = self._restructured(job.plan, trials, progress)
+            if plans and (job.times or job.plan.restructures_only):
+                return min(plans, key=_damage)
+            if failed is not None and job.plan.restructures_only:
+                raise failed
             progress = portion(progress, _TRYING_BLOCKS, 1.0)
         try:
-            sites = plan_sites(self.found, job.plan, trials, cost, pricing, progress)
+            plans.append(plan_sites(self.found, job.plan, trials, cost, pricing, progress))
         except CheckFailedError:
-            if blocks is None:
+            if not plans:
                 raise
-            return blocks
-        return sites if blocks is None or _damage(sites) <= _damage(blocks) else blocks
+        return min(plans, key=_damage)
+
+    def _restructured(
+        self, budget: Budget, trials: Trials, progress: Progress | None
+    ) -> tuple[list[Plan], CheckFailedError | None]:
+        """The plans of blocks and of channels that keep a budget, as far as they may be tried, and why one does not."""
+        planners = [
+            *([plan_blocks] if budget.collapses else []),
+            *([plan_channels] if budget.narrows else []),
+        ]
+        found: list[Plan] = []
+        failed = None
+        for number, plan in enumerate(planners):
+            step = _TRYING_BLOCKS / len(planners)
+            trying = portion(progress, number * step, (number + 1) * step)
+            try:
+                found.append(plan(self.opened, self.found, trials, budget, self.speed, trying))
+            except CheckFailedError as error:
+                failed = error
+        return found, failed
 
     @property
     def exchanges(self) -> bool:
@@ -197,7 +215,7 @@ def _refuse_ruin(job: Job, planned: Plan, damage: DamageReport) -> None:
     Raises:
         CheckFailedError: the model would be ruined, and be lowered, so that it cannot be trained.
     """
-    final = job.lowering is not None and job.lowering.kind != LITERAL and not planned.blocks
+    final = job.lowering is not None and job.lowering.kind != LITERAL and not planned.restructures
     if isinstance(job.plan, Budget) and job.times and final and ruined(damage):
         raise CheckFailedError(
             f"`target` {job.plan.quantity} would ruin the model: {figure_text(damage)} on "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from onnx_igpc.calibration.block_fits import MOST_SAMPLES, fit_blocks
 from onnx_igpc.calibration.held_samples import Part
+from onnx_igpc.calibration.narrow_fits import MOST_FITTED, fit_narrowings
 from onnx_igpc.compression.plugins import PluginPass, run_plugin
 from onnx_igpc.data.progress import Progress
 from onnx_igpc.evaluation.equivalence import check_reordered
@@ -20,9 +21,11 @@ from onnx_igpc.passes import (
     FoldBatchNorm,
     GroupPointwise,
     MergeGathers,
+    NarrowChannels,
     PassResult,
 )
 from onnx_igpc.passes.collapse_blocks import Collapsed
+from onnx_igpc.passes.narrow_channels import Narrowed
 from onnx_igpc.planning.search import Plan
 from onnx_igpc.report.tree import Permutation, RewriteReport
 from onnx_igpc.sites.find import FoundSites, SiteFilter, find_sites
@@ -36,11 +39,12 @@ class GraphChanges:
     """What was done to a graph: ``outcomes`` of all sites, and by name what changed around them.
 
     ``renamed`` maps a tensor of the main graph, by its former name, to the one that stands for it;
-    ``collapsed`` are residual blocks that are gone.
+    ``collapsed`` are residual blocks that are gone, ``narrowed`` channels of which some are.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
     collapsed: list[Collapsed] = field(default_factory=list)
+    narrowed: list[Narrowed] = field(default_factory=list)
     folded: list[str] = field(default_factory=list)
     folded_outputs: dict[tuple[str, str], str] = field(default_factory=dict)
     merged: list[str] = field(default_factory=list)
@@ -64,7 +68,13 @@ class GraphChanges:
     @property
     def any(self) -> bool:
         """Whether the graph differs from what it was."""
-        return bool(self.rewritten or self.collapsed or self.folded or any(self.passes.values()))
+        return bool(
+            self.rewritten
+            or self.collapsed
+            or self.narrowed
+            or self.folded
+            or any(self.passes.values())
+        )
 
 
 class Rewriter:
@@ -98,15 +108,24 @@ class Rewriter:
         }
         return find_sites(GraphView(self.model), site_filter, self._taken | gone)
 
-    def collapse(
+    def restructure(
         self, found: FoundSites, plan: Plan, data: Part, site_filter: SiteFilter
     ) -> FoundSites:
-        """Collapse the residual blocks of a plan, fitted to the data, or to enough of it; the sites that are left.
+        """Collapse the residual blocks of a plan, and leave out the channels, fitted to the data, or to enough of it; the
+        sites that are left.
 
         Raises:
             DataError: activations that are not finite.
             ModelError: the model cannot run on the data.
         """
+        if plan.channels:
+            fits = fit_narrowings(
+                self.model, found.rewritable, plan.channels, data.take(MOST_FITTED)
+            )
+            narrow = NarrowChannels(fits, found).run(self.model)
+            self.changes.narrowed = narrow.narrowed
+            self._list_removed(narrow)
+            return self.find(site_filter)
         if not plan.blocks:
             return found
         blocks = [block for block in find_blocks(found) if block.name in plan.blocks]

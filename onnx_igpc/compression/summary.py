@@ -13,6 +13,7 @@ from onnx_igpc.graph.checks import shape_doubt
 from onnx_igpc.graph.cost import ModelCost, NodeCost, count
 from onnx_igpc.graph.model import OpenModel, file_bytes
 from onnx_igpc.passes.collapse_blocks import Collapsed
+from onnx_igpc.passes.narrow_channels import Narrowed
 from onnx_igpc.report.damage import large_damage_warning
 from onnx_igpc.report.digest import read_digest, refuse_lowered
 from onnx_igpc.report.sections import CalibrationReport, DamageReport, MeasuredOn, OptionsReport
@@ -21,6 +22,7 @@ from onnx_igpc.report.tree import (
     RANDOM_WARNING,
     BlockReport,
     Change,
+    NarrowReport,
     RewriteReport,
     SiteReport,
     StageReport,
@@ -126,6 +128,7 @@ def describe(
     report.passes = dict(changes.passes)
     report.sites = _site_reports(original, changes, after)
     report.blocks = [_block_report(each, before, after) for each in changes.collapsed]
+    report.narrowed = [_narrow_report(each) for each in changes.narrowed]
     totals = report.totals
     totals.parameters = Change(before.parameters, after.parameters)
     totals.macs = Change(before.macs, after.macs)
@@ -171,6 +174,16 @@ def _collapsed_sites(collapsed: Collapsed, before: ModelCost) -> list[SiteReport
         report.macs = Change(dense.macs if dense else None, 0)
         reports.append(report)
     return reports
+
+
+def _narrow_report(narrowed: Narrowed) -> NarrowReport:
+    return NarrowReport(
+        name=narrowed.name,
+        maker=narrowed.maker,
+        output=narrowed.output,
+        channels=Change(narrowed.channels, len(narrowed.weights.kept)),
+        error=narrowed.weights.error,
+    )
 
 
 def _block_report(collapsed: Collapsed, before: ModelCost, after: ModelCost) -> BlockReport:

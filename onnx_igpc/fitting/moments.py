@@ -77,6 +77,29 @@ class SiteStatistics:
         )
 
     @classmethod
+    def joined(cls, parts: Sequence[SiteStatistics]) -> SiteStatistics:
+        """Those of all positions of several parts of the data, at least one, about their common means."""
+        if len(parts) == 1:
+            return parts[0]
+        counts = np.array([part.count for part in parts], dtype=np.float64)
+        shares = counts / counts.sum()
+
+        def mean(values: Sequence[np.ndarray]) -> np.ndarray:
+            return np.asarray(np.tensordot(shares, np.stack(values), axes=1))
+
+        if all(part.cross is part.second for part in parts):
+            moments = [Moments(part.mean, part.second, part.count) for part in parts]
+            return cls.unchanged(Moments.joined(moments))
+        m, rewritten = mean([p.mean for p in parts]), mean([p.mean_rewritten for p in parts])
+        total = [np.zeros_like(parts[0].second) for _ in range(3)]
+        for share, part in zip(shares, parts, strict=True):
+            a, b = part.mean - m, part.mean_rewritten - rewritten
+            total[0] += share * (part.second + np.outer(a, a))
+            total[1] += share * (part.cross + np.outer(a, b))
+            total[2] += share * (part.second_rewritten + np.outer(b, b))
+        return cls(m, rewritten, *total, int(counts.sum()))
+
+    @classmethod
     def pooled(cls, parts: Sequence[SiteStatistics]) -> SiteStatistics:
         """For one weight that several sites share, each having a bias, hence means, of its own.
 

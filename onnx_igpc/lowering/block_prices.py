@@ -1,9 +1,10 @@
-"""What a model costs without residual blocks: raced, or its multiply-accumulates counted."""
+"""What a model costs without residual blocks, or in any other version: raced, or its multiply-accumulates counted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -33,8 +34,12 @@ class CountedBlocks:
 
     def left(self, sets: Sequence[Sequence[ResidualBlock]]) -> list[float]:
         """What each set of collapsed blocks leaves, as a share of the model's."""
-        whole = count(self.model).macs
-        return [count(_without(self.model, blocks)).macs / max(whole, 1) for blocks in sets]
+        return self.of_models([partial(_without, self.model, blocks) for blocks in sets])
+
+    def of_models(self, models: Iterable[Callable[[], OpenModel]]) -> list[float]:
+        """What each version of the model costs, as a share of what it costs."""
+        whole = max(count(self.model).macs, 1)
+        return [count(make()).macs / whole for make in models]
 
 
 @dataclass
@@ -56,14 +61,18 @@ class RacedBlocks:
             CheckFailedError: the provider is missing or fell back.
             ModelError: the model cannot be run.
         """
-        return list(self._raced(sets))
+        return self.of_models([partial(_without, self.model, blocks) for blocks in sets])
 
-    def _raced(self, sets: Sequence[Sequence[ResidualBlock]]) -> Iterator[float]:
+    def of_models(self, models: Iterable[Callable[[], OpenModel]]) -> list[float]:
+        """What each version of the model costs, as a share of its time; raises as :meth:`left`."""
+        return list(self._raced(list(models)))
+
+    def _raced(self, models: Sequence[Callable[[], OpenModel]]) -> Iterator[float]:
         whole = as_run(self.model, self.setting, self.precision)
-        for start in range(0, len(sets), _AT_ONCE):
+        for start in range(0, len(models), _AT_ONCE):
             several = [
-                as_run(_without(self.model, blocks), self.setting, self.precision)
-                for blocks in sets[start : start + _AT_ONCE]
+                as_run(make(), self.setting, self.precision)
+                for make in models[start : start + _AT_ONCE]
             ]
             seconds = race_models([whole, *several], self.setting, _ROUNDS)
             medians = np.median(seconds, axis=0)

@@ -32,7 +32,7 @@ from onnx_igpc.lowering.site_races import (
     uniform_choices,
 )
 from onnx_igpc.planning.knapsack import Choice, Options, Target, best_within, least_choice
-from onnx_igpc.report.sections import LatencyReport, TriedShare
+from onnx_igpc.report.selection import LatencyReport, TriedShare
 from onnx_igpc.runtime.setting import Setting
 from onnx_igpc.sites.find import FoundSites, Rewritable
 from onnx_igpc.sites.rewrite import kept_layout

@@ -13,7 +13,7 @@ from onnx_igpc.planning.knapsack import Choice
 from onnx_igpc.planning.options import Budget
 from onnx_igpc.planning.search import Plan, Pricing, Search, open_search
 from onnx_igpc.planning.trials import Trials
-from onnx_igpc.report.sections import TriedPlan
+from onnx_igpc.report.selection import TriedPlan
 
 # Of the time, for the candidates of single sites; the rest is for whole plans.
 _SINGLE = 0.7

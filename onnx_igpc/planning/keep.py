@@ -16,7 +16,7 @@ from onnx_igpc.planning.knapsack import Choice, least_choice
 from onnx_igpc.planning.options import Keep
 from onnx_igpc.planning.search import Plan, Pricing, Search, open_search
 from onnx_igpc.planning.trials import Trials
-from onnx_igpc.report.sections import TriedPlan
+from onnx_igpc.report.selection import TriedPlan
 
 # Trials that halve the range of shares, and plans that are offered after them, nearer to dense each.
 _TRIALS = 6

@@ -16,9 +16,9 @@ from onnx_igpc.sites.rewrite import Form
 DEFAULT_CH = 16
 Family = Literal["published", "extended"]
 Init = Literal["fitted", "random"]
-Blocks = Literal["auto", "keep", "only"]
-# What residual blocks are counted in.
-_OF_BLOCKS = ("latency", "macs")
+Allowed = Literal["auto", "keep", "only"]
+# What a model is counted in without some of its residual blocks or channels.
+_OF_ALL = ("latency", "macs")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Budget:
         blocks: whether whole residual blocks may be replaced by one pointwise convolution each, for a target of
             latency or of all MACs: ``"auto"`` where that does less damage, ``"keep"`` never, ``"only"`` nothing
             but that.
+        channels: whether channels between two convolutions may be left out, for such a target; as ``blocks``.
 
     Raises:
         UsageError: a value that cannot be used.
@@ -92,13 +93,19 @@ class Budget:
     grouping: Grouping = "learned"
     sensitivity: PathLike | None = None
     save_sensitivity: PathLike | None = None
-    blocks: Blocks = "auto"
+    blocks: Allowed = "auto"
+    channels: Allowed = "auto"
 
     def __post_init__(self) -> None:
         Target.parse(self.target)
         _one_of("`family`", self.family, ("published", "extended"))
         _one_of("`grouping`", self.grouping, ("learned", "contiguous"))
-        _check_blocks(self.blocks, "`target`", self.quantity)
+        _check_allowed("blocks", self.blocks, "`target`", self.quantity)
+        _check_allowed("channels", self.channels, "`target`", self.quantity)
+        if self.blocks == self.channels == "only":
+            raise UsageError(
+                "`blocks` only and `channels` only exclude each other: give one of them"
+            )
 
     @property
     def quantity(self) -> Target:
@@ -108,7 +115,17 @@ class Budget:
     @property
     def collapses(self) -> bool:
         """Whether residual blocks may be collapsed, and can help: they are more than pointwise convolutions."""
-        return _can_collapse(self.blocks, self.quantity)
+        return self.channels != "only" and _can_help(self.blocks, self.quantity)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether channels between convolutions may be left out, and can help."""
+        return self.blocks != "only" and _can_help(self.channels, self.quantity)
+
+    @property
+    def restructures_only(self) -> bool:
+        """Whether no site may be rewritten."""
+        return "only" in (self.blocks, self.channels)
 
 
 @dataclass(frozen=True)
@@ -134,19 +151,19 @@ class Keep:
     grouping: Grouping = "learned"
     sensitivity: PathLike | None = None
     save_sensitivity: PathLike | None = None
-    blocks: Blocks = "auto"
+    blocks: Allowed = "auto"
 
     def __post_init__(self) -> None:
         Promise.parse(self.promise)
         _one_of("`minimize`", self.minimize, TARGETS)
         _one_of("`family`", self.family, ("published", "extended"))
         _one_of("`grouping`", self.grouping, ("learned", "contiguous"))
-        _check_blocks(self.blocks, "`minimize`", self.quantity)
+        _check_allowed("blocks", self.blocks, "`minimize`", self.quantity)
 
     @property
     def collapses(self) -> bool:
         """Whether residual blocks are collapsed, before anything else is tried."""
-        return _can_collapse(self.blocks, self.quantity) and (
+        return _can_help(self.blocks, self.quantity) and (
             self.quantity.is_latency or self.blocks == "only"
         )
 
@@ -161,15 +178,15 @@ class Keep:
         return Target(self.minimize, 1.0)
 
 
-def _can_collapse(blocks: Blocks, quantity: Target) -> bool:
-    return blocks != "keep" and quantity.quantity in _OF_BLOCKS
+def _can_help(allowed: Allowed, quantity: Target) -> bool:
+    return allowed != "keep" and quantity.quantity in _OF_ALL
 
 
-def _check_blocks(blocks: Blocks, option: str, quantity: Target) -> None:
-    _one_of("`blocks`", blocks, ("auto", "keep", "only"))
-    if blocks == "only" and not _can_collapse(blocks, quantity):
+def _check_allowed(what: str, allowed: Allowed, option: str, quantity: Target) -> None:
+    _one_of(f"`{what}`", allowed, ("auto", "keep", "only"))
+    if allowed == "only" and not _can_help(allowed, quantity):
         raise UsageError(
-            f"`blocks` only is for {option} {' or '.join(_OF_BLOCKS)}, not {quantity.quantity}"
+            f"`{what}` only is for {option} {' or '.join(_OF_ALL)}, not {quantity.quantity}"
         )
 
 

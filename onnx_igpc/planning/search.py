@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import isqrt
 from typing import Protocol
@@ -22,7 +22,7 @@ from onnx_igpc.planning.options import Budget, Keep
 from onnx_igpc.planning.sensitivity_file import Sensitivity, save_sensitivity, weight_digest
 from onnx_igpc.planning.site_damages import Fitted, SiteCandidates, SiteDamages, measure_choice
 from onnx_igpc.planning.trials import Trial, Trials
-from onnx_igpc.report.sections import LatencyReport, SelectionReport, TriedPlan
+from onnx_igpc.report.selection import LatencyReport, SelectionReport, TriedPlan
 from onnx_igpc.sites.find import FoundSites, Rewritable
 from onnx_igpc.sites.rewrite import kept_layout
 
@@ -31,6 +31,7 @@ _CHOICES = 2
 # A single site's correction is at most so much in either direction.
 _MOST_CORRECTION = 4.0
 STANDS_FOR_BLOCK = "it stands for a residual block"
+FEWER_CHANNELS = "the budget is kept by leaving out channels between convolutions"
 _UNOBSERVED = "it cannot be observed on the data, so that it stays dense under a budget"
 
 
@@ -62,7 +63,8 @@ class Plan:
 
     ``starts``: weights by site that are near what a fit will find. ``slower``: sites that were to be rewritten
     and stay dense, since they would be slower. ``blocks``: names of residual blocks to collapse first, whose
-    sites are gone then.
+    sites are gone then. ``channels``: those that stay of what some sites read, by the site's name; others are left
+    out first.
     """
 
     layouts: dict[str, GroupLayout]
@@ -70,18 +72,25 @@ class Plan:
     starts: dict[str, IgpcWeights] | None = None
     slower: int = 0
     blocks: tuple[str, ...] = ()
+    channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def for_sites(self, found: FoundSites) -> dict[str, GroupLayout]:
-        """The layouts of these sites; what stands for a block stays as it is."""
+        """The layouts of these sites; what stands for a block, or has fewer channels, stays as it is."""
+        otherwise = FEWER_CHANNELS if self.channels else STANDS_FOR_BLOCK
         return {
-            site.name: self.layouts.get(site.name) or kept_layout(site, STANDS_FOR_BLOCK)
+            site.name: self.layouts.get(site.name) or kept_layout(site, otherwise)
             for site in found.rewritable
         }
 
     @property
+    def restructures(self) -> bool:
+        """Whether blocks or channels go, instead of layouts."""
+        return bool(self.blocks or self.channels)
+
+    @property
     def changes(self) -> bool:
         """Whether anything is rewritten."""
-        return bool(self.blocks) or any(layout.replaced for layout in self.layouts.values())
+        return self.restructures or any(layout.replaced for layout in self.layouts.values())
 
 
 @dataclass

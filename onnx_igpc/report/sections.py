@@ -69,6 +69,7 @@ class OptionsReport:
     minimize: IfKnown[str] = None
     family: IfKnown[str] = None
     blocks: IfKnown[str] = None
+    channels: IfKnown[str] = None
     seed: IfKnown[int] = None
     lowering: IfKnown[str] = None
     passes: IfKnown[list[str]] = None
@@ -100,68 +101,6 @@ class CalibrationReport:
 
     def portable(self) -> CalibrationReport:
         return replace(self, seconds=None, source=PurePath(self.source).name)
-
-
-@dataclass(kw_only=True)
-class TriedShare:
-    """A choice under a budget of time: its time as a share of the dense model's, and its damage."""
-
-    predicted: float
-    measured: float
-    damage: float
-
-
-@dataclass(kw_only=True)
-class LatencyReport:
-    """The choice taken under a budget of time, and all ``tried``; ``precision`` as in :class:`LoweringReport`."""
-
-    precision: IfKnown[str] = None
-    predicted: float
-    measured: float
-    damage: float
-    dense_seconds: float
-    tried: list[TriedShare]
-
-
-@dataclass(kw_only=True)
-class TriedPlan:
-    """A whole plan that was fitted and measured on data left out of the fits.
-
-    ``share`` is what it leaves of what the budget counts, ``predicted`` the sum of its sites' damages,
-    ``measured`` the damage of the whole, ``agreement`` in [0, 1] for a model with class scores.
-    """
-
-    share: float
-    predicted: float
-    measured: float
-    agreement: IfKnown[float] = None
-
-
-@dataclass(kw_only=True)
-class SelectionReport:
-    """What a budget chose.
-
-    ``measure`` is that of the damage, of whole plans on ``samples``, each by fits that it had no part in; of single
-    sites on about 50 of them. ``curve`` has the share left and the least predicted damage, ``chosen`` what was taken;
-    ``tried`` are the plans that were measured as a whole, that one last. ``of_blocks``: residual blocks were collapsed.
-    """
-
-    target: str
-    family: str
-    grouping: str
-    measure: str
-    samples: int | None
-    predicted_damage: float
-    measured_damage: IfKnown[float] = None
-    curve: list[tuple[float, float]]
-    chosen: tuple[float, float]
-    of_blocks: IfKnown[bool] = None
-    damage_by_site: dict[str, float]
-    tried: IfKnown[list[TriedPlan]] = None
-    latency: IfKnown[LatencyReport] = None
-
-    def portable(self) -> SelectionReport:
-        return replace(self, latency=None)
 
 
 @dataclass(kw_only=True)

@@ -31,9 +31,9 @@ from onnx_igpc.report.sections import (
     FinetuneReport,
     LoweringReport,
     OptionsReport,
-    SelectionReport,
     Thumbnail,
 )
+from onnx_igpc.report.selection import SelectionReport
 from onnx_igpc.report.typed_json import STATED, converted, from_values, to_values
 from onnx_igpc.report.verification import VerifyReport
 
@@ -138,6 +138,20 @@ class BlockReport:
     macs: Change = field(default_factory=Change, metadata=STATED)
 
 
+@dataclass(kw_only=True)
+class NarrowReport:
+    """Channels of which some were left out: ``name`` reads them, ``maker`` makes them, ``output`` is what ``name`` makes.
+
+    ``error``: E|W x - (M x' + b)|^2 as a part of the variance of W x, as fitted.
+    """
+
+    name: str
+    maker: str
+    output: str
+    channels: Change
+    error: float | None = None
+
+
 @dataclass
 class Permutation:
     """Tensors that have the channels of other tensors in another order.
@@ -167,7 +181,7 @@ class RewriteReport:
     ``folded``, ``merged``, ``removed``, ``inputs_removed`` and ``permuted`` list what was changed
     outside the sites themselves; ``permutations`` has the tensors whose channels lie in another order
     in ``permuted`` nodes. ``passes`` has what passes of other packages changed, by their names.
-    ``blocks`` are the residual blocks that were collapsed. ``calibration``, ``preprocessing``, ``damage``, ``lowering`` and ``quantization``
+    ``blocks`` are the residual blocks that were collapsed, ``narrowed`` the channels of which some are gone. ``calibration``, ``preprocessing``, ``damage``, ``lowering`` and ``quantization``
     belong to steps that a plain compress does not take, and are ``None`` then. ``verify`` and
     ``benchmark`` are what those commands measured.
     """
@@ -176,6 +190,7 @@ class RewriteReport:
     totals: Totals = field(default_factory=Totals, metadata=STATED)
     sites: list[SiteReport] = field(default_factory=list, metadata=STATED)
     blocks: list[BlockReport] = field(default_factory=list)
+    narrowed: list[NarrowReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     checks: dict[str, str] = field(default_factory=dict)
@@ -216,7 +231,15 @@ class RewriteReport:
         self.preprocessing = self.preprocessing or earlier.preprocessing
         # A run that reorders channels builds on the orders of the run before.
         self.permutations = self.permutations or earlier.permutations
-        for name in ("blocks", "folded", "merged", "permuted", "removed", "inputs_removed"):
+        for name in (
+            "blocks",
+            "narrowed",
+            "folded",
+            "merged",
+            "permuted",
+            "removed",
+            "inputs_removed",
+        ):
             before = getattr(earlier, name)
             setattr(self, name, [*before, *(x for x in getattr(self, name) if x not in before)])
 

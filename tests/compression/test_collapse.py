@@ -48,7 +48,7 @@ def compressed(
     model: onnx.ModelProto, target: str, x: np.ndarray | None = None, **options: Any
 ) -> CompressResult:
     values = images(SAMPLES, 16) if x is None else x
-    budget = Budget(target, **{k: options.pop(k) for k in ("blocks",) if k in options})
+    budget = Budget(target, blocks=options.pop("blocks", "auto"), channels="keep")
     return compress(
         model, budget, calibration=Calibration(ListData(model, {"x": values})), **options
     )
@@ -84,7 +84,7 @@ def test_the_blocks_that_do_little_are_gone_and_all_is_told() -> None:
     assert report.totals.pointwise_parameters.after == dense // 3 + 2 * (16 * 16 + 16)
     assert {"a1_node", "d2_node", "b2_bn_scale"} <= set(report.removed)
     assert report.selection is not None
-    assert report.selection.of_blocks
+    assert report.selection.unit == "blocks"
     assert report.selection.curve[-1] == (1.0, 0.0)
     assert read_digest(written) is not None
     again = RewriteReport.from_json(report.to_json())
@@ -192,6 +192,7 @@ def test_the_command_and_the_page_tell_of_blocks(tmp_path: Path) -> None:
     data = saved(tmp_path, x=images(SAMPLES, 16))
     page = tmp_path / "report.html"
     given = [str(tmp_path / "model.onnx"), "--calibration", str(data), "--target", "latency=50%"]
+    given += ["--channels", "keep"]
     given += ["-o", str(tmp_path / "small.onnx"), "--report", str(page)]
     shown = CliRunner().invoke(main, ["compress", *given])
     assert shown.exit_code == 0, shown.output

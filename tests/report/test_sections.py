@@ -29,12 +29,10 @@ from onnx_igpc.report.sections import (
     JudgedBy,
     JudgedMeans,
     JudgedReport,
-    LatencyReport,
     MeasuredOn,
     Thumbnail,
-    TriedPlan,
-    TriedShare,
 )
+from onnx_igpc.report.selection import LatencyReport, TriedPlan, TriedShare
 from onnx_igpc.report.tree import Change, Permutation, RewriteReport, SiteReport
 from tests.helpers import pointwise_model
 from tests.html_reports import (

@@ -59,6 +59,47 @@ class Convolution:
         return NodeChange(ref, tuple(found))
 
 
+class SelectingConvolution:
+    """Conv where channels are left out: a dense one goes without their filters or kernel channels, a depthwise one
+    hands them on."""
+
+    def relate(self, region: ChannelRegion, ref: NodeRef) -> None:
+        constant = _constant(region, ref, 1, "has no constant weight")
+        shape = constant.values().shape if constant.chain else tuple(constant.root.dims)
+        region.see_rank(ref, len(shape))
+        groups = int(ref.attribute("group", 1))
+        if groups == 1:
+            self._check_dense(region, ref, shape)
+            return
+        if groups != region.channels or shape[0] != groups:
+            raise CannotReorderError(f"{ref.label} has groups of several channels")
+        taken = region.order_of(ref.node.inputs[0]) or region.order_of(ref.node.outputs[0])
+        assert taken is not None, "a node of the region touches one of its tensors"
+        region.assign(ref.node.inputs[0], taken)
+        region.assign(ref.node.outputs[0], taken)
+
+    @staticmethod
+    def _check_dense(region: ChannelRegion, ref: NodeRef, shape: tuple[int, ...]) -> None:
+        """A constant may spread one channel over several, in between."""
+        for tensor, channels in ((ref.node.inputs[0], shape[1]), (ref.node.outputs[0], shape[0])):
+            if region.order_of(tensor) is not None and channels != region.channels:
+                raise CannotReorderError(f"{ref.label} has another number of channels")
+
+    def change(self, region: ChannelRegion, ref: NodeRef) -> NodeChange:
+        read, made = region.order_of(ref.node.inputs[0]), region.order_of(ref.node.outputs[0])
+        depthwise = int(ref.attribute("group", 1)) != 1
+        kernel = _constant(region, ref, 1, "has no constant weight").values()
+        if read is not None and not depthwise:
+            kernel = kernel[:, list(read)]
+        if made is None:
+            return NodeChange(ref, (NewConstant(1, "weight", kernel),))
+        found = [NewConstant(1, "weight", kernel[list(made)])]
+        if ref.has_input(2):
+            bias = _constant(region, ref, 2, "computes its bias at run time")
+            found.append(NewConstant(2, "bias", bias.values()[list(made)]))
+        return NodeChange(ref, tuple(found), groups=len(made) if depthwise else None)
+
+
 def _constant(region: ChannelRegion, ref: NodeRef, index: int, otherwise: str) -> ConstantRef:
     constant = region.constant(ref, index)
     if constant is None:

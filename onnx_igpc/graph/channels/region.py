@@ -35,11 +35,15 @@ class NewConstant:
 
 @dataclass(frozen=True)
 class NodeChange:
-    """What becomes of one node; one that is ``dropped`` hands on what it reads as it is."""
+    """What becomes of one node; one that is ``dropped`` hands on what it reads as it is.
+
+    ``groups``: how many a convolution has from now on, where that changes.
+    """
 
     ref: NodeRef
     constants: tuple[NewConstant, ...] = ()
     dropped: bool = False
+    groups: int | None = None
 
 
 class Rule(Protocol):
@@ -85,13 +89,15 @@ class ChannelRegion:
     """Tensors with their new orders, and the nodes that make or read them, in one scope.
 
     All tensors of a region have one number of dimensions, ``rank``, which is known from the
-    convolutions among the nodes; channels are axis 1.
+    convolutions among the nodes; channels are axis 1. ``channels``: how many every tensor had, where orders leave
+    some of them out.
     """
 
     view: GraphView
     operators: Operators
     scope: Scope
     rank: int | None = None
+    channels: int | None = None
     tensors: list[gs.Tensor] = field(default_factory=list)
     nodes: dict[int, NodeRef] = field(default_factory=dict)
     _orders: dict[int, Order] = field(default_factory=dict)
@@ -137,6 +143,10 @@ class ChannelRegion:
     def new_order(self, tensor: gs.Tensor) -> Order:
         """The new order of a tensor of the region; KeyError for any other."""
         return self._orders[id(tensor)]
+
+    def count(self, order: Order) -> int:
+        """The channels that there were before they got this order."""
+        return len(order) if self.channels is None else self.channels
 
     def constant(self, ref: NodeRef, index: int) -> ConstantRef | None:
         """An input of a node as a constant; ``None`` if it is left out or computed."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_igpc.graph.channels.convolution import Convolution
+from onnx_igpc.graph.channels.convolution import Convolution, SelectingConvolution
 from onnx_igpc.graph.channels.region import (
     CannotReorderError,
     ChannelRegion,
@@ -57,6 +57,12 @@ def channel_rules(gathers: Collection[str]) -> dict[str, Rule]:
     rules["Conv"] = Convolution()
     rules["Gather"] = _ChannelGather(gathers)
     return rules
+
+
+def selection_rules() -> dict[str, Rule]:
+    """The rule of each operator where channels are left out."""
+    rules = {op: rule for op, rule in channel_rules(()).items() if isinstance(rule, PerChannel)}
+    return rules | {"Conv": SelectingConvolution()}
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class PerChannel:
         what = self.vectors[index - 1]
         constant = region.constant(ref, index)
         values = constant.values() if constant else None
-        if values is None or values.shape != (len(order),):
+        if values is None or values.shape != (region.count(order),):
             raise CannotReorderError(f"{ref.label} computes its {what} at run time")
         return NewConstant(index, what, values[list(order)])
 
@@ -134,7 +140,7 @@ def _operands(region: ChannelRegion, ref: NodeRef, order: Order) -> list[NewCons
         axis = values.ndim - (region.rank - 1)
         if axis < 0 or values.shape[axis] == 1:
             continue
-        if values.shape[axis] != len(order):
+        if values.shape[axis] != region.count(order):
             raise CannotReorderError(f"{ref.label} has an operand of another number of channels")
         found.append(NewConstant(index, f"operand{index + 1}", values.take(order, axis)))
     return found

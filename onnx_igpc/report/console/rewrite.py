@@ -12,7 +12,14 @@ from rich.table import Table
 
 from onnx_igpc.report.damage import held_out_text, ordered_warnings
 from onnx_igpc.report.sections import DamageReport
-from onnx_igpc.report.tree import BlockReport, Change, RewriteReport, SiteReport, StageReport
+from onnx_igpc.report.tree import (
+    BlockReport,
+    Change,
+    NarrowReport,
+    RewriteReport,
+    SiteReport,
+    StageReport,
+)
 
 if TYPE_CHECKING:
     from onnx_igpc.report.verification import VerifyReport
@@ -37,6 +44,8 @@ def show_rewrite(
         console.print(_sites_table(report.rewritten, verbose, console.width))
     if report.blocks:
         console.print(_blocks_table(report.blocks, verbose))
+    if report.narrowed:
+        console.print(_narrowed_table(report.narrowed, verbose))
     _show_kept(console, report.kept, verbose)
     console.print(_totals_table(report, planned))
     if report.rewritten and not verbose:
@@ -212,6 +221,22 @@ def _blocks_table(blocks: list[BlockReport], verbose: bool) -> Table:
             count_text(block.macs.before),
             count_text(block.macs.after),
             "" if block.error is None else f"{block.error:.3f}",
+        )
+    return table
+
+
+def _narrowed_table(narrowed: list[NarrowReport], verbose: bool) -> Table:
+    """The convolutions that read fewer channels."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("reads fewer channels", overflow="fold")
+    for title in ("channels", "now", "error"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for each in narrowed:
+        table.add_row(
+            escape(each.name if verbose else shorten(each.name, 32)),
+            exact(each.channels.before),
+            exact(each.channels.after),
+            "" if each.error is None else f"{each.error:.3f}",
         )
     return table
 

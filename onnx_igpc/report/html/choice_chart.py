@@ -18,7 +18,7 @@ from onnx_igpc.report.html.charts import (
 from onnx_igpc.report.html.elements import Child, Element, element
 from onnx_igpc.report.html.scales import Scale, decades, line_path
 from onnx_igpc.report.html.texts import command, percent
-from onnx_igpc.report.sections import SelectionReport
+from onnx_igpc.report.selection import SelectionReport
 
 _HEIGHT = 220.0
 _WIDTH = 1000.0
@@ -92,11 +92,12 @@ def choice_chart(selection: SelectionReport | None) -> Element | None:
 
 def _explanation(selection: SelectionReport) -> list[Child]:
     quantity = selection.target.partition("=")[0].replace("-", " ") or "cost"
-    if selection.of_blocks:
+    if selection.unit is not None:
+        done = {"blocks": "residual blocks are collapsed", "channels": "channels are left out"}
         return [
             (
                 f"The least predicted damage ({selection.measure}) with each share that is left of the {quantity} as "
-                "residual blocks are collapsed, from left to right. The mark is what "
+                f"{done[selection.unit]}, from left to right. The mark is what "
             ),
             element("code", None, command(f"--target {selection.target}")),
             " chose.",

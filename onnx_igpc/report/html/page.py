@@ -12,6 +12,7 @@ from importlib.resources import files
 from onnx_igpc.report.benchmark import BenchmarkReport
 from onnx_igpc.report.damage import ordered_warnings
 from onnx_igpc.report.html.blocks_table import blocks_table
+from onnx_igpc.report.html.channels_table import channels_table
 from onnx_igpc.report.html.choice_chart import choice_chart
 from onnx_igpc.report.html.depth_charts import depth_charts
 from onnx_igpc.report.html.elements import Child, Element, element, to_html, verbatim
@@ -57,6 +58,7 @@ def report_sections(report: RewriteReport, title: str, drawings: Drawings) -> li
         ),
         section("verified", "Verification", verification(report.verify)),
         section("blocks", "Residual blocks that were collapsed", blocks_table(report.blocks)),
+        section("channels", "Convolutions with fewer channels", channels_table(report.narrowed)),
         section("sites", "Every pointwise convolution", sites_table(report, SiteDetails(drawings))),
         section("made", "How it was made", making(report)),
     ]
@@ -116,7 +118,7 @@ def _header(report: RewriteReport, title: str) -> list[Child]:
 def _sentences(report: RewriteReport) -> list[str]:
     """What was done, and what is left of the model."""
     said = []
-    if report.rewritten or (report.sites and not report.blocks):
+    if report.rewritten or (report.sites and not report.blocks and not report.narrowed):
         said.append(
             f"{len(report.rewritten)} of {len(report.sites)} pointwise convolutions are interleaved "
             "grouped ones."
@@ -126,6 +128,12 @@ def _sentences(report: RewriteReport) -> list[str]:
         said.append(
             f"{len(report.blocks)} residual block{'' if one else 's'} became one pointwise convolution"
             f"{'' if one else ' each'}."
+        )
+    if report.narrowed:
+        read = sum(each.channels.before or 0 for each in report.narrowed)
+        left_in = sum(each.channels.after or 0 for each in report.narrowed)
+        said.append(
+            f"{len(report.narrowed)} pointwise convolutions read fewer channels, {left_in:,} in the place of {read:,}."
         )
     left = [
         f"{share} of its {what}"

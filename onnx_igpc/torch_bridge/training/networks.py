@@ -189,7 +189,7 @@ def build_networks(
             pairing = Pairing((feature,), {})
     if not names:
         _check_learns(model, surveys, pairing, notes)
-    if digest is None or not (digest.rewritten or digest.blocks):
+    if digest is None or not (digest.rewritten or digest.blocks or digest.narrowed):
         recipe = replace(recipe, front="train")  # nothing says that a difference is to be learned
     ends = Ends.of((model, teacher), pairing, names, recipe, probe)
     recipe = replace(recipe, front="train" if ends.front is None else "frozen")

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from onnx_igpc.errors import ModelError
 from onnx_igpc.graph.inputs import model_inputs
-from onnx_igpc.report.tree import BlockReport, RewriteReport, SiteReport
+from onnx_igpc.report.tree import BlockReport, NarrowReport, RewriteReport, SiteReport
 from onnx_igpc.torch_bridge.training.comparable import Survey
 
 FEATURE = "penultimate feature"
@@ -45,7 +45,7 @@ class Pairing:
 def pair_sites(
     student: Survey, teacher: Survey, digest: RewriteReport | None, outputs: Sequence[str]
 ) -> Pairing:
-    """Pair the output of each rewritten site and collapsed block with the teacher's tensor that it stands for.
+    """Pair the output of each rewritten site, collapsed block and narrowed convolution with the teacher's tensor that it stands for.
 
     student, teacher: what there is in the two models, and what cannot be compared. outputs: names of
     what is compared anyway.
@@ -55,7 +55,11 @@ def pair_sites(
     pairs: dict[str, Pair] = {}
     unpaired: dict[str, str] = {}
     ours, theirs = student.computed, teacher.computed
-    changed: list[SiteReport | BlockReport] = [*digest.rewritten, *digest.blocks]
+    changed: list[SiteReport | BlockReport | NarrowReport] = [
+        *digest.rewritten,
+        *digest.blocks,
+        *digest.narrowed,
+    ]
     for site in changed:
         tensor, source, order = _correspondence(site.output, ours, digest)
         if tensor in outputs:

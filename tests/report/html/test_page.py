@@ -12,13 +12,8 @@ import pytest
 
 from onnx_igpc.report.html import render_html
 from onnx_igpc.report.html.elements import element, to_html, verbatim, visible
-from onnx_igpc.report.sections import (
-    DamageReport,
-    LatencyReport,
-    MeasuredOn,
-    Thumbnail,
-    TriedPlan,
-)
+from onnx_igpc.report.sections import DamageReport, MeasuredOn, Thumbnail
+from onnx_igpc.report.selection import LatencyReport, TriedPlan
 from onnx_igpc.report.tree import Change, RewriteReport, SiteReport, Totals
 from tests.html_reports import (
     HOSTILE,
