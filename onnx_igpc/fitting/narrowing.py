@@ -16,8 +16,9 @@ from onnx_igpc.fitting.moments import Moments, SiteStatistics
 
 # Added to every channel's variance, as a part of their mean, where channels are chosen.
 _LOADING = 1e-4
-# Channels that are left out at once: a part of all.
+# Channels that are left out at once: a part of all, but numbers that can be divided by this one are not passed over.
 _AT_ONCE = 1 / 128
+_WHOLE = 8
 # Added in the same way where weights are fitted: what does least damage to parts of the data left out of the fit is
 # taken, first for what makes up for the channels that are gone, then for what went wrong before them.
 _OWN = (1e-3, 3e-2, 1.0)
@@ -29,7 +30,7 @@ class Ranking:
     """The channels of a map, those first that should stay longest.
 
     errors: of keeping n of the C channels, E|W x - M x_S|^2 as a part of the variance of W x, shape (C + 1,); NaN where
-    no n was looked at.
+    no n was looked at, which no multiple of 8 is.
     """
 
     order: np.ndarray
@@ -72,7 +73,8 @@ def rank_channels(weight: np.ndarray, second: np.ndarray, fewest: int = 1) -> Ra
     errors[C] = 0.0
     while len(alive) > fewest:
         cost = np.sum(matrix**2, axis=0) / np.diag(inverse)
-        several = max(min(int(C * _AT_ONCE), len(alive) - fewest), 1)
+        to_whole = len(alive) % _WHOLE or _WHOLE
+        several = max(min(int(C * _AT_ONCE), len(alive) - fewest, to_whole), 1)
         out = np.argsort(cost, kind="stable")[:several]
         stay = np.setdiff1d(np.arange(len(alive)), out)
         between = np.linalg.solve(inverse[np.ix_(out, out)], inverse[np.ix_(out, stay)])

@@ -16,7 +16,7 @@ from onnx_igpc.fitting.narrowing import NarrowWeights, Ranking, fit_without_each
 from onnx_igpc.graph.model import OpenModel, snapshot
 from onnx_igpc.passes.narrow_channels import NarrowChannels
 from onnx_igpc.planning.knapsack import interpolate_damage
-from onnx_igpc.planning.sensitivity import Changes, Damage
+from onnx_igpc.planning.sensitivity import Changes, ChangingSites, Damage
 from onnx_igpc.planning.trials import FEW, Trials
 from onnx_igpc.sites.find import Rewritable
 from onnx_igpc.sites.inner_channels import InnerChannels
@@ -76,6 +76,7 @@ class ChannelTrials:
 
     def __init__(self, trials: Trials, inner: Sequence[InnerChannels]) -> None:
         self.trials = trials
+        self._changing: dict[str, ChangingSites] = {}
         self.places: list[Place] = []
         for each in inner:
             widths, parts = _widths(each.channels), self._statistics(each.reader)
@@ -96,8 +97,12 @@ class ChannelTrials:
         reader, kept = place.inner.reader, place.ranking.kept(width)
         parts = self._statistics(reader)
         fits = fit_without_each(reader.weight_matrix(), _bias(reader), kept, parts)
-        changing = self.trials.behind({place.name}).probe.changing({place.name})
-        damage = changing.damage([{place.name: _applied(reader, fit)} for fit in fits], FEW)
+        if place.name not in self._changing:
+            around = self.trials.behind({place.name})
+            self._changing[place.name] = around.probe.changing({place.name})
+        damage = self._changing[place.name].damage(
+            [{place.name: _applied(reader, fit)} for fit in fits], FEW
+        )
         place.measured[width] = damage.value
 
     def _statistics(self, reader: Rewritable) -> list[SiteStatistics]:
