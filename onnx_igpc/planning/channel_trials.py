@@ -79,7 +79,7 @@ class ChannelTrials:
         self._changing: dict[str, ChangingSites] = {}
         self.places: list[Place] = []
         for each in inner:
-            widths, parts = _widths(each.channels), self._statistics(each.reader)
+            widths, parts = possible_widths(each.channels), self._statistics(each.reader)
             if widths and len(parts) == len(trials.folds):
                 second = SiteStatistics.joined(parts).second
                 ranking = rank_channels(each.reader.weight_matrix(), second, min(widths))
@@ -138,8 +138,8 @@ class ChannelTrials:
         return copy
 
 
-def _widths(channels: int) -> list[int]:
-    """Whole vectors of channels, which convolutions are computed in."""
+def possible_widths(channels: int) -> list[int]:
+    """How many of these channels may stay, most first: whole vectors, which convolutions are computed in."""
     step = 16 if channels >= 64 else 8 if channels >= 16 else 1
     rounded = {round(part * channels / step) * step for part in _PARTS}
     return sorted((width for width in rounded if 0 < width < channels), reverse=True)
