@@ -91,13 +91,13 @@ class SiteStatistics:
             moments = [Moments(part.mean, part.second, part.count) for part in parts]
             return cls.unchanged(Moments.joined(moments))
         m, rewritten = mean([p.mean for p in parts]), mean([p.mean_rewritten for p in parts])
-        total = [np.zeros_like(parts[0].second) for _ in range(3)]
+        second, cross, changed = (np.zeros_like(parts[0].second) for _ in range(3))
         for share, part in zip(shares, parts, strict=True):
             a, b = part.mean - m, part.mean_rewritten - rewritten
-            total[0] += share * (part.second + np.outer(a, a))
-            total[1] += share * (part.cross + np.outer(a, b))
-            total[2] += share * (part.second_rewritten + np.outer(b, b))
-        return cls(m, rewritten, *total, int(counts.sum()))
+            second += share * (part.second + np.outer(a, a))
+            cross += share * (part.cross + np.outer(a, b))
+            changed += share * (part.second_rewritten + np.outer(b, b))
+        return cls(m, rewritten, second, cross, changed, int(counts.sum()))
 
     @classmethod
     def pooled(cls, parts: Sequence[SiteStatistics]) -> SiteStatistics:
