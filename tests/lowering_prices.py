@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_igpc.graph.cost import count
 from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering import latency
 from onnx_igpc.lowering import selection as select
@@ -66,3 +67,8 @@ class Prices:
     ) -> np.ndarray:
         self.wholes += 1
         return np.tile([self.whole(model.proto) for model in models], (rounds, 1))
+
+
+def race_by_macs(models: Sequence[OpenModel], setting: Setting, rounds: int) -> np.ndarray:
+    """A race in which a model takes as long as it has multiply-accumulates."""
+    return np.ones((rounds, 1)) * np.array([1e-9 * count(each).macs for each in models])

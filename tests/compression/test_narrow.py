@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ from onnx_igpc import Budget, Calibration, SiteFilter, compress
 from onnx_igpc.cli import main
 from onnx_igpc.errors import CheckFailedError, UsageError
 from onnx_igpc.graph.cost import count
-from onnx_igpc.graph.model import OpenModel
 from onnx_igpc.lowering import block_prices
 from onnx_igpc.report.digest import read_digest
 from onnx_igpc.report.html.page import render_html
 from onnx_igpc.report.result import CompressResult
 from onnx_igpc.report.tree import RewriteReport
-from onnx_igpc.runtime.setting import Setting
 from tests.calibration_graphs import ListData, faint, images, residual_model, saved
 from tests.helpers import pointwise_model, run
+from tests.lowering_prices import race_by_macs
 
 SAMPLES = 40
 READERS = ["b0_node", "b1_node", "b2_node"]
@@ -33,10 +31,7 @@ READERS = ["b0_node", "b1_node", "b2_node"]
 def by_macs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Races in which a model takes as long as it has multiply-accumulates."""
 
-    def race(models: Sequence[OpenModel], setting: Setting, rounds: int) -> np.ndarray:
-        return np.ones((rounds, 1)) * np.array([1e-9 * count(each).macs for each in models])
-
-    monkeypatch.setattr(block_prices, "race_models", race)
+    monkeypatch.setattr(block_prices, "race_models", race_by_macs)
 
 
 def three_blocks() -> onnx.ModelProto:
