@@ -176,6 +176,16 @@ def _collapsed_sites(collapsed: Collapsed, before: ModelCost) -> list[SiteReport
     return reports
 
 
+def _fewer_channels(name: str, narrowed: Sequence[Narrowed]) -> str:
+    """What a convolution reads and makes of the channels that there were, in words; nothing where that is all."""
+    said = []
+    for verb, whose in (("reads", "name"), ("makes", "maker")):
+        for each in narrowed:
+            if getattr(each, whose) == name:
+                said.append(f"{verb} {len(each.weights.kept)} of {each.channels} channels")
+    return ", ".join(said)
+
+
 def _narrow_report(narrowed: Narrowed) -> NarrowReport:
     return NarrowReport(
         name=narrowed.name,
@@ -236,6 +246,10 @@ def _site_report(
         report.macs = Change(dense.macs, dense.macs)
     if isinstance(outcome, Kept):
         report.reason = outcome.reason
+        if said := _fewer_channels(outcome.name, changes.narrowed):
+            report.status, report.reason = "narrowed", said
+            if (now := after.node(path, outcome.output)) is not None:
+                report.parameters.after, report.macs.after = now.weights, now.macs
         return report
     _describe_rewritten(report, outcome, [after.node(path, each) for each in outcome.convolutions])
     return report

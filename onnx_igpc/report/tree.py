@@ -83,7 +83,7 @@ class StageReport:
 
 @dataclass
 class SiteReport:
-    """One pointwise convolution: rewritten, kept, or gone with a residual block that was collapsed.
+    """One pointwise convolution: rewritten, kept, gone with a residual block that was collapsed, or with fewer channels.
 
     Parameters are the weights and biases of the convolutions; ``error`` is E|(W-M)x|^2 / E|Wx|^2.
     ``nodes`` are the inserted nodes, ``replaced`` those in whose place they are, ``input`` and
@@ -94,7 +94,7 @@ class SiteReport:
     name: str
     in_channels: int | None
     out_channels: int | None
-    status: Literal["rewritten", "kept", "collapsed"]
+    status: Literal["rewritten", "kept", "collapsed", "narrowed"]
     reason: str | None = None
     scheme: str | None = None
     channels_per_group: int | None = None

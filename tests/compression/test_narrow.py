@@ -77,8 +77,22 @@ def test_fewer_channels_are_read_and_all_is_told(quantity: str) -> None:
     assert report.selection.unit == "channels"
     assert report.selection.curve[-1][0] == 1.0
     assert report.options.channels == "only"
-    reasons = {site.reason for site in report.sites}
-    assert reasons == {"the budget is kept by leaving out channels between convolutions"}
+    narrow = {each.name: each for each in report.narrowed}
+    for site in report.sites:
+        each = narrow.get(site.name.replace("a", "b"))
+        if each is None:
+            assert site.status == "kept"
+            assert site.reason == "the budget is kept by leaving out channels between convolutions"
+            assert site.parameters.ratio == 1.0
+            continue
+        verb = "reads" if site.name.startswith("b") else "makes"
+        assert site.status == "narrowed"
+        assert site.reason == f"{verb} {each.channels.after} of 32 channels"
+        left = each.channels.after or 0
+        # A bias of 32 where they are made; where they are read one comes to be, for what was left out.
+        before, after = (17 * 32, 17 * left) if verb == "makes" else (16 * 32, 16 * left + 16)
+        assert (site.parameters.before, site.parameters.after) == (before, after)
+        assert site.macs.after == 36 * 16 * left
     assert read_digest(result.model) is not None
     assert RewriteReport.from_json(report.to_json()).narrowed == report.narrowed
 
@@ -138,9 +152,12 @@ def test_the_command_and_the_page_tell_of_channels(tmp_path: Path) -> None:
     )
     assert shown.exit_code == 0, shown.output
     assert "reads fewer channels" in shown.output
+    assert " with fewer channels" in shown.output
     text = page.read_text(encoding="utf-8")
     assert "read fewer channels, " in text
     assert 'id="channels"' in text
+    assert "narrowed: reads " in text
+    assert "narrowed: makes " in text
     assert "channels are left out, from left to right" in text
     refused = CliRunner().invoke(
         main, ["compress", *given, "-o", str(tmp_path / "o.onnx"), "--channels", "only"]

@@ -266,6 +266,8 @@ def _totals_table(report: RewriteReport, planned: bool) -> Table:
     done = f"{len(report.rewritten)} of {len(sites)} pointwise {verb}" if sites else "the model"
     if gone := sum(site.status == "collapsed" for site in sites):
         done += f", {gone} gone with blocks"
+    if narrow := sum(site.status == "narrowed" for site in sites):
+        done += f", {narrow} with fewer channels"
     table.add_column(done, no_wrap=True)
     for title in ("before", "after", "left"):
         table.add_column(title, justify="right", no_wrap=True)

@@ -14,7 +14,7 @@ from onnx_igpc.report.pictures import LEVELS, data_address, decoded, grey_png
 from onnx_igpc.report.sections import Thumbnail
 from onnx_igpc.report.tree import Change, SiteReport
 
-_WITHOUT_FORM = {"kept": "Kept as it was", "collapsed": "Collapsed"}
+_WITHOUT_FORM = {"kept": "Kept as it was", "collapsed": "Collapsed", "narrowed": "Narrowed"}
 
 
 class SiteDetails:

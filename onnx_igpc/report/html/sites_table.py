@@ -64,7 +64,7 @@ def sites_table(report: RewriteReport, details: SiteDetails) -> list[Child]:
 
 
 def _controls(count: int) -> Element:
-    states = ("rewritten", "kept", "collapsed")
+    states = ("rewritten", "kept", "collapsed", "narrowed")
     options = (("", "all"), *((state, state) for state in states))
     return element(
         "div",
