@@ -104,7 +104,8 @@ class Planning:
         assert not isinstance(job.plan, Keep)
         plans: list[Plan] = []
         failed: CheckFailedError | None = None
-        if isinstance(job.plan, Budget) and trials is not None:
+        restructures = isinstance(job.plan, Budget) and (job.plan.collapses or job.plan.narrows)
+        if isinstance(job.plan, Budget) and restructures and trials is not None:
             plans, failed = self._restructured(job.plan, trials, progress)
             if plans and (job.times or job.plan.restructures_only):
                 return min(plans, key=_damage)
