@@ -152,7 +152,7 @@ def test_the_command_and_the_page_tell_of_channels(tmp_path: Path) -> None:
     )
     assert shown.exit_code == 0, shown.output
     assert "reads fewer channels" in shown.output
-    assert " with fewer channels" in shown.output
+    assert " narrower " in shown.output
     text = page.read_text(encoding="utf-8")
     assert "read fewer channels, " in text
     assert 'id="channels"' in text

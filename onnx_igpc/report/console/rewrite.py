@@ -267,7 +267,7 @@ def _totals_table(report: RewriteReport, planned: bool) -> Table:
     if gone := sum(site.status == "collapsed" for site in sites):
         done += f", {gone} gone with blocks"
     if narrow := sum(site.status == "narrowed" for site in sites):
-        done += f", {narrow} with fewer channels"
+        done += f", {narrow} narrower"
     table.add_column(done, no_wrap=True)
     for title in ("before", "after", "left"):
         table.add_column(title, justify="right", no_wrap=True)
